@@ -1,0 +1,1 @@
+"""One module per outside thing: each implements a port of the domain with its library."""

@@ -1,0 +1,135 @@
+"""The tables, and the versioned steps that bring an older database up to them."""
+
+from __future__ import annotations
+
+import sqlalchemy as sa
+
+metadata = sa.MetaData()
+
+_version = sa.Table("schema_version", metadata, sa.Column("version", sa.Integer, nullable=False))
+
+files = sa.Table(
+    "files",
+    metadata,
+    sa.Column("namespace", sa.String(100), primary_key=True),
+    sa.Column("project", sa.String(100), primary_key=True),
+    sa.Column("dataset", sa.String(100), primary_key=True),
+    sa.Column("hash", sa.String(64), primary_key=True),
+    sa.Column("filename", sa.String(255), nullable=False),
+    sa.Column("mime_type", sa.String(255), nullable=False),
+    sa.Column("size", sa.BigInteger, nullable=False),
+    sa.Column("uploaded_at", sa.Float, nullable=False),
+    # uploaded, processing, processed, failed, deleting
+    sa.Column("status", sa.String(20), nullable=False),
+    sa.Column("error", sa.Text),
+    sa.Column("parser", sa.String(100)),
+    sa.Column("chunk_count", sa.Integer, nullable=False, default=0),
+    sa.Column("chunk_size", sa.Integer),
+    sa.Column("embedding_model", sa.String(255)),
+    sa.Column("processed_with", sa.String(64)),
+)
+
+chunks = sa.Table(
+    "chunks",
+    metadata,
+    sa.Column("id", sa.String(64), primary_key=True),
+    sa.Column("namespace", sa.String(100), nullable=False),
+    sa.Column("project", sa.String(100), nullable=False),
+    sa.Column("database", sa.String(100), nullable=False),
+    sa.Column("dataset", sa.String(100), nullable=False),
+    sa.Column("file_hash", sa.String(64), nullable=False),
+    sa.Column("ordinal", sa.Integer, nullable=False),
+    sa.Column("text", sa.Text, nullable=False),
+    sa.Column("page", sa.Integer),
+    sa.Column("metadata", sa.JSON, nullable=False),
+    sa.Index("chunks_by_file", "namespace", "project", "dataset", "file_hash", "ordinal"),
+    sa.Index("chunks_by_database", "namespace", "project", "database"),
+)
+
+databases = sa.Table(
+    "databases",
+    metadata,
+    sa.Column("namespace", sa.String(100), primary_key=True),
+    sa.Column("project", sa.String(100), primary_key=True),
+    sa.Column("name", sa.String(100), primary_key=True),
+    sa.Column("embedding_model", sa.String(255), nullable=False),
+    sa.Column("dimension", sa.Integer, nullable=False),
+    sa.Column("metric", sa.String(20), nullable=False),
+)
+
+sessions = sa.Table(
+    "sessions",
+    metadata,
+    sa.Column("namespace", sa.String(100), primary_key=True),
+    sa.Column("project", sa.String(100), primary_key=True),
+    sa.Column("id", sa.String(128), primary_key=True),
+    sa.Column("used_at", sa.Float, nullable=False),
+    sa.Index("sessions_by_use", "used_at"),
+)
+
+messages = sa.Table(
+    "messages",
+    metadata,
+    sa.Column("number", sa.Integer, primary_key=True, autoincrement=True),
+    sa.Column("namespace", sa.String(100), nullable=False),
+    sa.Column("project", sa.String(100), nullable=False),
+    sa.Column("session_id", sa.String(128), nullable=False),
+    sa.Column("role", sa.String(20), nullable=False),
+    sa.Column("content", sa.Text, nullable=False),
+    sa.Column("extra", sa.JSON, nullable=False),
+    sa.ForeignKeyConstraint(
+        ["namespace", "project", "session_id"],
+        ["sessions.namespace", "sessions.project", "sessions.id"],
+        ondelete="CASCADE",
+    ),
+    sa.Index("messages_by_session", "namespace", "project", "session_id", "number"),
+)
+
+tasks = sa.Table(
+    "tasks",
+    metadata,
+    sa.Column("id", sa.String(64), primary_key=True),
+    sa.Column("namespace", sa.String(100), nullable=False),
+    sa.Column("project", sa.String(100), nullable=False),
+    sa.Column("kind", sa.String(50), nullable=False),
+    sa.Column("arguments", sa.JSON, nullable=False),
+    # PENDING, STARTED, RETRY, SUCCESS, FAILURE
+    sa.Column("state", sa.String(20), nullable=False),
+    sa.Column("meta", sa.JSON, nullable=False),
+    sa.Column("result", sa.JSON),
+    sa.Column("error", sa.Text),
+    sa.Column("traceback", sa.Text),
+    sa.Column("attempt", sa.Integer, nullable=False, default=0),
+    sa.Column("owner", sa.String(64)),
+    sa.Column("lease_until", sa.Float, nullable=False, default=0.0),
+    sa.Column("cancelled", sa.Boolean, nullable=False, default=False),
+    sa.Column("created_at", sa.Float, nullable=False),
+    sa.Column("finished_at", sa.Float),
+    sa.Index("tasks_by_state", "state", "created_at"),
+    sa.Index("tasks_by_project", "namespace", "project"),
+)
+
+
+def _create_all(connection: sa.Connection) -> None:
+    metadata.create_all(connection)
+
+
+_STEPS = (_create_all,)
+
+
+def migrate(engine: sa.Engine) -> None:
+    """Runs the steps this database has not seen, each in the transaction that records it.
+
+    Raises:
+        RuntimeError: A newer server wrote this database.
+    """
+    with engine.begin() as connection:
+        _version.create(connection, checkfirst=True)
+        current = connection.execute(sa.select(sa.func.max(_version.c.version))).scalar() or 0
+        if current > len(_STEPS):
+            raise RuntimeError(
+                f"The database is of version {current}, newer than this server's {len(_STEPS)}: upgrade the server."
+            )
+        for number, step in enumerate(_STEPS[current:], current + 1):
+            step(connection)
+            connection.execute(_version.insert().values(version=number))

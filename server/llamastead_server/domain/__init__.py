@@ -1,0 +1,1 @@
+"""The rules of chat and retrieval: standard library and pydantic only."""

@@ -1,0 +1,136 @@
+"""The words of text generation: messages in, deltas out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+FinishReason = Literal["stop", "length"]
+Role = Literal["system", "user", "assistant", "tool"]
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One message of a conversation."""
+
+    role: Role
+    content: str
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """How the next token is drawn; `None` leaves the model's neutral default.
+
+    Ranges are checked where a request enters (`domain.chat`), so an engine may rely on them.
+    """
+
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: int | None = None
+    min_p: float | None = None
+    repeat_penalty: float | None = None
+    presence_penalty: float | None = None
+    frequency_penalty: float | None = None
+    seed: int | None = None
+    logit_bias: Mapping[int, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class GenerationRequest:
+    """One completion for an engine to run: a conversation or a raw prompt."""
+
+    messages: Sequence[Message] = ()
+    prompt: str | None = None
+    sampling: Sampling = Sampling()
+    max_tokens: int | None = None
+    stop: Sequence[str] = ()
+    top_logprobs: int | None = None
+    json_schema: str | None = None
+    json_object: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class TokenLogprob:
+    """One token with its natural log probability and the likeliest alternatives."""
+
+    token: str
+    logprob: float
+    token_bytes: bytes
+    top: Sequence[TokenLogprob] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Started:
+    """The engine admitted the prompt; what follows is the answer."""
+
+
+@dataclass(frozen=True, slots=True)
+class Delta:
+    """More text. It never ends inside a character nor shows a part of a stop string."""
+
+    text: str
+    logprobs: Sequence[TokenLogprob] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """Tokens a completion cost."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    cached_tokens: int = 0
+
+    @property
+    def total_tokens(self) -> int:
+        return self.prompt_tokens + self.completion_tokens
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """The completion ended."""
+
+    reason: FinishReason
+    usage: Usage
+
+
+GenerationEvent = Started | Delta | Finished
+
+
+@dataclass(frozen=True, slots=True)
+class TokenCount:
+    """The size of a conversation as the model's template renders it."""
+
+    total: int
+    per_message: Sequence[int]
+
+
+@dataclass(frozen=True, slots=True)
+class ModelCard:
+    """An installed model.
+
+    Attributes:
+        name: What requests call it: the file's stem or the folder's name.
+        path: Path inside the models folder.
+        format: `gguf`, `exl2`, `gptq` or `safetensors`.
+        engine: `llamacpp` or `exllamav2`.
+        size_bytes: Size on disk.
+        context_length: Tokens in its window, when known without loading it.
+        loaded: Whether a worker holds it now.
+        state: `available`, `loading`, `ready` or `failed`.
+        aliases: Other names that lead to it.
+        on_board: Whether it ships with the server.
+    """
+
+    name: str
+    path: str
+    format: str
+    engine: str
+    size_bytes: int
+    context_length: int | None = None
+    loaded: bool = False
+    state: str = "available"
+    aliases: Sequence[str] = ()
+    on_board: bool = False
+    parameters: int | None = None
+    memory_bytes: int | None = None

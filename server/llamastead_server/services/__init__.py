@@ -1,0 +1,1 @@
+"""The public face: thin gRPC servicers over the domain."""

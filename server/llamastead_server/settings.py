@@ -1,0 +1,102 @@
+"""Settings, from the environment and a `.env` file; the README's table is made from these fields."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import AliasChoices, Field, field_validator, model_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+_LOOPBACK = frozenset({"127.0.0.1", "::1", "localhost"})
+
+
+class Settings(BaseSettings):
+    """Everything an operator can set, each as `LLAMASTEAD_<NAME>`."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="LLAMASTEAD_", env_file=".env", extra="ignore", populate_by_name=True, env_ignore_empty=True
+    )
+
+    host: str = Field("127.0.0.1", description="Address both ports listen on. Any but loopback needs API_TOKENS.")
+    port: int = Field(8000, ge=1, le=65535, description="Port for REST, SSE, gRPC, gRPC-Web and WebSocket (Envoy).")
+    grpc_port: int = Field(50051, ge=1, le=65535, description="Port for gRPC without the gateway.")
+    data_dir: Path = Field(
+        Path("~/.llamastead"),
+        validation_alias=AliasChoices("LLAMASTEAD_DATA_DIR", "LF_DATA_DIR", "data_dir"),
+        description="Folder of projects, files, vectors and the database. `LF_DATA_DIR` works too.",
+    )
+    models_dir: Path | None = Field(None, description="Folder of models. Default: `models` in the data folder.")
+    default_model: str | None = Field(
+        None, description="Model for requests that name none. Default: the model on board."
+    )
+    model_aliases: dict[str, str] = Field(
+        default_factory=dict, description='Other names for models, as JSON: `{"llama3.2:3b": "my-llama"}`.'
+    )
+    api_tokens: Annotated[tuple[str, ...], NoDecode] = Field(
+        (), description="Bearer tokens that may call the API, separated by commas. None: open, on loopback only."
+    )
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field("INFO", description="Least level that is logged.")
+    log_format: Literal["text", "json"] = Field("text", description="Log lines for people or for machines.")
+
+    database_url: str | None = Field(
+        None, description="SQLAlchemy URL of the database. Default: SQLite in the data folder."
+    )
+    milvus_uri: str | None = Field(
+        None, description="URI of a Milvus cluster. Default: Milvus Lite in the data folder."
+    )
+    milvus_token: str | None = Field(None, description="Token for the Milvus cluster.")
+    embedding_model: str = Field(
+        "all-MiniLM-L6-v2",
+        description="sentence-transformers model: the one on board, or a folder in the models folder.",
+    )
+
+    context_length: int | None = Field(
+        None, ge=256, description="Tokens per request's window. Default: the model's own, at most 8192."
+    )
+    engine_slots: int = Field(4, ge=1, le=256, description="Requests one engine decodes at once.")
+    engine_queue: int = Field(32, ge=0, le=10_000, description="Requests that may wait per engine; more get 503.")
+    engine_threads: int | None = Field(None, ge=1, description="Threads of the CPU engine. Default: cores less one.")
+    max_loaded_models: int = Field(2, ge=1, le=64, description="Models held in memory at once; the least used goes.")
+    request_timeout: float = Field(600.0, gt=0, description="Seconds one completion may take.")
+
+    max_upload_bytes: int = Field(1 << 30, ge=1, description="Largest file that can be uploaded.")
+    max_body_bytes: int = Field(4 << 20, ge=1024, description="Largest JSON body.")
+    parser_timeout: float = Field(120.0, gt=0, description="Seconds one document may take to parse.")
+    parser_memory_bytes: int = Field(2 << 30, ge=256 << 20, description="Memory one document may take to parse.")
+    session_ttl: float = Field(
+        1800.0, gt=0, description="Seconds of inactivity after which a chat session is forgotten."
+    )
+    shutdown_grace: float = Field(10.0, ge=0, description="Seconds running requests get to end at shutdown.")
+    examples_dir: Path | None = Field(None, description="Folder of example projects. Default: the ones on board.")
+    cors_origins: Annotated[tuple[str, ...], NoDecode] = Field(
+        (), description="Web origins allowed to call the API, separated by commas, beside loopback ones. `*`: any."
+    )
+
+    @field_validator("api_tokens", "cors_origins", mode="before")
+    @classmethod
+    def _split(cls, value: object) -> object:
+        if isinstance(value, str):
+            return tuple(part.strip() for part in value.split(",") if part.strip())
+        return value
+
+    @field_validator("data_dir", "models_dir", "examples_dir", mode="after")
+    @classmethod
+    def _absolute(cls, value: Path | None) -> Path | None:
+        return None if value is None else value.expanduser().absolute()
+
+    @model_validator(mode="after")
+    def _safe_to_expose(self) -> Settings:
+        if self.port == self.grpc_port:
+            raise ValueError("PORT and GRPC_PORT must differ")
+        if self.host not in _LOOPBACK and not self.api_tokens:
+            raise ValueError(
+                f"HOST is {self.host}, which others can reach: set API_TOKENS, or use HOST=127.0.0.1. "
+                "The server does not open itself to a network without tokens."
+            )
+        return self
+
+    @property
+    def models_folder(self) -> Path:
+        """Where models are looked for."""
+        return self.models_dir or self.data_dir / "models"

@@ -1,0 +1,1 @@
+"""What runs in child processes, and how they are supervised."""
