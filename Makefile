@@ -1,0 +1,61 @@
+# `make run` and `make test` build what they need; `make help` lists the rest.
+PYTHON ?= python3
+# A package index that holds CPU-only builds of torch, for machines without an NVIDIA GPU (see README).
+TORCH_INDEX ?=
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
+TORCH := torch$(shell sed -n 's/^torch\(==.*\)/\1/p' constraints.txt)
+
+.DEFAULT_GOAL := help
+.PHONY: help run test lint format generate check-generated breaking bench clean
+
+help:  ## List the targets
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 24
+
+run: $(VENV)/.run  ## Start the server with an example project, ready to chat
+	$(BIN)/llamastead serve --example quickstart_rag
+
+test: $(VENV)/.dev  ## Run the tests
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/.dev  ## Check style, types and the contract
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy server/llamastead_server tools
+	$(BIN)/buf lint
+	$(BIN)/buf format --diff --exit-code
+
+format: $(VENV)/.dev  ## Rewrite the code in the house style
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	$(BIN)/buf format --write
+
+generate: $(VENV)/.dev  ## Rewrite gen/ from proto/
+	$(BIN)/python tools/generate.py
+
+check-generated: generate  ## Fail if gen/ is not what proto/ says
+	@test -z "$$(git status --porcelain gen)" || { git status --short gen; git diff --stat gen; \
+	  echo "gen/ differs from proto/: run 'make generate' and commit the result." >&2; exit 1; }
+
+breaking: $(VENV)/.dev  ## Fail if the contract breaks clients of the last commit
+	$(BIN)/buf breaking --against '.git#ref=HEAD'
+
+bench: $(VENV)/.dev  ## Measure overheads, side by side
+	$(BIN)/python -m benchmarks
+
+clean:  ## Remove what make has built
+	rm -rf $(VENV) build .mypy_cache .pytest_cache .ruff_cache
+
+# torch goes first and alone: its index may hold nothing else.
+$(VENV)/.run: constraints.txt pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "Installing Llamastead into $(VENV): some minutes the first time."
+	$(PIP) --upgrade pip
+	$(PIP) $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) $(TORCH)
+	$(PIP) --editable .
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.run
+	$(PIP) --editable '.[dev]'
+	@touch $@

@@ -1,0 +1,25 @@
+"""Fixtures every test may use."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import httpx
+import pytest
+
+from tests.running_server import RunningServer, running
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
+    """A whole server with the example project, for tests that talk to it from outside."""
+    folder = tmp_path_factory.mktemp("server")
+    with running(folder, "--example", "quickstart_rag") as running_server:
+        yield running_server
+
+
+@pytest.fixture
+def http(server: RunningServer) -> Iterator[httpx.Client]:
+    """An HTTP client of the gateway."""
+    with httpx.Client(base_url=server.url, timeout=60) as client:
+        yield client
