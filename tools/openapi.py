@@ -40,14 +40,13 @@ WELL_KNOWN: dict[str, Json] = {
     ".google.protobuf.Struct": {"type": "object", "additionalProperties": True},
     ".google.protobuf.Value": {},
 }
-UNSIGNED: Json = {"type": "integer", "minimum": 0, "maximum": 2**32 - 1}
 SCALARS: dict[FieldDescriptorProto.Type.ValueType, Json] = {
     FieldDescriptorProto.TYPE_STRING: {"type": "string"},
     FieldDescriptorProto.TYPE_BYTES: {"type": "string", "contentEncoding": "base64"},
     FieldDescriptorProto.TYPE_BOOL: {"type": "boolean"},
     FieldDescriptorProto.TYPE_DOUBLE: {"type": "number", "format": "double"},
     FieldDescriptorProto.TYPE_INT32: {"type": "integer", "format": "int32"},
-    FieldDescriptorProto.TYPE_UINT32: UNSIGNED,
+    FieldDescriptorProto.TYPE_UINT32: {"type": "integer", "format": "uint32", "minimum": 0},
 }
 NUMBER = r"(-?\d+(?:\.\d+)?)"
 
@@ -140,9 +139,11 @@ class Generator:
                     rule = method.options.Extensions[HTTP]
                     verb, path = binding(rule)
                     paths.setdefault(path, {})[verb] = self.operation(name, service, method, rule)
-        components = self.base["components"] | {"schemas": dict(sorted(self.schemas.items()))}
-        info = self.base["info"] | {"version": version}
-        return self.base | {"info": info, "tags": tags, "paths": dict(sorted(paths.items())), "components": components}
+        document = dict(self.base)
+        components = document.pop("components")
+        document["info"] = document["info"] | {"version": version}
+        document |= {"tags": tags, "paths": dict(sorted(paths.items()))}
+        return document | {"components": components | {"schemas": dict(sorted(self.schemas.items()))}}
 
     def operation(
         self, scope: str, service: ServiceDescriptorProto, method: MethodDescriptorProto, rule: http_pb2.HttpRule

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import time
 from collections.abc import Iterator
 
 import httpx
 import pytest
 from fpdf import FPDF
-
 from tests.contract.shape import assert_shape
 
 PROJECT = "/v1/projects/my-org/research"
@@ -227,6 +227,7 @@ def test_asynchronous_processing_answers_a_task(dataset: httpx.Client) -> None:
         task = dataset.get(f"{PROJECT}/tasks/{answer['task_id']}").json()
         if task["state"] in ("SUCCESS", "FAILURE"):
             break
+        time.sleep(0.1)
     shape = {
         "task_id": "x",
         "state": "SUCCESS",
