@@ -88,11 +88,11 @@ class Settings(BaseSettings):
     @model_validator(mode="after")
     def _safe_to_expose(self) -> Settings:
         if self.port == self.grpc_port:
-            raise ValueError("PORT and GRPC_PORT must differ")
+            raise ValueError("LLAMASTEAD_PORT and LLAMASTEAD_GRPC_PORT must differ")
         if self.host not in _LOOPBACK and not self.api_tokens:
             raise ValueError(
-                f"HOST is {self.host}, which others can reach: set API_TOKENS, or use HOST=127.0.0.1. "
-                "The server does not open itself to a network without tokens."
+                f"LLAMASTEAD_HOST is {self.host}, which others can reach: set LLAMASTEAD_API_TOKENS, or leave the host "
+                "at 127.0.0.1. The server does not open itself to a network without tokens."
             )
         return self
 
@@ -100,3 +100,17 @@ class Settings(BaseSettings):
     def models_folder(self) -> Path:
         """Where models are looked for."""
         return self.models_dir or self.data_dir / "models"
+
+
+def table() -> str:
+    """The settings as the README's Markdown table."""
+    rows = ["| Setting | Default | Meaning |", "|---|---|---|"]
+    for name, field in Settings.model_fields.items():
+        default = field.get_default(call_default_factory=True)
+        shown = "" if default in (None, (), {}) else f"`{default}`"
+        rows.append(f"| `LLAMASTEAD_{name.upper()}` | {shown} | {field.description} |")
+    return "\n".join(rows)
+
+
+if __name__ == "__main__":
+    print(table())

@@ -12,9 +12,9 @@ import pytest
 from google.rpc import error_details_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_status import rpc_status
-from tests.running_server import RunningServer
 
 from llamastead.v1 import chat_pb2, chat_pb2_grpc, project_pb2, project_pb2_grpc
+from tests.running_server import RunningServer
 
 PORTS = pytest.mark.parametrize("port", ["gateway", "bare"])
 
@@ -70,9 +70,9 @@ async def test_health_is_serving(server: RunningServer, port: str) -> None:
 def test_buf_curl_calls_by_reflection(server: RunningServer, port: str) -> None:
     buf = Path(sys.executable).with_name("buf")
     data = {"namespace": "default", "project": "quickstart"}
+    url = f"http://{address(server, port)}/llamastead.v1.ProjectService/GetProject"
     finished = subprocess.run(
-        [buf, "curl", "--protocol", "grpc", "--http2-prior-knowledge", "--data", json.dumps(data)]
-        + [f"http://{address(server, port)}/llamastead.v1.ProjectService/GetProject"],
+        [buf, "curl", "--protocol", "grpc", "--http2-prior-knowledge", "--data", json.dumps(data), url],
         capture_output=True,
         text=True,
         timeout=30,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import openai
 import pytest
+
 from tests.running_server import RunningServer
 
 

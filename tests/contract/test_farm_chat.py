@@ -7,6 +7,7 @@ from typing import Any
 
 import httpx
 import pytest
+
 from tests.contract.shape import assert_shape
 
 CHAT = "/v1/projects/default/quickstart/chat/completions"

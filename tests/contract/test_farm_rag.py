@@ -9,6 +9,7 @@ from collections.abc import Iterator
 import httpx
 import pytest
 from fpdf import FPDF
+
 from tests.contract.shape import assert_shape
 
 PROJECT = "/v1/projects/my-org/research"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import httpx
+
 from tests.contract.shape import assert_shape
 from tests.running_server import RunningServer
 

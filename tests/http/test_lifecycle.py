@@ -13,9 +13,9 @@ from pathlib import Path
 import grpc
 import httpx
 import pytest
-from tests.running_server import RunningServer, free_port, running, wait_until_gone
 
 from llamastead.v1 import project_pb2, project_pb2_grpc
+from tests.running_server import RunningServer, free_port, running, wait_until_gone
 
 HELLO = {"messages": [{"role": "user", "content": "Hello!"}], "temperature": 0, "max_tokens": 8}
 CHAT = "/v1/projects/default/quickstart/chat/completions"
