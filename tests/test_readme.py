@@ -73,7 +73,7 @@ def test_the_settings_table_is_current() -> None:
 
 def test_every_target_the_readme_names_exists() -> None:
     listed = run(["make", "help"])
-    for target in set(re.findall(r"\bmake ([a-z-]+)", README)):
+    for target in set(re.findall(r"(?:^|`)make ([a-z-]+)", README, re.MULTILINE)):
         assert f"make {target}" in listed
 
 

@@ -40,6 +40,8 @@ def main() -> None:
     if not (TYPESCRIPT / "node_modules").is_dir():
         run("npm", "ci", "--no-audit", "--no-fund", f"--prefix={TYPESCRIPT}")
     run("buf", "generate", f"--template={TYPESCRIPT / 'buf.gen.yaml'}")
+    # The generated imports end in `.js`, as ECMAScript modules' do.
+    (GEN / "typescript" / "package.json").write_text('{ "private": true, "type": "module" }\n', "utf-8")
     describe(GEN / "descriptors.binpb", f"--path={ERROR_DETAILS}", "--exclude-source-info")
     with tempfile.TemporaryDirectory() as folder:
         commented = Path(folder, "commented.binpb")
