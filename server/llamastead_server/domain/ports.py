@@ -183,7 +183,7 @@ class DocumentReader(Protocol):
     """Parses and chunks a hostile file in a child process with time and memory limits."""
 
     async def read(self, path: Path, filename: str, *, chunk_size: int, chunk_overlap: int) -> ParsedDocument:
-        """Raises `domain.datasets.DocumentError` with a reason a user understands when the file can't be read."""
+        """Raises `domain.files.DocumentError` with a reason a user understands when the file can't be read."""
         ...
 
 

@@ -1,0 +1,163 @@
+"""Reads documents in child processes that are killed when a document takes too long."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import logging
+import socket
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from llamastead_server.domain.files import DocumentError
+from llamastead_server.domain.ports import ParsedDocument, ParsedPiece
+from llamastead_server.workers.parser import HEADER
+
+_log = logging.getLogger("llamastead.parser")
+_LONGEST_TEXT = 32_000_000
+_LONGEST_FRAME = 64 << 20
+
+
+class KreuzbergReader:
+    """A small pool of parser children, each replaced after a failure or after many documents.
+
+    Enter it on the main thread. Children start when the first documents come.
+
+    Args:
+        timeout: Seconds one document may take.
+        memory_bytes: Address space one child may use.
+        children: Documents read at once.
+        documents_per_child: Documents after which a child is replaced, so that leaks stay small.
+        longest_text: Most characters one document may hold.
+    """
+
+    def __init__(
+        self,
+        *,
+        timeout: float = 120.0,
+        memory_bytes: int = 2 << 30,
+        children: int = 2,
+        documents_per_child: int = 200,
+        longest_text: int = _LONGEST_TEXT,
+    ) -> None:
+        self._timeout = timeout
+        self._memory_bytes = memory_bytes
+        self._documents_per_child = documents_per_child
+        self._longest_text = longest_text
+        self._idle: list[_Child] = []
+        self._places = asyncio.Semaphore(children)
+
+    async def __aenter__(self) -> KreuzbergReader:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        while self._idle:
+            await self._idle.pop().end()
+
+    async def read(self, path: Path, filename: str, *, chunk_size: int, chunk_overlap: int) -> ParsedDocument:
+        """Parses a file and cuts it into chunks.
+
+        Raises:
+            DocumentError: The file can't be read; the message says why.
+        """
+        request = {
+            "path": str(path),
+            "filename": filename,
+            "chunk_size": chunk_size,
+            "chunk_overlap": chunk_overlap,
+        }
+        async with self._places:
+            child = self._idle.pop() if self._idle else await _Child.start(self._memory_bytes, self._longest_text)
+            reusable = False
+            try:
+                async with asyncio.timeout(self._timeout):
+                    document = await child.ask(request)
+                reusable = True
+                return document
+            except DocumentError:
+                raise
+            except TimeoutError:
+                raise DocumentError(
+                    f"Reading the file took longer than the {self._timeout:g} seconds one document may take."
+                ) from None
+            except (asyncio.IncompleteReadError, ConnectionError):
+                raise DocumentError(
+                    "The parser failed on this file: it may be damaged, or need more memory than one document may use."
+                ) from None
+            finally:
+                if reusable and child.documents < self._documents_per_child:
+                    self._idle.append(child)
+                else:
+                    await child.end()
+
+
+class _Child:
+    """One parser process and the socket to it."""
+
+    def __init__(
+        self, process: asyncio.subprocess.Process, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    ) -> None:
+        self._process = process
+        self._reader = reader
+        self._writer = writer
+        self.documents = 0
+
+    @classmethod
+    async def start(cls, memory_bytes: int, longest_text: int) -> _Child:
+        """Spawns a child; it begins to import while the first request waits in its socket."""
+        ours, theirs = socket.socketpair()
+        try:
+            process = await asyncio.create_subprocess_exec(
+                sys.executable, "-m", "llamastead_server.workers.parser",
+                "--socket-fd", str(theirs.fileno()),
+                "--memory", str(memory_bytes),
+                "--longest-text", str(longest_text),
+                stdin=asyncio.subprocess.PIPE, pass_fds=[theirs.fileno()],
+            )  # fmt: skip
+        except BaseException:
+            ours.close()
+            raise
+        finally:
+            theirs.close()
+        reader, writer = await asyncio.open_connection(sock=ours)
+        _log.debug("parser child %d started", process.pid)
+        return cls(process, reader, writer)
+
+    async def ask(self, request: Mapping[str, Any]) -> ParsedDocument:
+        """Sends one request and gathers its answer."""
+        self.documents += 1
+        body = json.dumps(request).encode()
+        self._writer.write(HEADER.pack(len(body)) + body)
+        await self._writer.drain()
+        header = await self._frame()
+        if "error" in header:
+            raise DocumentError(header["error"])
+        pieces: list[ParsedPiece] = []
+        while len(pieces) < header["pieces"]:
+            frame = await self._frame()
+            pieces += [ParsedPiece(text, page) for page, text in frame["pieces"]]
+        metadata = header["metadata"]
+        extractors = ("text", "metadata") if metadata else ("text",)
+        return ParsedDocument(header["parser"], pieces, metadata, extractors)
+
+    async def _frame(self) -> dict[str, Any]:
+        (length,) = HEADER.unpack(await self._reader.readexactly(HEADER.size))
+        if length > _LONGEST_FRAME:
+            raise ConnectionError("the parser child sent an oversized frame")
+        frame: dict[str, Any] = json.loads(await self._reader.readexactly(length))
+        return frame
+
+    async def end(self) -> None:
+        """Kills the child; it is gone when this returns."""
+        with contextlib.suppress(ProcessLookupError):
+            self._process.kill()
+        self._writer.close()
+        await self._process.wait()
+        with contextlib.suppress(ConnectionError):
+            await self._writer.wait_closed()

@@ -1,0 +1,193 @@
+"""An engine behind a worker's socket, with bounded admission."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Iterable, Sequence
+from typing import cast
+
+import grpc
+
+from llamastead.internal.v1 import engine_pb2, engine_pb2_grpc
+from llamastead_server.adapters.worker_process import WorkerProcess, WorkerStatus
+from llamastead_server.domain.errors import ContextLengthExceeded, EngineFailed, InvalidRequest, Overloaded
+from llamastead_server.domain.generation import (
+    Delta,
+    Finished,
+    GenerationEvent,
+    GenerationRequest,
+    Message,
+    ModelCard,
+    Sampling,
+    Started,
+    TokenCount,
+    TokenLogprob,
+    Usage,
+)
+
+_SAMPLING_FIELDS = (
+    "temperature", "top_p", "top_k", "min_p", "repeat_penalty", "presence_penalty", "frequency_penalty", "seed",
+)  # fmt: skip
+
+
+async def probe_engine(channel: grpc.aio.Channel) -> WorkerStatus:
+    """Asks an engine worker for its status; the `probe` of its `WorkerProcess`."""
+    status = await engine_pb2_grpc.EngineServiceStub(channel).GetStatus(engine_pb2.GetStatusRequest())
+    return WorkerStatus(status.state, status.error)
+
+
+class WorkerEngine:
+    """Implements `domain.ports.Engine` over an engine worker.
+
+    A worker that hangs is killed by its supervision, which ends the calls to it here with `EngineFailed`.
+
+    Args:
+        card: The model it holds.
+        worker: The worker process.
+        context_length: Tokens in one request's window.
+        slots: Requests the worker decodes at once.
+        queue: Requests that may wait for a slot; one more is refused.
+        restart_wait: Longest time a request waits for a worker that is being restarted, in seconds.
+    """
+
+    def __init__(
+        self,
+        card: ModelCard,
+        worker: WorkerProcess,
+        *,
+        context_length: int,
+        slots: int,
+        queue: int,
+        restart_wait: float = 30.0,
+    ) -> None:
+        self._card = card
+        self._worker = worker
+        self._context_length = context_length
+        self._slots = asyncio.Semaphore(slots)
+        self._capacity = slots + queue
+        self._admitted = 0
+        self._restart_wait = restart_wait
+
+    @property
+    def card(self) -> ModelCard:
+        """The model."""
+        return self._card
+
+    @property
+    def context_length(self) -> int:
+        """Tokens in one request's window."""
+        return self._context_length
+
+    @property
+    def active_requests(self) -> int:
+        """Requests running or waiting."""
+        return self._admitted
+
+    async def generate(self, request: GenerationRequest) -> AsyncIterator[GenerationEvent]:
+        """Runs one completion; see `domain.ports.Engine`."""
+        if self._admitted >= self._capacity:
+            raise Overloaded(
+                f"The model {self._card.name!r} already has {self._admitted} requests; try again shortly.",
+                retry_after=2.0,
+            )
+        self._admitted += 1
+        try:
+            async with self._slots:
+                stub = await self._stub()
+                call = stub.Generate(_request(request))
+                try:
+                    async for response in call:
+                        yield _event(response)
+                except grpc.aio.AioRpcError as error:
+                    raise self._failure(error) from None
+                except asyncio.CancelledError:
+                    # The supervision closes a dead worker's channel, which cancels its calls; that is the
+                    # worker's failure unless this task itself was cancelled.
+                    task = asyncio.current_task()
+                    if task is not None and task.cancelling():
+                        raise
+                    raise self._died() from None
+                finally:
+                    call.cancel()
+        finally:
+            self._admitted -= 1
+
+    async def count_tokens(self, messages: Sequence[Message]) -> TokenCount:
+        """Counts a conversation as the model's template renders it."""
+        stub = await self._stub()
+        try:
+            answer = await stub.CountTokens(engine_pb2.CountTokensRequest(messages=_messages(messages)))
+        except grpc.aio.AioRpcError as error:
+            raise self._failure(error) from None
+        return TokenCount(answer.total, tuple(answer.per_message))
+
+    async def status(self) -> engine_pb2.GetStatusResponse:
+        """The worker's own figures.
+
+        Raises:
+            EngineFailed: It does not answer.
+        """
+        try:
+            return await engine_pb2_grpc.EngineServiceStub(self._worker.channel).GetStatus(
+                engine_pb2.GetStatusRequest(), timeout=5.0
+            )
+        except grpc.aio.AioRpcError as error:
+            raise self._failure(error) from None
+
+    async def _stub(self) -> engine_pb2_grpc.EngineServiceAsyncStub:
+        await self._worker.wait_ready(self._restart_wait)
+        return engine_pb2_grpc.EngineServiceStub(self._worker.channel)
+
+    def _failure(self, error: grpc.aio.AioRpcError) -> Exception:
+        if error.code() is grpc.StatusCode.INVALID_ARGUMENT:
+            sizes = dict(cast("Iterable[tuple[str, str]]", error.trailing_metadata() or ()))
+            if "x-prompt-tokens" in sizes:
+                return ContextLengthExceeded(int(sizes["x-prompt-tokens"]), int(sizes["x-context-length"]))
+            return InvalidRequest(error.details() or "The engine refused the request.")
+        if error.code() is grpc.StatusCode.INTERNAL:
+            return EngineFailed(f"The engine of model {self._card.name!r} failed: {error.details()}", retry_after=1.0)
+        return self._died()
+
+    def _died(self) -> EngineFailed:
+        return EngineFailed(
+            f"The engine worker of model {self._card.name!r} died or hung while it served the request. "
+            "It is being restarted; try again shortly.",
+            retry_after=2.0,
+        )
+
+
+def _request(request: GenerationRequest) -> engine_pb2.GenerateRequest:
+    return engine_pb2.GenerateRequest(
+        messages=_messages(request.messages),
+        prompt=request.prompt or "",
+        sampling=_sampling(request.sampling),
+        max_tokens=request.max_tokens or 0,
+        stop=request.stop,
+        top_logprobs=request.top_logprobs,
+        json_schema=request.json_schema or "",
+        json_object=request.json_object,
+    )
+
+
+def _sampling(sampling: Sampling) -> engine_pb2.Sampling:
+    given = {name: value for name in _SAMPLING_FIELDS if (value := getattr(sampling, name)) is not None}
+    return engine_pb2.Sampling(**given, logit_bias=sampling.logit_bias)
+
+
+def _messages(messages: Sequence[Message]) -> list[engine_pb2.Message]:
+    return [engine_pb2.Message(role=message.role, content=message.content) for message in messages]
+
+
+def _event(response: engine_pb2.GenerateResponse) -> GenerationEvent:
+    kind = response.WhichOneof("event")
+    if kind == "delta":
+        return Delta(response.delta.text, tuple(_logprob(entry) for entry in response.delta.logprobs))
+    if kind == "finished":
+        done = response.finished
+        usage = Usage(done.prompt_tokens, done.completion_tokens, done.cached_tokens)
+        return Finished("length" if done.reason == "length" else "stop", usage)
+    return Started()
+
+
+def _logprob(entry: engine_pb2.TokenLogprob) -> TokenLogprob:
+    return TokenLogprob(entry.token, entry.logprob, entry.token_bytes, tuple(_logprob(other) for other in entry.top))

@@ -1,0 +1,158 @@
+"""The embedded Milvus: Milvus Lite's C++ server as a child process that never outlives this one.
+
+The package's own launcher is not used: it deletes the lock file of a server that is running when a second
+one fails to start, it puts its sockets into the temporary folder for good, and Ctrl-C reaches its child
+before the collections are closed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import importlib.util
+import logging
+import os
+import shutil
+import socket
+import subprocess
+import tempfile
+import time
+from pathlib import Path
+from typing import IO
+
+from llamastead_server.domain.errors import Internal, Unavailable
+
+_START_SECONDS = 60.0
+_STOP_SECONDS = 5.0
+_POLL_SECONDS = 0.005
+_log = logging.getLogger(__name__)
+
+
+class MilvusLite:
+    """One Milvus Lite server on one data folder. Its methods block.
+
+    Two locks are at work. The *guard* is an flock on a file in the data folder that this process and its
+    child share: as long as one of them lives, no other server opens the folder. The *lifeline* is a lock of
+    this process alone, which Milvus Lite waits for and exits once it gets it: the kernel releases it when
+    this process dies, by whatever means.
+
+    Args:
+        folder: Data folder; made if it is absent.
+        wait: Seconds to wait for the guard, because the child of a server that was just killed may still
+            be closing its files.
+    """
+
+    def __init__(self, folder: Path, *, wait: float = 3.0) -> None:
+        self._folder = folder.absolute()
+        self._wait = wait
+        self._guard: IO[str] | None = None
+        self._lifeline: IO[str] | None = None
+        self._runtime: Path | None = None
+        self._process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def data_file(self) -> Path:
+        """The file that holds all collections."""
+        return self._folder / "milvus.db"
+
+    @property
+    def pid(self) -> int | None:
+        """Process id of the running child."""
+        return self._process.pid if self.alive and self._process is not None else None
+
+    @property
+    def alive(self) -> bool:
+        """Whether the child runs."""
+        return self._process is not None and self._process.poll() is None
+
+    def start(self) -> str:
+        """Starts the child, after the end of a former one, and returns the URI it answers on.
+
+        Raises:
+            Unavailable: Another server uses the data folder, or the child did not start.
+        """
+        self._end_child()
+        self._take_guard()
+        assert self._guard is not None
+        # A fresh folder each time: pymilvus remembers a failed connection by its address.
+        self._runtime = Path(tempfile.mkdtemp(prefix=f"llamastead-milvus-{os.getpid()}-"))
+        lifeline = self._runtime / "lifeline"
+        self._lifeline = lifeline.open("a")
+        fcntl.lockf(self._lifeline, fcntl.LOCK_EX)
+        path = self._runtime / "milvus.sock"
+        libraries = _library_folder()
+        self._process = subprocess.Popen(
+            [libraries / "milvus", self.data_file, f"unix:{path}", "ERROR", lifeline],
+            cwd=self._folder,
+            env={**os.environ, "LD_LIBRARY_PATH": f"{libraries}:{os.environ.get('LD_LIBRARY_PATH', '')}"},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            pass_fds=[self._guard.fileno()],
+            start_new_session=True,
+        )
+        self._await_socket(path)
+        return f"unix:{path}"
+
+    def stop(self) -> None:
+        """Ends the child in order and gives the data folder free."""
+        self._end_child()
+        guard, self._guard = self._guard, None
+        if guard is not None:
+            guard.close()
+
+    def _take_guard(self) -> None:
+        if self._guard is not None:
+            return
+        self._folder.mkdir(parents=True, exist_ok=True)
+        guard = (self._folder / "milvus.lock").open("a")
+        deadline = time.monotonic() + self._wait
+        while True:
+            try:
+                fcntl.flock(guard, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                if time.monotonic() > deadline:
+                    guard.close()
+                    raise Unavailable(
+                        f"The vectors in {self._folder} are in use by another server. "
+                        "Stop that one, or give this one a data folder of its own."
+                    ) from None
+                time.sleep(_POLL_SECONDS)
+            else:
+                self._guard = guard
+                return
+
+    def _await_socket(self, path: Path) -> None:
+        deadline = time.monotonic() + _START_SECONDS
+        while True:
+            with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX) as probe:
+                probe.connect(str(path))
+                return
+            if not self.alive or time.monotonic() > deadline:
+                status = self._process.returncode if self._process is not None else None
+                self.stop()
+                raise Unavailable(f"The embedded vector store did not start (exit status {status}).")
+            time.sleep(_POLL_SECONDS)
+
+    def _end_child(self) -> None:
+        lifeline, self._lifeline = self._lifeline, None
+        if lifeline is not None:
+            lifeline.close()
+        process, self._process = self._process, None
+        if process is not None:
+            try:
+                process.wait(_STOP_SECONDS)
+            except subprocess.TimeoutExpired:
+                _log.warning("killing the embedded vector store: it did not stop within %g s", _STOP_SECONDS)
+                process.kill()
+                process.wait()
+        runtime, self._runtime = self._runtime, None
+        if runtime is not None:
+            shutil.rmtree(runtime, ignore_errors=True)
+
+
+def _library_folder() -> Path:
+    spec = importlib.util.find_spec("milvus_lite")
+    if spec is None or spec.origin is None:
+        raise Internal("The package milvus-lite is not installed: reinstall the server, or set MILVUS_URI.")
+    return Path(spec.origin).parent / "lib"

@@ -1,0 +1,273 @@
+"""The models installed here and the workers that hold some of them."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import grpc
+
+from llamastead.internal.v1 import engine_pb2, engine_pb2_grpc
+from llamastead_server.adapters.engine import WorkerEngine
+from llamastead_server.adapters.gguf_conversion import GgufConversion
+from llamastead_server.adapters.model_catalog import CatalogEntry, ModelCatalog
+from llamastead_server.adapters.worker_process import Supervision, WorkerProcess, WorkerStatus
+from llamastead_server.domain.errors import Conflict, LlamasteadError, Overloaded, Unavailable
+from llamastead_server.domain.generation import ModelCard
+from llamastead_server.domain.gguf_header import BadGguf, read_header
+
+CONVERTED = ".converted"
+"""Folder in the models folder that holds the GGUF form of safetensors models."""
+
+_WORKER = "llamastead_server.workers.engine"
+_LONGEST_DEFAULT_CONTEXT = 8192
+
+
+@dataclass(frozen=True, slots=True)
+class EngineOptions:
+    """How models are loaded.
+
+    Attributes:
+        context_length: Tokens in each request's window; `None` is the model's own, at most 8192.
+        slots: Requests one engine decodes at once.
+        queue: Requests that may wait per engine.
+        threads: Threads of the CPU engine; `None` is all cores but one.
+        supervision: How closely workers are watched.
+    """
+
+    context_length: int | None = None
+    slots: int = 4
+    queue: int = 32
+    threads: int | None = None
+    supervision: Supervision | None = None
+
+
+class _Loaded:
+    def __init__(self, engine: WorkerEngine, worker: WorkerProcess, probe: _Probe) -> None:
+        self.engine = engine
+        self.worker = worker
+        self.probe = probe
+        self.leases = 0
+        self.used = 0
+
+
+class LocalModelRegistry:
+    """Implements `domain.ports.ModelRegistry` over a folder and worker processes, one per loaded model.
+
+    Use it on the event loop of the main thread; `close` ends the workers.
+
+    Args:
+        catalog: What is installed.
+        models_dir: Folder of the installed models, where converted copies are kept.
+        options: How models are loaded.
+        max_loaded: Models held in memory at once.
+        available_memory: Bytes that may be used, or `None` when unknown; a model that is larger is not loaded.
+    """
+
+    def __init__(
+        self,
+        catalog: ModelCatalog,
+        models_dir: Path,
+        options: EngineOptions | None = None,
+        *,
+        max_loaded: int = 2,
+        available_memory: Callable[[], int | None] | None = None,
+    ) -> None:
+        self._catalog = catalog
+        self._conversion = GgufConversion(models_dir / CONVERTED)
+        self._options = options or EngineOptions()
+        self._max_loaded = max_loaded
+        self._available_memory = available_memory or available_memory_bytes
+        self._loaded: dict[str, _Loaded] = {}
+        self._loading: dict[str, asyncio.Task[_Loaded]] = {}
+        self._failed: dict[str, str] = {}
+        self._making_room = asyncio.Lock()
+        self._turns = itertools.count(1)
+        self._closed = False
+
+    @property
+    def default_model(self) -> str:
+        """Name of the model for requests that name none; empty when nothing is installed."""
+        return self._catalog.default_model
+
+    @property
+    def engines(self) -> Mapping[str, WorkerEngine]:
+        """The loaded engines by model name."""
+        return {name: loaded.engine for name, loaded in self._loaded.items()}
+
+    def list_models(self) -> Sequence[ModelCard]:
+        """Every installed model with its present state, the default one first."""
+        return [self._present(entry.card) for entry in self._catalog.entries()]
+
+    def resolve(self, name: str | None) -> ModelCard:
+        """Finds a model; see `domain.ports.ModelRegistry`."""
+        return self._present(self._catalog.find(name).card)
+
+    @asynccontextmanager
+    async def lease(self, name: str | None) -> AsyncIterator[WorkerEngine]:
+        """Holds a model loaded while the block runs, loading it first if needed.
+
+        Raises:
+            ModelNotFound: It is not installed.
+            Overloaded: As many models as fit are loaded, and all of them are in use.
+            Unavailable: It does not load; the message says why.
+        """
+        loaded = await self._acquire(self._catalog.find(name))
+        try:
+            yield loaded.engine
+        finally:
+            loaded.leases -= 1
+
+    async def load(self, name: str) -> ModelCard:
+        """Loads a model unless it is loaded."""
+        async with self.lease(name) as engine:
+            return self._present(engine.card)
+
+    async def unload(self, name: str | None) -> Sequence[ModelCard]:
+        """Unloads one model, or all; the memory is free when this returns. Returns what was unloaded.
+
+        Raises:
+            Conflict: A model is answering requests or being loaded.
+        """
+        names = list(self._loaded) if name is None else [self._catalog.find(name).card.name]
+        for each in names:
+            if each in self._loading or (each in self._loaded and self._loaded[each].leases):
+                raise Conflict(
+                    f"The model {each!r} is in use; try again when its requests have ended.", retry_after=5.0
+                )
+        cards = []
+        for each in names:
+            if (loaded := self._loaded.pop(each, None)) is not None:
+                await loaded.worker.stop()
+                cards.append(replace(loaded.engine.card, loaded=False, state="available", memory_bytes=None))
+        return cards
+
+    async def close(self) -> None:
+        """Ends every worker, whoever uses it."""
+        self._closed = True
+        for task in list(self._loading.values()):
+            task.cancel()
+            with contextlib.suppress(asyncio.CancelledError, LlamasteadError):
+                await asyncio.wait([task])
+        loaded, self._loaded = list(self._loaded.values()), {}
+        await asyncio.gather(*(each.worker.stop() for each in loaded))
+
+    async def _acquire(self, entry: CatalogEntry) -> _Loaded:
+        name = entry.card.name
+        loaded = self._loaded.get(name)
+        if loaded is None:
+            task = self._loading.get(name)
+            if task is None:
+                task = self._loading[name] = asyncio.create_task(self._load(entry), name=f"load-{name}")
+                task.add_done_callback(lambda done: self._loaded_or_failed(name, done))
+            # Whoever asked first may go away; the others still wait for this load.
+            loaded = await asyncio.shield(task)
+        loaded.leases += 1
+        loaded.used = next(self._turns)
+        return loaded
+
+    def _loaded_or_failed(self, name: str, task: asyncio.Task[_Loaded]) -> None:
+        self._loading.pop(name, None)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self._failed[name] = str(error)
+
+    async def _load(self, entry: CatalogEntry) -> _Loaded:
+        card = entry.card
+        if self._closed:
+            raise Unavailable("The server is stopping.")
+        if card.engine == "exllamav2":
+            raise Unavailable(
+                f"The model {card.name!r} is in {card.format.upper()} format, which needs an NVIDIA GPU and the "
+                "ExLlamaV2 engine; this server runs llama.cpp on the CPU. Use a .gguf model."
+            )
+        async with self._making_room:
+            await self._make_room(card)
+            file = entry.location
+            if card.format == "safetensors":
+                file = await self._conversion.converted(file)
+            context_length = await asyncio.to_thread(self._window, file)
+            probe = _Probe()
+            arguments = [
+                "--model",
+                str(file),
+                "--context-length",
+                str(context_length),
+                "--slots",
+                str(self._options.slots),
+            ]
+            if self._options.threads is not None:
+                arguments += ["--threads", str(self._options.threads)]
+            worker = WorkerProcess(card.name, _WORKER, arguments, probe, self._options.supervision)
+            await worker.start()
+            engine = WorkerEngine(
+                card, worker, context_length=context_length, slots=self._options.slots, queue=self._options.queue
+            )
+            self._failed.pop(card.name, None)
+            loaded = self._loaded[card.name] = _Loaded(engine, worker, probe)
+            return loaded
+
+    async def _make_room(self, card: ModelCard) -> None:
+        while True:
+            available = self._available_memory()
+            crowded = len(self._loaded) >= self._max_loaded
+            if not crowded and (available is None or card.size_bytes <= available):
+                return
+            idle = [(loaded.used, name) for name, loaded in self._loaded.items() if not loaded.leases]
+            if idle:
+                await self._loaded.pop(min(idle)[1]).worker.stop()
+            elif self._loaded:
+                raise Overloaded(
+                    f"The model {card.name!r} has to wait for room: {', '.join(self._loaded)} fill it and are in use.",
+                    retry_after=5.0,
+                )
+            else:
+                raise Unavailable(
+                    f"The model {card.name!r} does not fit: it needs {card.size_bytes >> 20} MiB, and "
+                    f"{(available or 0) >> 20} MiB of memory are free."
+                )
+
+    def _window(self, file: Path) -> int:
+        try:
+            own = read_header(file).context_length or _LONGEST_DEFAULT_CONTEXT
+        except (BadGguf, OSError) as error:
+            raise Unavailable(f"The model does not load: {error}") from None
+        return min(own, self._options.context_length or _LONGEST_DEFAULT_CONTEXT)
+
+    def _present(self, card: ModelCard) -> ModelCard:
+        if (loaded := self._loaded.get(card.name)) is not None:
+            state = {"starting": "loading", "ready": "ready"}.get(loaded.worker.state, "failed")
+            return replace(
+                card, loaded=True, state=state, context_length=loaded.engine.context_length,
+                memory_bytes=loaded.probe.memory_bytes or None,
+            )  # fmt: skip
+        state = "loading" if card.name in self._loading else "failed" if card.name in self._failed else "available"
+        return replace(card, state=state)
+
+
+class _Probe:
+    """A worker's status call that remembers its memory."""
+
+    def __init__(self) -> None:
+        self.memory_bytes = 0
+
+    async def __call__(self, channel: grpc.aio.Channel) -> WorkerStatus:
+        status = await engine_pb2_grpc.EngineServiceStub(channel).GetStatus(engine_pb2.GetStatusRequest())
+        self.memory_bytes = status.memory_bytes
+        return WorkerStatus(status.state, status.error)
+
+
+def available_memory_bytes() -> int | None:
+    """Memory that new processes may use without swapping; `None` where the system does not tell."""
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+    except OSError:
+        return None
+    for line in lines:
+        if line.startswith("MemAvailable:"):
+            return int(line.split()[1]) * 1024
+    return None

@@ -1,0 +1,245 @@
+"""What a chat request may ask for, checked whole before any work is done.
+
+Field names are OpenAI's and LlamaFarm's. A field either takes effect or is refused; `user`, `metadata`,
+a message's `name` and `parallel_tool_calls` without tools are labels and have no effect by design.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, Literal, get_args
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, field_validator, model_validator
+
+from llamastead_server.domain import response_format
+from llamastead_server.domain.errors import Conflict, InvalidRequest, ValidationFailed
+from llamastead_server.domain.generation import GenerationRequest, Message, Role, Sampling
+
+DEFAULT_TEMPERATURE = 0.7
+DEFAULT_TOP_P = 0.9
+_MAX_STOPS = 16
+_ROLES = (*get_args(Role), "developer")
+
+Stop = Annotated[str, StringConstraints(min_length=1, max_length=1000)]
+Label = Annotated[str, StringConstraints(max_length=512)]
+
+
+class Parameters(BaseModel):
+    """How to answer: the fields that a model's `model_api_parameters` may give defaults for."""
+
+    model_config = ConfigDict(strict=True, frozen=True, extra="ignore", allow_inf_nan=False, protected_namespaces=())
+
+    temperature: float | None = Field(None, ge=0, le=2)
+    top_p: float | None = Field(None, gt=0, le=1)
+    top_k: int | None = Field(None, ge=0, le=1000)
+    min_p: float | None = Field(None, ge=0, le=1)
+    repeat_penalty: float | None = Field(None, ge=0.1, le=2)
+    presence_penalty: float | None = Field(None, ge=-2, le=2)
+    frequency_penalty: float | None = Field(None, ge=-2, le=2)
+    seed: int | None = Field(None, ge=0, le=2**32 - 1)
+    max_tokens: int | None = Field(None, ge=1)
+    max_completion_tokens: int | None = Field(None, ge=1)
+    stop: list[Stop] | None = Field(None, max_length=_MAX_STOPS)
+    logit_bias: dict[int, Annotated[float, Field(ge=-100, le=100)]] | None = Field(None, max_length=1024)
+
+    @field_validator("stop", mode="before")
+    @classmethod
+    def _one_stop(cls, value: Any) -> Any:
+        return [value] if isinstance(value, str) else value
+
+    @field_validator("logit_bias", mode="before")
+    @classmethod
+    def _token_ids(cls, value: Any) -> Any:
+        if not isinstance(value, Mapping):
+            return value
+        for key in value:
+            if not (isinstance(key, int) or (isinstance(key, str) and key.isascii() and key.isdigit())):
+                raise ValueError(f"{key!r} is not a token id")
+        return {int(key): bias for key, bias in value.items()}
+
+    @property
+    def token_limit(self) -> int | None:
+        """Most tokens to generate: `max_completion_tokens`, else its older name `max_tokens`."""
+        return self.max_completion_tokens if self.max_completion_tokens is not None else self.max_tokens
+
+
+class StreamOptions(BaseModel):
+    """Details of a streamed answer."""
+
+    model_config = ConfigDict(strict=True, frozen=True, extra="ignore")
+
+    include_usage: bool | None = None
+
+
+class ChatRequest(Parameters):
+    """One chat turn: the conversation, how to answer it and what to retrieve for it."""
+
+    messages: Sequence[Message]
+    model: str | None = Field(None, max_length=500)
+    n: Literal[1] | None = None
+    stream: bool = False
+    stream_options: StreamOptions | None = None
+    logprobs: bool = False
+    top_logprobs: int | None = Field(None, ge=0, le=20)
+    response_format: dict[str, Any] | None = None
+    tools: list[Any] = []
+    tool_choice: Any = None
+    rag_enabled: bool | None = None
+    database: str | None = None
+    rag_top_k: int | None = Field(None, ge=1, le=100)
+    rag_score_threshold: float | None = Field(None, ge=0, le=1)
+    rag_retrieval_strategy: str | None = None
+    include_sources: bool = False
+    sources_limit: int = Field(10, ge=1, le=50)
+    variables: dict[str, Any] = {}
+    user: str | None = None
+    metadata: dict[str, Label] = Field({}, max_length=16)
+
+    @classmethod
+    def parse(cls, body: Mapping[str, Any]) -> ChatRequest:
+        """Reads a request from plain data, as JSON gives it; nulls are as good as absent.
+
+        Raises:
+            ValidationFailed: Names every wrong field with the reason.
+            InvalidRequest: The request asks for something the server does not do.
+        """
+        given = {key: value for key, value in body.items() if value is not None}
+        if given.get("tools") or given.get("tool_choice", "none") not in ("none", "auto"):
+            raise InvalidRequest(
+                "Tool calls are not supported by this server: leave out tools and tool_choice.",
+                details={"field": "tools" if given.get("tools") else "tool_choice"},
+            )
+        messages, reasons = _messages(given.get("messages"))
+        try:
+            request = cls.model_validate({**given, "messages": messages})
+        except ValidationError as error:
+            reasons |= _reasons(error)
+        if reasons:
+            raise ValidationFailed(f"Invalid request: {_summary(reasons)}.", details=reasons)
+        return request
+
+    @field_validator("response_format")
+    @classmethod
+    def _known_format(cls, value: dict[str, Any] | None) -> dict[str, Any] | None:
+        if value is not None:
+            response_format.check(value)
+        return value
+
+    @model_validator(mode="after")
+    def _fields_agree(self) -> ChatRequest:
+        if self.top_logprobs and not self.logprobs:
+            raise ValueError("top_logprobs needs logprobs to be true")
+        return self
+
+    @property
+    def include_usage(self) -> bool:
+        """Whether a stream ends with a chunk of usage."""
+        return bool(self.stream_options and self.stream_options.include_usage)
+
+    @property
+    def system(self) -> str | None:
+        """The system messages, wherever they stand, as one; None when there is none."""
+        texts = [message.content for message in self.messages if message.role == "system"]
+        return "\n\n".join(texts) if texts else None
+
+    @property
+    def turns(self) -> Sequence[Message]:
+        """The conversation without its system messages."""
+        return [message for message in self.messages if message.role != "system"]
+
+    def parameters(self, defaults: Mapping[str, Any], *, source: str) -> Parameters:
+        """The request's own values over a model's configured ones; `source` names those in errors.
+
+        Raises:
+            Conflict: A configured value is out of range.
+        """
+        try:
+            configured = Parameters.model_validate(dict(defaults))
+        except ValidationError as error:
+            reasons = _reasons(error)
+            raise Conflict(f"The project's {source} is wrong: {_summary(reasons)}.", details=reasons) from None
+        own = self.model_dump(include=set(Parameters.model_fields), exclude_none=True)
+        if self.token_limit is not None:
+            own["max_completion_tokens"] = self.token_limit
+        return configured.model_copy(update=own)
+
+    def generation(self, messages: Sequence[Message], parameters: Parameters) -> GenerationRequest:
+        """The request an engine runs for the assembled prompt."""
+        temperature = parameters.temperature
+        schema = response_format.schema(self.response_format)
+        return GenerationRequest(
+            messages=messages,
+            sampling=Sampling(
+                temperature=DEFAULT_TEMPERATURE if temperature is None else temperature,
+                top_p=DEFAULT_TOP_P if parameters.top_p is None else parameters.top_p,
+                top_k=parameters.top_k,
+                min_p=parameters.min_p,
+                repeat_penalty=parameters.repeat_penalty,
+                presence_penalty=parameters.presence_penalty,
+                frequency_penalty=parameters.frequency_penalty,
+                seed=parameters.seed,
+                logit_bias=parameters.logit_bias or {},
+            ),
+            max_tokens=parameters.token_limit,
+            stop=tuple(parameters.stop or ()),
+            top_logprobs=(self.top_logprobs or 0) if self.logprobs else None,
+            json_schema=None if schema is None else json.dumps(schema),
+            json_object=response_format.is_json_object(self.response_format),
+        )
+
+
+def _messages(value: Any) -> tuple[list[Message], dict[str, str]]:
+    if not isinstance(value, Sequence) or isinstance(value, str) or not value:
+        return [], {"messages": "give a list of at least one message"}
+    messages: list[Message] = []
+    reasons: dict[str, str] = {}
+    for number, entry in enumerate(value):
+        try:
+            messages.append(_message(entry))
+        except ValueError as error:
+            reasons[f"messages.{number}"] = str(error)
+    turns = [message for message in messages if message.role != "system"]
+    if not reasons and (not turns or turns[-1].role == "assistant"):
+        reasons["messages"] = "the last message must come from the user: there is nothing to answer"
+    return messages, reasons
+
+
+def _message(entry: Any) -> Message:
+    if not isinstance(entry, Mapping):
+        raise ValueError("must be an object with role and content")
+    role = entry.get("role")
+    if role not in _ROLES:
+        raise ValueError(f"role {role!r} is not one of {', '.join(_ROLES)}")
+    if entry.get("tool_calls"):
+        raise ValueError("tool_calls are not supported by this server")
+    return Message("system" if role == "developer" else role, _text(entry.get("content")))
+
+
+def _text(content: Any) -> str:
+    if isinstance(content, str):
+        return content
+    if not isinstance(content, Sequence) or not content:
+        raise ValueError("content must be a string or a list of text parts")
+    parts: list[str] = []
+    for part in content:
+        kind = part.get("type") if isinstance(part, Mapping) else None
+        if kind != "text":
+            raise ValueError(f"content parts of type {kind!r} are not supported: this server's models read text only")
+        if not isinstance(part.get("text"), str):
+            raise ValueError("a text part needs `text`, a string")
+        parts.append(part["text"])
+    return "".join(parts)
+
+
+def _reasons(error: ValidationError) -> dict[str, str]:
+    return {
+        ".".join(str(part) for part in item["loc"]) or "request": item["msg"]
+        .removeprefix("Value error, ")
+        .removeprefix("Input ")
+        for item in error.errors(include_url=False, include_context=False, include_input=False)
+    }
+
+
+def _summary(reasons: Mapping[str, str]) -> str:
+    return "; ".join(f"{field}: {reason}" for field, reason in reasons.items())

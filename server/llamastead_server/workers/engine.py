@@ -1,0 +1,186 @@
+"""The engine worker: one model behind `llamastead.internal.v1.EngineService` on a unix socket."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import logging
+import os
+import resource
+import sys
+from contextlib import aclosing
+from pathlib import Path
+from typing import Any, NoReturn
+
+import grpc
+
+from llamastead.internal.v1 import engine_pb2, engine_pb2_grpc
+from llamastead_server.workers import child
+from llamastead_server.workers.llamacpp import LlamaCpp, LoadOptions, Refused, default_threads
+from llamastead_server.workers.llamacpp_http import LlamaServerError
+
+_Context = grpc.aio.ServicerContext[Any, Any]
+
+
+class EngineServicer(engine_pb2_grpc.EngineServiceServicer):
+    """Serves one loaded model."""
+
+    def __init__(self, model: LlamaCpp) -> None:
+        self._model = model
+        self._active = 0
+        self._generated = 0
+
+    async def Generate(self, request: engine_pb2.GenerateRequest, context: _Context) -> None:  # type: ignore[override]  # noqa: N802
+        """Streams one completion.
+
+        It writes instead of yielding, so that a cancelled call is cancelled in here and frees its slot at once.
+        """
+        self._active += 1
+        try:
+            prompt = await self._prompt(request)
+            window = self._model.options.context_length
+            if len(prompt) >= window:
+                sizes = (("x-prompt-tokens", str(len(prompt))), ("x-context-length", str(window)))
+                await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "The prompt does not fit.", sizes)
+            started = False
+            alternatives = request.top_logprobs if request.HasField("top_logprobs") else None
+            async with aclosing(self._model.complete(prompt, request)) as batches:
+                async for events in batches:
+                    if not started:
+                        started = True
+                        admitted = engine_pb2.GenerateResponse.Started(prompt_tokens=len(prompt))
+                        await context.write(engine_pb2.GenerateResponse(started=admitted))
+                    for response in self._responses(events, alternatives):
+                        await context.write(response)
+        except Refused as refusal:
+            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(refusal))
+        except LlamaServerError as error:
+            await context.abort(grpc.StatusCode.INTERNAL, f"llama.cpp failed: {error.message}")
+        finally:
+            self._active -= 1
+
+    async def CountTokens(  # noqa: N802
+        self, request: engine_pb2.CountTokensRequest, context: _Context
+    ) -> engine_pb2.CountTokensResponse:
+        """Counts a conversation; the template's own tokens are shared out evenly."""
+        try:
+            total = len(await self._model.encode_conversation(_pairs(request.messages)))
+        except Refused as refusal:
+            await _abort(context, str(refusal))
+        contents = [await self._model.count(message.content) for message in request.messages]
+        overhead, rest = divmod(max(0, total - sum(contents)), max(1, len(contents)))
+        sizes = [size + overhead + (index < rest) for index, size in enumerate(contents)]
+        return engine_pb2.CountTokensResponse(total=total, per_message=sizes)
+
+    async def GetStatus(  # noqa: N802
+        self, request: engine_pb2.GetStatusRequest, context: _Context
+    ) -> engine_pb2.GetStatusResponse:
+        """Answers only while llama.cpp's scheduler does."""
+        await self._model.busy_slots()
+        options = self._model.options
+        return engine_pb2.GetStatusResponse(
+            model_path=str(options.path),
+            state="ready",
+            context_length=options.context_length,
+            slots=options.slots,
+            active_requests=self._active,
+            memory_bytes=_resident_bytes(),
+            generated_tokens=self._generated,
+        )
+
+    async def _prompt(self, request: engine_pb2.GenerateRequest) -> list[int]:
+        if request.messages:
+            return await self._model.encode_conversation(_pairs(request.messages))
+        return await self._model.encode_text(request.prompt)
+
+    def _responses(self, events: list[dict[str, Any]], alternatives: int | None) -> list[engine_pb2.GenerateResponse]:
+        """Joins the text of events that came together, so that a slow reader costs no more than a fast one."""
+        delta = engine_pb2.GenerateResponse.Delta()
+        responses = []
+        texts = []
+        for event in events:
+            if "prompt_progress" in event:
+                continue
+            texts.append(event["content"])
+            if not event["stop"]:
+                delta.tokens += 1
+            if alternatives is not None:
+                delta.logprobs.extend(
+                    _logprob(entry, alternatives) for entry in event.get("completion_probabilities", ())
+                )
+        delta.text = "".join(texts)
+        self._generated += delta.tokens
+        if delta.text or delta.logprobs:
+            responses.append(engine_pb2.GenerateResponse(delta=delta))
+        if events[-1].get("stop"):
+            responses.append(engine_pb2.GenerateResponse(finished=_finished(events[-1])))
+        return responses
+
+
+def _finished(event: dict[str, Any]) -> engine_pb2.GenerateResponse.Finished:
+    return engine_pb2.GenerateResponse.Finished(
+        reason="length" if event["stop_type"] == "limit" else "stop",
+        prompt_tokens=event["tokens_evaluated"],
+        cached_tokens=max(0, event["timings"]["cache_n"]),
+        completion_tokens=event["tokens_predicted"],
+    )
+
+
+def _logprob(entry: dict[str, Any], alternatives: int) -> engine_pb2.TokenLogprob:
+    return engine_pb2.TokenLogprob(
+        token=entry["token"],
+        logprob=entry["logprob"],
+        token_bytes=bytes(entry["bytes"]),
+        top=[_logprob(other, 0) for other in entry.get("top_logprobs", ())[:alternatives]],
+    )
+
+
+def _pairs(messages: Any) -> list[tuple[str, str]]:
+    return [(message.role, message.content) for message in messages]
+
+
+async def _abort(context: _Context, message: str) -> NoReturn:
+    await context.abort(grpc.StatusCode.INVALID_ARGUMENT, message)
+    raise AssertionError("abort returns never")
+
+
+def _resident_bytes() -> int:
+    try:
+        with open("/proc/self/statm", "rb") as file:  # noqa: PTH123
+            return int(file.read().split()[1]) * os.sysconf("SC_PAGESIZE")
+    except OSError:
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return peak if sys.platform == "darwin" else peak * 1024
+
+
+def main() -> None:
+    """Loads the model and serves it until SIGTERM or the parent's death."""
+    child.die_with_parent()
+    child.configure_logging()
+    parser = argparse.ArgumentParser(description="Serves one GGUF model to the Llamastead server.")
+    parser.add_argument("--socket", type=Path, required=True)
+    parser.add_argument("--model", type=Path, required=True)
+    parser.add_argument("--context-length", type=int, required=True)
+    parser.add_argument("--slots", type=int, required=True)
+    parser.add_argument("--threads", type=int, default=None)
+    arguments = parser.parse_args()
+    options = LoadOptions(
+        arguments.model, arguments.context_length, arguments.slots, arguments.threads or default_threads()
+    )
+    try:
+        model = LlamaCpp(options, arguments.socket.parent)
+    except (RuntimeError, ValueError, OSError) as error:
+        logging.error("Cannot load %s: %s", arguments.model.name, error)
+        sys.exit(3)
+    servicer = EngineServicer(model)
+    asyncio.run(
+        child.serve(
+            arguments.socket, lambda server: engine_pb2_grpc.add_EngineServiceServicer_to_server(servicer, server)
+        )
+    )
+    # llama.cpp's threads hold nothing worth waiting for.
+    os._exit(0)
+
+
+if __name__ == "__main__":
+    main()
