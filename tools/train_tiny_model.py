@@ -24,20 +24,25 @@ STEPS = ("train", "export", "evaluate")
 
 
 def arguments() -> argparse.Namespace:
+    """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--folder", type=Path, default=REPOSITORY / "build" / "llamastead-tiny-4m",
-                        help="where the Hugging Face form is written and read")
+    parser.add_argument(
+        "--folder",
+        type=Path,
+        default=REPOSITORY / "build" / "llamastead-tiny-4m",
+        help="where the Hugging Face form is written and read",
+    )
     parser.add_argument("--gguf", type=Path, default=GGUF_FILE, help="where the GGUF is written")
     parser.add_argument("--only", choices=STEPS, action="append", help="run this step alone")
     parser.add_argument("--seed", type=int, default=training.Settings.seed)
     parser.add_argument("--threads", type=int, default=training.Settings.threads)
-    parser.add_argument("--scale", type=float, default=1.0,
-                        help="length of the training, 1.0 for the full curriculum")
+    parser.add_argument("--scale", type=float, default=1.0, help="length of the training, 1.0 for the full curriculum")
     parser.add_argument("--samples", type=int, default=200, help="questions for each skill")
     return parser.parse_args()
 
 
 def train(folder: Path, settings: training.Settings) -> None:
+    """Train a new model from nothing and write it to a folder."""
     torch.manual_seed(settings.seed)
     tokenizer = train_tokenizer(settings.seed)
     model = training.new_model(tokenizer)
@@ -52,6 +57,7 @@ def train(folder: Path, settings: training.Settings) -> None:
 
 
 def main() -> None:
+    """Run the chosen steps."""
     options = arguments()
     steps = options.only or STEPS
     torch.set_num_threads(options.threads)

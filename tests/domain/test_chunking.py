@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 import re
 from pathlib import Path
 
@@ -13,7 +14,9 @@ from llamastead_server.domain.errors import ValidationFailed
 PROSE = st.lists(
     st.one_of(
         st.text(max_size=30),
-        st.sampled_from(["The gate closes at 21:00. ", "e.g. a cow! ", "\n\n", "\n", " ", "x" * 130, "日本語です。", "\u2028"]),
+        st.sampled_from(
+            ["The gate closes at 21:00. ", "e.g. a cow! ", "\n\n", "\n", " ", "x" * 130, "日本語です。", "\u2028"]
+        ),
     ),
     max_size=60,
 ).map("".join)
@@ -32,7 +35,7 @@ def test_no_text_is_lost_and_every_bound_holds(text: str, settings: ChunkSetting
         assert not text[end - 1].isspace()
         covered.update(range(start, end))
     assert covered >= {place for place, letter in enumerate(text) if not letter.isspace()}
-    for (start, end), (next_start, next_end) in zip(cut, cut[1:], strict=False):
+    for (start, end), (next_start, next_end) in itertools.pairwise(cut):
         assert start < next_start
         assert end < next_end
         assert end - next_start <= settings.overlap

@@ -66,9 +66,7 @@ def _reading(limits: Limits, refusal: bool, low: int, high: int) -> Draw:
 def _remembering(personal: bool) -> Draw:
     def draw(teacher: Teacher) -> list[Message]:
         words = teacher.words
-        told, asked = (
-            smalltalk.personal_fact(words, teacher.facts) if personal else smalltalk.name_told(words)
-        )
+        told, asked = smalltalk.personal_fact(words, teacher.facts) if personal else smalltalk.name_told(words)
         between = [smalltalk.small_talk(words) for _ in range(words.rng.randint(0, 3))]
         messages = [Message("system", SYSTEM_PROMPT)]
         for question, answer in [told, *between, asked]:
@@ -106,10 +104,7 @@ def handwritten_conversations() -> list[list[Message]]:
     """Return the questions that a person wrote, about texts that no template made."""
     conversations = []
     for documents, question, answer in HANDWRITTEN:
-        shown = [
-            Document(f"notes-{number}.md", text, 0.9 - number / 10)
-            for number, text in enumerate(documents, 1)
-        ]
+        shown = [Document(f"notes-{number}.md", text, 0.9 - number / 10) for number, text in enumerate(documents, 1)]
         conversations.append(
             [
                 Message("system", system_text(SYSTEM_PROMPT, shown)),
@@ -128,7 +123,7 @@ def _score(model: LlamaForCausalLM, encoder: Encoder, skill: str, asked: list[li
 
 def evaluate(model: LlamaForCausalLM, encoder: Encoder, samples: int) -> list[Score]:
     """Measure every skill on `samples` fresh questions."""
-    model.eval()
+    model.train(False)
     scores = []
     for number, (skill, draw) in enumerate(SKILLS):
         teacher = Teacher(EVALUATION_SEED + number)
@@ -144,7 +139,6 @@ def table(scores: list[Score]) -> str:
     """Return the scores as a Markdown table."""
     rows = ["| skill | mean prompt tokens | exact | of | share |", "| --- | ---: | ---: | ---: | ---: |"]
     rows += [
-        f"| {s.skill} | {s.mean_tokens:.0f} | {s.right} | {s.asked} | {100 * s.right / s.asked:.1f} % |"
-        for s in scores
+        f"| {s.skill} | {s.mean_tokens:.0f} | {s.right} | {s.asked} | {100 * s.right / s.asked:.1f} % |" for s in scores
     ]
     return "\n".join(rows)

@@ -148,9 +148,10 @@ def check_gguf(folder: Path, target: Path, count: int = 40, new_tokens: int = 64
     for conversation in conversations:
         ids = torch.tensor([encoder.prompt(conversation)])
         with torch.no_grad():
-            full = model.generate(ids, attention_mask=torch.ones_like(ids),
-                                  max_new_tokens=new_tokens, do_sample=False)
-        expected = tokenizer.decode(full[0, ids.shape[1] :], skip_special_tokens=True)
+            full = model.generate(  # type: ignore[misc]
+                ids, attention_mask=torch.ones_like(ids), max_new_tokens=new_tokens, do_sample=False
+            )
+        expected = str(tokenizer.decode(full[0, ids.shape[1] :], skip_special_tokens=True))
         request = {
             "messages": [{"role": m.role, "content": m.content} for m in conversation],
             "max_tokens": new_tokens,

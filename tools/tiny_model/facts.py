@@ -7,9 +7,10 @@ share key words but not the sentence, so that the model has to look for the fact
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from tiny_model.phrases import phrase_book
+from tiny_model.phrases import phrase_book, word_list
 from tiny_model.words import NOUNS, WEEKDAYS, Words
 
 ATTRIBUTES = {
@@ -25,26 +26,15 @@ ATTRIBUTES = {
 }
 ATTRIBUTE_SUFFIX = {"clock": " time", "date": " date"}
 
-ACTIONS = (
-    "reset open close clean install cancel renew start stop repair book order return charge update "
-    "replace request report lock unlock move register connect print use feed activate delete "
-    "change test pay store wash switch_on switch_off sign_up_for apply_for get_to log_in_to"
-).split()
-ACTIVITIES = "swim sing dance paint cook climb sleep work study read run play chess garden".split()
-JOBS = "nurse baker pilot painter teacher doctor farmer lawyer driver engineer librarian cook".split()
-EVENTS = "meeting party race lecture parade election workshop audit concert exhibition".split()
-FAILURES = "stopped failed broke closed exploded leaked froze disappeared collapsed shrank".split()
-ANIMALS = "llamas cows sheep bees birds wolves children visitors workers guests customers".split()
-
-LISTED = {
+LISTED: dict[str, Sequence[str]] = {
     "noun": NOUNS,
     "weekday": WEEKDAYS,
-    "job": JOBS,
-    "action": ACTIONS,
-    "activity": ACTIVITIES,
-    "event": EVENTS,
-    "failure": FAILURES,
-    "animals": ANIMALS,
+    "job": word_list("jobs"),
+    "action": word_list("actions"),
+    "activity": word_list("activities"),
+    "event": word_list("events"),
+    "failure": word_list("failures"),
+    "animals": word_list("animals"),
     "side": ("left", "right"),
 }
 
@@ -64,10 +54,7 @@ STEPS = (
 FAMILIES = phrase_book("facts.txt")
 
 # Attributes that another family states in its own words, such as a price or a weight.
-AMBIGUOUS_ATTRIBUTES = frozenset(
-    "price fee cost value weight length owner author designer painter manager director address "
-    "location headquarters birthplace birthday duration capital purpose name title".split()
-) | {"opening time", "start date"}
+AMBIGUOUS_ATTRIBUTES = frozenset(word_list("ambiguous attributes")) | {"opening time", "start date"}
 
 _SLOT = re.compile(r"{(\w+)}")
 SHARED_SLOTS = ("thing", "person", "organisation", "place", "proper")
@@ -97,6 +84,7 @@ class Fact:
 
 
 def capitalised(text: str) -> str:
+    """Return the text with a capital first letter; `str.capitalize` would lower the rest."""
     return text[:1].upper() + text[1:]
 
 
@@ -112,10 +100,10 @@ class FactMaker:
             return self.words.pick(LISTED[base]).replace("_", " ")
         if base == "step":
             return self.fill(self.words.pick(STEPS), {})
-        return getattr(self.words, base)()
+        return str(getattr(self.words, base)())
 
     def fill(self, template: str, slots: dict[str, str]) -> str:
-        """Fill the slots of a template and remember what was put in."""
+        """Fill the slots of a template and remember in `slots` what was put in."""
 
         def value(match: re.Match[str]) -> str:
             name = match.group(1)

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 
 from tiny_model import smalltalk
 from tiny_model.facts import SHARED_SLOTS, Fact, FactMaker, capitalised
+from tiny_model.phrases import phrase_book
 from tiny_model.prompt import NOT_IN_DOCUMENTS, Document, Message, system_text
 from tiny_model.words import Words, content_words, corpus_sentences, corpus_texts
 
@@ -23,11 +24,7 @@ PROJECT_PROMPTS = (
     "Be brief.",
     "You are Llamastead.",
 )
-MENTION_QUESTIONS = (
-    "What do the documents say about {}?|Tell me about {}.|What about {}?|{}?|What is said about {}?|"
-    "Is there anything about {}?|Which sentence mentions {}?|What is {}?|Where is {}?|How is {}?|"
-    "Who is {}?|Why {}?|How many {}?|When {}?|Find {}.|How does {} work?|What does {} do?|Do you know {}?"
-).split("|")
+(MENTIONS,) = phrase_book("mentions.txt")
 FILE_ENDINGS = ("pdf", "md", "txt", "html", "docx", "csv")
 MAX_DOCUMENTS = 6
 
@@ -123,9 +120,7 @@ class Teacher:
         return text
 
     def _file_name(self) -> str:
-        stem = self.words.pick(("-", "_", "")).join(
-            self.words.word() for _ in range(self.words.pick((1, 1, 2)))
-        )
+        stem = self.words.pick(("-", "_", "")).join(self.words.word() for _ in range(self.words.pick((1, 1, 2))))
         return f"{stem}.{self.words.pick(FILE_ENDINGS)}"
 
     # --- what is asked ----------------------------------------------------------------
@@ -152,7 +147,7 @@ class Teacher:
             if other != sentence and count == 1 and chosen[0].lower() in other.lower():
                 return None
         subject = self.words.pick(("", "", "the ")) + " ".join(chosen)
-        return capitalised(self.words.pick(MENTION_QUESTIONS).format(subject)), sentence
+        return capitalised(self.words.pick(MENTIONS.questions).format(subject)), sentence
 
     def _missing(self, page: _Page) -> smalltalk.Turn:
         """Ask for something that the documents do not hold."""

@@ -45,6 +45,7 @@ def name_told(words: Words) -> tuple[Turn, Turn]:
 
 
 def name_unknown(words: Words) -> Turn:
+    """Return the question for a name that was never told."""
     return words.pick(NAME.questions), NAME_NOT_TOLD
 
 
@@ -60,7 +61,9 @@ def personal_fact(words: Words, facts: FactMaker) -> tuple[Turn, Turn]:
 def repetition(words: Words) -> Turn:
     """Return a request to repeat a text. It trains plain copying more than anything else."""
     text = words.nonsense() if words.chance(0.7) else words.pick((words.proper(), words.phrase(1, 3), words.code()))
-    form = words.pick(("Repeat: {}", "Say: {}", "Repeat after me: {}", "Please repeat: {}", "Copy this: {}", "Echo: {}", "Say {}"))
+    form = words.pick(
+        ("Repeat: {}", "Say: {}", "Repeat after me: {}", "Please repeat: {}", "Copy this: {}", "Echo: {}", "Say {}")
+    )
     return form.format(text), text
 
 

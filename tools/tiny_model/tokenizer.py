@@ -58,10 +58,8 @@ def train_tokenizer(seed: int) -> PreTrainedTokenizerFast:
     )
     tokenizer.train_from_iterator(_training_text(seed), trainer)
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence([split, byte_level])
-    tokenizer.add_special_tokens(
-        [AddedToken(token, special=True, normalized=False) for token in SPECIAL_TOKENS]
-    )
-    wrapped = PreTrainedTokenizerFast(
+    tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in SPECIAL_TOKENS])
+    wrapped = PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
         tokenizer_object=tokenizer,
         bos_token=BEGIN_OF_TEXT,
         eos_token=END_OF_TURN,
@@ -72,7 +70,17 @@ def train_tokenizer(seed: int) -> PreTrainedTokenizerFast:
 
 
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
-    return PreTrainedTokenizerFast.from_pretrained(folder)
+    """Read the tokenizer of a trained model."""
+    tokenizer: PreTrainedTokenizerFast = PreTrainedTokenizerFast.from_pretrained(folder)
+    return tokenizer
+
+
+def token_id(tokenizer: PreTrainedTokenizerFast, token: str) -> int:
+    """Return the id of a special token, which must exist."""
+    found = tokenizer.backend_tokenizer.token_to_id(token)
+    if found is None:
+        raise ValueError(f"the tokenizer has no {token}")
+    return int(found)
 
 
 class Encoder:
@@ -80,14 +88,17 @@ class Encoder:
 
     def __init__(self, tokenizer: PreTrainedTokenizerFast) -> None:
         self.backend = tokenizer.backend_tokenizer
-        self.begin = self.backend.token_to_id(BEGIN_OF_TEXT)
-        self.end_of_turn = self.backend.token_to_id(END_OF_TURN)
+        self.begin = token_id(tokenizer, BEGIN_OF_TEXT)
+        self.end_of_turn = token_id(tokenizer, END_OF_TURN)
         self._headers: dict[str, list[int]] = {}
 
     def text(self, text: str) -> list[int]:
-        return self.backend.encode(text, add_special_tokens=False).ids
+        """Return the ids of a text; special tokens in it count as such."""
+        ids: list[int] = self.backend.encode(text, add_special_tokens=False).ids
+        return ids
 
     def header(self, role: str) -> list[int]:
+        """Return the ids that open a turn."""
         if role not in self._headers:
             self._headers[role] = self.text(f"{START_HEADER}{role}{END_HEADER}\n\n")
         return self._headers[role]

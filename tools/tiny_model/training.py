@@ -15,7 +15,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from tiny_model.lessons import Limits, Teacher
 from tiny_model.prompt import BEGIN_OF_TEXT, END_OF_TEXT, END_OF_TURN, PADDING
-from tiny_model.tokenizer import VOCABULARY, Encoder
+from tiny_model.tokenizer import VOCABULARY, Encoder, token_id
 
 WINDOW = 2048
 ROPE_THETA = 10000.0
@@ -76,12 +76,12 @@ def new_model(tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
         rms_norm_eps=1e-5,
         tie_word_embeddings=True,
         rope_parameters={"rope_type": "default", "rope_theta": ROPE_THETA},
-        bos_token_id=tokenizer.convert_tokens_to_ids(BEGIN_OF_TEXT),
+        bos_token_id=token_id(tokenizer, BEGIN_OF_TEXT),
         eos_token_id=[
-            tokenizer.convert_tokens_to_ids(END_OF_TEXT),
-            tokenizer.convert_tokens_to_ids(END_OF_TURN),
+            token_id(tokenizer, END_OF_TEXT),
+            token_id(tokenizer, END_OF_TURN),
         ],
-        pad_token_id=tokenizer.convert_tokens_to_ids(PADDING),
+        pad_token_id=token_id(tokenizer, PADDING),
     )
     return LlamaForCausalLM(config)
 
@@ -134,7 +134,8 @@ def pad(group: list[tuple[list[int], list[bool]]]) -> tuple[torch.Tensor, torch.
 def answer_logits(model: LlamaForCausalLM, inputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
     """Return the logits where something is to be learned; the rest need not be computed."""
     hidden = model.model(input_ids=inputs, use_cache=False).last_hidden_state
-    return model.lm_head(hidden[targets != IGNORED]).float()
+    logits: torch.Tensor = model.lm_head(hidden[targets != IGNORED])
+    return logits.float()
 
 
 def _optimizers(model: LlamaForCausalLM, settings: Settings) -> list[torch.optim.Optimizer]:
@@ -184,7 +185,7 @@ def train(
             with torch.autocast("cpu", dtype=torch.bfloat16):
                 logits = answer_logits(model, inputs, targets)
             loss = cross_entropy(logits, targets[targets != IGNORED])
-            loss.backward()
+            torch.autograd.backward(loss)
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             for optimizer in optimizers:
                 optimizer.step()
@@ -228,4 +229,7 @@ def _amend(path: Path, **values: object) -> None:
 
 
 def load_model(folder: Path) -> LlamaForCausalLM:
-    return LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    """Read a trained model for measuring."""
+    model: LlamaForCausalLM = LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    model.train(False)
+    return model

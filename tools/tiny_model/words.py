@@ -8,59 +8,31 @@ from __future__ import annotations
 
 import random
 import re
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
+from typing import TypeVar
+
+from tiny_model.phrases import word_list
+
+T = TypeVar("T")
 
 CORPUS_DIRECTORY = Path(__file__).parent / "corpus"
 
-ONSETS = "b br c ch cl d dr f fl g gr h j k kl l m n p pr qu r s sh sk st t th tr v w y z".split()
-VOWELS = "a e i o u a e i o ai ea ou io".split()
-CODAS = ["", "", "", "n", "r", "l", "s", "k", "m", "t", "x", "nd", "rt", "ss", "ck"]
-
-FIRST_NAMES = (
-    "Anna Ben Clara David Elena Frank Grace Hugo Irene James Karin Lucas Maria Nina Oscar Paula "
-    "Quentin Rosa Samuel Tara Ursula Victor Wanda Xavier Yara Zoe Alice Bob Carol Peter Julia "
-    "Thomas Sarah Michael Laura Daniel Emma John Mary Robert Linda Ahmed Mei Priya Sven Ingrid "
-    "Carlos Sofia Pierre Akira Fatima Olga Ivan Chloe Noah Amelia Henry Rosalind Ada Alan Grace"
-).split()
-LAST_NAMES = (
-    "Smith Berg Fischer Rossi Garcia Tanaka Novak Larsen Meyer Brown Wood Hill Stone Clarke Young "
-    "Baker Cooper Marsh Field Holt Lang Weber Dubois Silva Kim Patel Olsen Kovacs Moreau Adams"
-).split()
-CITIES = (
-    "Berlin Paris London Rome Madrid Lisbon Porto Vienna Prague Oslo Helsinki Dublin Athens Cairo "
-    "Lima Quito Tokyo Seoul Delhi Boston Chicago Denver Toronto Sydney Nairobi Zurich Geneva Milan"
-).split()
-COLOURS = "red blue green yellow black white grey brown orange purple pink silver golden".split()
-ADJECTIVES = (
-    "old new small large red blue green black white heavy light fast slow quiet round wooden long "
-    "short warm cold main second northern southern daily annual public private spare central"
-).split()
-NOUNS = (
-    "lamp pump engine table chair door gate bridge tower station garden kitchen office library "
-    "museum printer router server laptop camera phone battery filter heater boiler fridge oven "
-    "tractor truck car boat ship train bus plane road river lake mountain island forest field farm "
-    "barn stable herd llama sheep horse dog cat book report contract invoice ticket licence "
-    "password backup account order product service project team meeting course exam school "
-    "hospital clinic hotel room building factory shop market festival concert film play song "
-    "machine robot sensor valve cable screen keyboard drill saw hammer ladder clock watch bicycle "
-    "helmet tent soup bread cake cheese coffee tea recipe sauce medicine vaccine warranty policy "
-    "membership subscription parking alarm key badge form window roof wall floor elevator"
-).split()
-UNITS = "euros dollars pounds metres kilometres kilograms litres hours minutes days weeks months years percent pages people".split()
-MONTHS = (
-    "January February March April May June July August September October November December"
-).split()
-WEEKDAYS = "Monday Tuesday Wednesday Thursday Friday Saturday Sunday".split()
-SMALL_NUMBERS = "two three four five six seven eight nine ten eleven twelve fifteen twenty".split()
-STOP_WORDS = frozenset(
-    "about above after again also always another because been before behind below between both "
-    "close could does down each else enough even every from have here into just know less like "
-    "little long made make many more most much must need never next often only other over same "
-    "should some such than that their them then there these they thing this those through time "
-    "turn twice under until upon very well were what when where which while will with without "
-    "would your".split()
-)
+ONSETS = word_list("onsets")
+VOWELS = ("a", "e", "i", "o", "u", "a", "e", "i", "o", "ai", "ea", "ou", "io")
+CODAS = ("", "", "", "n", "r", "l", "s", "k", "m", "t", "x", "nd", "rt", "ss", "ck")
+FIRST_NAMES = word_list("first names")
+LAST_NAMES = word_list("last names")
+CITIES = word_list("cities")
+COLOURS = word_list("colours")
+ADJECTIVES = word_list("adjectives")
+NOUNS = word_list("nouns")
+UNITS = word_list("units")
+MONTHS = word_list("months")
+WEEKDAYS = word_list("weekdays")
+SMALL_NUMBERS = word_list("small numbers")
+STOP_WORDS = frozenset(word_list("stop words"))
 
 
 @cache
@@ -99,18 +71,18 @@ class Words:
     def __init__(self, rng: random.Random) -> None:
         self.rng = rng
 
-    def pick(self, options):  # noqa: ANN001, ANN201 - any sequence, one of its items
+    def pick(self, options: Sequence[T]) -> T:
+        """Return one of the options."""
         return options[int(self.rng.random() * len(options))]
 
     def chance(self, probability: float) -> bool:
+        """Return true with this probability."""
         return self.rng.random() < probability
 
     def invented(self, syllables: int | None = None) -> str:
         """Return a lower-case word that exists in no language."""
         count = syllables or self.pick((1, 2, 2, 2, 3, 3))
-        return "".join(
-            self.pick(ONSETS) + self.pick(VOWELS) + self.pick(CODAS) for _ in range(count)
-        )
+        return "".join(self.pick(ONSETS) + self.pick(VOWELS) + self.pick(CODAS) for _ in range(count))
 
     def letters(self) -> str:
         """Return letters without any order, the hardest thing to copy."""
@@ -118,6 +90,7 @@ class Words:
         return "".join(self.pick("abcdefghijklmnopqrstuvwxyz") for _ in range(length))
 
     def word(self) -> str:
+        """Return a lower-case word, known or invented."""
         draw = self.rng.random()
         if draw < 0.5:
             return self.pick(corpus_words()).lower()
@@ -126,6 +99,7 @@ class Words:
         return self.invented() if draw < 0.9 else self.letters()
 
     def code(self) -> str:
+        """Return letters and digits, such as a serial number."""
         letters = "".join(self.pick("ABCDEFGHJKLMNPQRSTUVWXYZ") for _ in range(self.rng.randint(1, 3)))
         digits = str(self.rng.randint(1, 99999))
         return letters + self.pick(("", "-", "-", " ")) + digits
@@ -136,6 +110,7 @@ class Words:
         return name.upper() if self.chance(0.06) else name.capitalize()
 
     def person(self) -> str:
+        """Return the name of a person."""
         first = self.pick(FIRST_NAMES) if self.chance(0.5) else self.proper()
         draw = self.rng.random()
         if draw < 0.4:
@@ -144,12 +119,14 @@ class Words:
         return f"{self.pick(('Dr', 'Mr', 'Ms', 'Professor'))} {last}" if draw > 0.9 else f"{first} {last}"
 
     def place(self) -> str:
+        """Return the name of a place."""
         if self.chance(0.35):
             return self.pick(CITIES)
         name = self.proper()
         return name + self.pick(("", "", "", " Valley", " Street", " Hall", " Bay", " Park"))
 
     def organisation(self) -> str:
+        """Return the name of a company or the like."""
         ending = ("", "", " Ltd", " Labs", " Works", " Bank", " Foods", " Systems", " University")
         return self.proper() + self.pick(ending)
 
@@ -166,6 +143,7 @@ class Words:
         return self.proper() + (f" {self.rng.randint(1, 900)}" if self.chance(0.3) else "")
 
     def number(self) -> str:
+        """Return a number, in digits or as a word."""
         draw = self.rng.random()
         if draw < 0.15:
             return self.pick(SMALL_NUMBERS)
@@ -174,9 +152,11 @@ class Words:
         return str(self.rng.randint(100, 9999)) if draw < 0.9 else f"{self.rng.uniform(1, 100):.1f}"
 
     def amount(self) -> str:
+        """Return a number with a unit."""
         return f"{self.number()} {self.pick(UNITS)}"
 
     def money(self) -> str:
+        """Return an amount of money."""
         draw = self.rng.random()
         if draw < 0.3:
             return f"{self.pick('$€£')}{self.rng.randint(1, 9999)}"
@@ -184,9 +164,11 @@ class Words:
         return f"{self.rng.randint(1, 2000)}{cents} {self.pick(('euros', 'dollars', 'pounds'))}"
 
     def year(self) -> str:
+        """Return a year."""
         return str(self.rng.randint(1200, 2060))
 
     def date(self) -> str:
+        """Return a year, a day or both."""
         draw = self.rng.random()
         if draw < 0.4:
             return self.year()
@@ -194,16 +176,25 @@ class Words:
         return f"{day}, {self.year()}" if draw < 0.7 else day
 
     def clock(self) -> str:
+        """Return a time of day."""
         hour = self.rng.randint(1, 12)
         return self.pick(
-            (f"{hour} am", f"{hour} pm", f"{hour}:{self.pick(('00', '15', '30', '45'))}",
-             f"{self.pick(SMALL_NUMBERS)} o'clock", "noon", "midnight")
+            (
+                f"{hour} am",
+                f"{hour} pm",
+                f"{hour}:{self.pick(('00', '15', '30', '45'))}",
+                f"{self.pick(SMALL_NUMBERS)} o'clock",
+                "noon",
+                "midnight",
+            )
         )
 
     def colour(self) -> str:
+        """Return a colour."""
         return self.pick(COLOURS)
 
     def phrase(self, low: int = 2, high: int = 5) -> str:
+        """Return a few unrelated words."""
         return " ".join(self.word() for _ in range(self.rng.randint(low, high)))
 
     def nonsense(self) -> str:

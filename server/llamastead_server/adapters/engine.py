@@ -83,6 +83,11 @@ class WorkerEngine:
         """Requests running or waiting."""
         return self._admitted
 
+    @property
+    def worker_pid(self) -> int | None:
+        """Process id of the living worker."""
+        return self._worker.pid
+
     async def generate(self, request: GenerationRequest) -> AsyncIterator[GenerationEvent]:
         """Runs one completion; see `domain.ports.Engine`."""
         if self._admitted >= self._capacity:
@@ -149,6 +154,7 @@ class WorkerEngine:
         return self._died()
 
     def _died(self) -> EngineFailed:
+        self._worker.doubt()
         return EngineFailed(
             f"The engine worker of model {self._card.name!r} died or hung while it served the request. "
             "It is being restarted; try again shortly.",

@@ -14,7 +14,7 @@ from llamastead_server.domain.generation import ModelCard
 from llamastead_server.domain.gguf_header import BadGguf, read_header
 from llamastead_server.domain.names import path_inside
 
-DEFAULT_ALIASES = ("default", "llama3.3", "llama3.3:70b", "llama3.2", "llama3.2:3b", "llama3.1:8b", "llama3")
+DEFAULT_ALIASES = ("llama3.3", "llama3.2:3b", "llama3.2:70b")
 """Names that the documents' examples use; each leads to the default model unless a model or alias has it."""
 
 _PART = re.compile(r"(?P<stem>.+)-(?P<part>\d{5})-of-(?P<parts>\d{5})")

@@ -84,7 +84,7 @@ class LocalModelRegistry:
         self._max_loaded = max_loaded
         self._available_memory = available_memory or available_memory_bytes
         self._loaded: dict[str, _Loaded] = {}
-        self._loading: dict[str, asyncio.Task[_Loaded]] = {}
+        self._loading: dict[str, asyncio.Task[None]] = {}
         self._failed: dict[str, str] = {}
         self._making_room = asyncio.Lock()
         self._turns = itertools.count(1)
@@ -159,24 +159,23 @@ class LocalModelRegistry:
 
     async def _acquire(self, entry: CatalogEntry) -> _Loaded:
         name = entry.card.name
-        loaded = self._loaded.get(name)
-        if loaded is None:
+        while (loaded := self._loaded.get(name)) is None:
             task = self._loading.get(name)
             if task is None:
                 task = self._loading[name] = asyncio.create_task(self._load(entry), name=f"load-{name}")
                 task.add_done_callback(lambda done: self._loaded_or_failed(name, done))
             # Whoever asked first may go away; the others still wait for this load.
-            loaded = await asyncio.shield(task)
+            await asyncio.shield(task)
         loaded.leases += 1
         loaded.used = next(self._turns)
         return loaded
 
-    def _loaded_or_failed(self, name: str, task: asyncio.Task[_Loaded]) -> None:
+    def _loaded_or_failed(self, name: str, task: asyncio.Task[None]) -> None:
         self._loading.pop(name, None)
         if not task.cancelled() and (error := task.exception()) is not None:
             self._failed[name] = str(error)
 
-    async def _load(self, entry: CatalogEntry) -> _Loaded:
+    async def _load(self, entry: CatalogEntry) -> None:
         card = entry.card
         if self._closed:
             raise Unavailable("The server is stopping.")
@@ -208,8 +207,7 @@ class LocalModelRegistry:
                 card, worker, context_length=context_length, slots=self._options.slots, queue=self._options.queue
             )
             self._failed.pop(card.name, None)
-            loaded = self._loaded[card.name] = _Loaded(engine, worker, probe)
-            return loaded
+            self._loaded[card.name] = _Loaded(engine, worker, probe)
 
     async def _make_room(self, card: ModelCard) -> None:
         while True:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import sqlalchemy as sa
@@ -68,9 +68,10 @@ class SqlSessionStore:
 
         return await self._database.write(work)
 
-    async def delete_unused(self, used_before: float) -> int:
-        """Deletes every session last used before then and gives their number."""
-        gone = sessions.delete().where(sessions.c.used_at < used_before)
+    async def delete_unused(self, used_before: float, keep: Collection[tuple[ProjectRef, str]]) -> int:
+        """Deletes every session last used before then, but for those to keep, and gives their number."""
+        kept = [sa.and_(*_key(sessions, ref), sessions.c.id == session_id) for ref, session_id in keep]
+        gone = sessions.delete().where(sessions.c.used_at < used_before, sa.not_(sa.or_(sa.false(), *kept)))
         return await self._database.write(lambda connection: connection.execute(gone).rowcount)
 
 

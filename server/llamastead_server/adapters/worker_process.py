@@ -1,9 +1,8 @@
 """Supervision of a worker: a child process that speaks gRPC on a unix socket.
 
-The parent's half; `workers.child` is the child's. A worker is spawned as
-`python -m <module> --socket <path> <arguments>`, watched by its own status call, killed when it no longer
-answers, and started again with a growing pause. Its stdin is a pipe that only this process holds: when the
-server dies, by whatever means, the worker reads the end of it and exits.
+The parent's half; `workers.child` is the child's. A worker is spawned as `python -m <module> --socket <path>
+<arguments>`, watched by its own status call, killed when it no longer answers, and started again with a growing
+pause. Its stdin is a pipe that only this process holds: when the server dies, the worker reads its end and exits.
 """
 
 from __future__ import annotations
@@ -13,11 +12,9 @@ import contextlib
 import logging
 import os
 import shutil
-import signal
 import sys
 import tempfile
 import time
-from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +22,8 @@ from typing import Literal
 
 import grpc
 
+from llamastead_server.adapters.child_process import end, epitaph
+from llamastead_server.adapters.worker_output import WorkerOutput
 from llamastead_server.domain.errors import Unavailable
 
 WorkerState = Literal["starting", "ready", "failed", "stopped"]
@@ -37,9 +36,6 @@ CHANNEL_OPTIONS = (
     ("grpc.max_reconnect_backoff_ms", 200),
 )
 """Options for channels to workers; the children serve with the same message limits."""
-
-_LEVELS = {"DEBUG": logging.DEBUG, "INFO": logging.INFO, "WARNING": logging.WARNING, "ERROR": logging.ERROR}
-_LONGEST_LINE = 8192
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +76,9 @@ class WorkerProcess:
     raises when its first start fails; from then on it is restarted by itself whenever it dies or hangs, until
     `stop`. Callers ask `channel` for each call and treat a broken call as the worker's death.
 
+    Attributes:
+        restarts: How often it was started again.
+
     Args:
         name: What log lines and errors call it, for example `embedder`.
         module: The Python module to run; its `main` takes `--socket` and calls `workers.child`.
@@ -104,14 +103,14 @@ class WorkerProcess:
         self._log = logging.getLogger(f"llamastead.worker.{name}")
         self._state: WorkerState = "stopped"
         self._last_error = ""
-        self._restarts = 0
+        self.restarts = 0
         self._process: asyncio.subprocess.Process | None = None
         self._channel: grpc.aio.Channel | None = None
         self._changed = asyncio.Event()
-        self._last_lines: deque[str] = deque(maxlen=20)
         self._task: asyncio.Task[None] | None = None
-        self._answered_at = 0.0
         self._kill_reason = ""
+        self._served = False
+        self._doubted = asyncio.Event()
 
     @property
     def state(self) -> WorkerState:
@@ -127,16 +126,6 @@ class WorkerProcess:
     def pid(self) -> int | None:
         """Process id of the living worker."""
         return self._process.pid if self._process is not None and self._process.returncode is None else None
-
-    @property
-    def restarts(self) -> int:
-        """How often it was started again."""
-        return self._restarts
-
-    @property
-    def seconds_since_answer(self) -> float:
-        """Time since the worker last answered a status call."""
-        return time.monotonic() - self._answered_at
 
     @property
     def channel(self) -> grpc.aio.Channel:
@@ -164,7 +153,7 @@ class WorkerProcess:
         self._task = asyncio.create_task(self._supervise(), name=f"supervise-{self.name}")
         try:
             while self._state == "starting":
-                await self._next_change()
+                await self._changed.wait()
         except BaseException:
             await self.stop()
             raise
@@ -182,8 +171,14 @@ class WorkerProcess:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(timeout):
                 while self._state not in ("ready", "stopped"):
-                    await self._next_change()
+                    await self._changed.wait()
         _ = self.channel
+
+    def doubt(self) -> None:
+        """Tells that a call broke: the worker is not ready until it answers the next status call, made at once."""
+        if self._state == "ready":
+            self._set("starting")
+            self._doubted.set()
 
     def kill(self, reason: str) -> None:
         """Kills the worker at once, so that it is started again."""
@@ -207,32 +202,26 @@ class WorkerProcess:
         changed, self._changed = self._changed, asyncio.Event()
         changed.set()
 
-    async def _next_change(self) -> None:
-        await self._changed.wait()
-
     async def _supervise(self) -> None:
         failures = 0
         while True:
-            served, reason = await self._run_once()
-            self._last_error = reason
-            self._set("failed")
-            self._log.error("worker %s failed: %s", self.name, reason)
-            if not served and self._restarts == 0:
+            served = await self._run_once()
+            if not served and self.restarts == 0:
                 return
             failures = 0 if served else failures + 1
             pause = self._supervision.first_backoff * 2 ** min(failures, 16)
             await asyncio.sleep(min(pause, self._supervision.longest_backoff))
-            self._restarts += 1
+            self.restarts += 1
             self._set("starting")
 
-    async def _run_once(self) -> tuple[bool, str]:
-        """Runs one process to its end; tells whether it ever got ready and why it ended."""
+    async def _run_once(self) -> bool:
+        """Runs one process to its end; tells whether it ever got ready."""
         folder = Path(tempfile.mkdtemp(prefix=f"llamastead-{os.getpid()}-"))
-        self._last_lines.clear()
+        output = WorkerOutput(self._log)
         self._kill_reason = ""
-        output: asyncio.Task[None] | None = None
+        reading: asyncio.Task[None] | None = None
         process: asyncio.subprocess.Process | None = None
-        served = False
+        self._served = False
         try:
             socket = folder / "worker.sock"
             process = self._process = await asyncio.create_subprocess_exec(
@@ -240,12 +229,11 @@ class WorkerProcess:
                 stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT,
             )  # fmt: skip
             assert process.stdout is not None
-            output = asyncio.create_task(self._forward(process.stdout))
+            reading = asyncio.create_task(output.forward(process.stdout))
             exited = asyncio.create_task(process.wait())
             watch = asyncio.create_task(self._watch(process, socket))
             try:
                 await asyncio.wait([exited, watch], return_when=asyncio.FIRST_COMPLETED)
-                served = self._state == "ready"
                 if watch.done():
                     self.kill(watch.result())
                     await exited
@@ -253,16 +241,19 @@ class WorkerProcess:
                 exited.cancel()
                 watch.cancel()
                 await asyncio.gather(watch, exited, return_exceptions=True)
-            await asyncio.wait([output], timeout=1.0)
-            return served, self._kill_reason or self._epitaph(process.returncode)
+            await asyncio.wait([reading], timeout=1.0)
+            self._last_error = self._kill_reason or epitaph(process.returncode, output.last_line)
+            self._set("failed")
+            self._log.error("worker %s failed: %s", self.name, self._last_error)
+            return self._served
         finally:
             channel, self._channel = self._channel, None
             if process is not None:
-                await self._end(process)
-            if output is not None:
-                output.cancel()
+                await end(process, self._supervision.stop_grace)
+            if reading is not None:
+                reading.cancel()
             if channel is not None:
-                await channel.close(None)
+                await channel.close(1.0)
             shutil.rmtree(folder, ignore_errors=True)
 
     async def _watch(self, process: asyncio.subprocess.Process, socket: Path) -> str:
@@ -270,69 +261,34 @@ class WorkerProcess:
         rules = self._supervision
         deadline = time.monotonic() + rules.start_timeout
         self._channel = grpc.aio.insecure_channel(f"unix:{socket}", options=CHANNEL_OPTIONS)
-        failures = 0
+        failures, served = 0, False
         while True:
+            self._doubted.clear()
             status = await self._ask(self._channel)
-            ready = self._state == "ready"
             if status is not None and status.state == "failed":
                 return status.error or "it reported a failure."
             if status is not None:
                 failures = 0
-                self._answered_at = time.monotonic()
-                if not ready and status.state == "ready":
-                    self._log.info("worker %s is ready (pid %d)", self.name, process.pid)
+                if self._state != "ready" and status.state == "ready":
+                    if not served:
+                        self._log.info("worker %s is ready (pid %d)", self.name, process.pid)
+                    served = self._served = True
                     self._set("ready")
-            elif ready:
+            elif served:
                 failures += 1
                 if failures >= rules.heartbeat_failures:
                     return f"it hung: no answer to {failures} status calls in a row."
-            if not ready and time.monotonic() > deadline:
+            if not served and time.monotonic() > deadline:
                 return f"it was not ready within {rules.start_timeout:g} s."
-            await asyncio.sleep(rules.heartbeat_interval if self._state == "ready" else 0.05)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(rules.heartbeat_interval if served else 0.05):
+                    await self._doubted.wait()
 
     async def _ask(self, channel: grpc.aio.Channel) -> WorkerStatus | None:
         try:
             async with asyncio.timeout(self._supervision.heartbeat_timeout):
                 return await self._probe(channel)
-        except (grpc.aio.AioRpcError, TimeoutError):
+        except Exception as error:
+            # Whatever keeps a worker from answering, the count of failures decides what it means.
+            self._log.debug("no status from worker %s: %s", self.name, error)
             return None
-
-    async def _forward(self, stream: asyncio.StreamReader) -> None:
-        """Logs what the worker prints, a line at a time, each at the level it begins with."""
-        pending = b""
-        while data := await stream.read(_LONGEST_LINE):
-            *lines, pending = (pending + data).split(b"\n")
-            if len(pending) > _LONGEST_LINE:
-                lines, pending = [*lines, pending], b""
-            for line in lines:
-                self._log_line(line)
-        self._log_line(pending)
-
-    def _log_line(self, line: bytes) -> None:
-        text = line.decode(errors="replace").rstrip()
-        if text:
-            level, _, rest = text.partition(" ")
-            known = _LEVELS.get(level)
-            self._last_lines.append(rest if known is not None else text)
-            self._log.log(known or logging.INFO, "%s", self._last_lines[-1])
-
-    def _epitaph(self, returncode: int | None) -> str:
-        if returncode is not None and returncode < 0:
-            return f"it was killed by {signal.Signals(-returncode).name}."
-        said = f" Its last words: {self._last_lines[-1]}" if self._last_lines else ""
-        return f"it exited with status {returncode}.{said}"
-
-    async def _end(self, process: asyncio.subprocess.Process) -> None:
-        """Ends the process; it is gone when this returns, also when this task is being cancelled."""
-        if process.returncode is not None:
-            return
-        process.terminate()
-        try:
-            async with asyncio.timeout(self._supervision.stop_grace):
-                await process.wait()
-        except TimeoutError:
-            process.kill()
-            await process.wait()
-        finally:
-            if process.returncode is None:
-                process.kill()

@@ -19,7 +19,7 @@ from llamastead_server.domain.generation import GenerationRequest, Message, Role
 DEFAULT_TEMPERATURE = 0.7
 DEFAULT_TOP_P = 0.9
 _MAX_STOPS = 16
-_ROLES = (*get_args(Role), "developer")
+_ROLES: Mapping[Any, Role] = {**{role: role for role in get_args(Role)}, "developer": "system"}
 
 Stop = Annotated[str, StringConstraints(min_length=1, max_length=1000)]
 Label = Annotated[str, StringConstraints(max_length=512)]
@@ -209,11 +209,11 @@ def _message(entry: Any) -> Message:
     if not isinstance(entry, Mapping):
         raise ValueError("must be an object with role and content")
     role = entry.get("role")
-    if role not in _ROLES:
+    if not isinstance(role, str) or role not in _ROLES:
         raise ValueError(f"role {role!r} is not one of {', '.join(_ROLES)}")
     if entry.get("tool_calls"):
         raise ValueError("tool_calls are not supported by this server")
-    return Message("system" if role == "developer" else role, _text(entry.get("content")))
+    return Message(_ROLES[role], _text(entry.get("content")))
 
 
 def _text(content: Any) -> str:

@@ -131,9 +131,7 @@ class Datasets:
             settings: dict[str, Any] = {"name": name, "data_processing_strategy": chosen, "database": target}
             if auto_process is not None:
                 settings["auto_process"] = auto_process
-            return config.model_copy(
-                update={"datasets": [*config.datasets, DatasetConfig.model_validate(settings)]}
-            )
+            return config.model_copy(update={"datasets": [*config.datasets, DatasetConfig.model_validate(settings)]})
 
         await self._projects.update(ref, add)
         return await self.get(ref, name)
@@ -291,8 +289,6 @@ async def clear(record: FileRecord, chunks: IndexedChunks, vectors: VectorStore)
 
 def _without(name: str) -> Callable[[ProjectConfig], ProjectConfig]:
     def remove(config: ProjectConfig) -> ProjectConfig:
-        return config.model_copy(
-            update={"datasets": [dataset for dataset in config.datasets if dataset.name != name]}
-        )
+        return config.model_copy(update={"datasets": [dataset for dataset in config.datasets if dataset.name != name]})
 
     return remove

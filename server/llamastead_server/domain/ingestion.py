@@ -10,24 +10,17 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
-from fnmatch import fnmatch
+from dataclasses import replace
 from pathlib import PurePath
-from typing import Any, Literal
+from typing import Any
 
 from llamastead_server.domain.chunking import ChunkSettings
-from llamastead_server.domain.config import (
-    DEFAULT_CHUNK_OVERLAP,
-    DEFAULT_CHUNK_SIZE,
-    DataProcessingStrategy,
-    Parser,
-)
 from llamastead_server.domain.datasets import clear
-from llamastead_server.domain.errors import Conflict, LlamasteadError, ValidationFailed
+from llamastead_server.domain.errors import Conflict, LlamasteadError
 from llamastead_server.domain.files import BlobStore, DatasetLocks, DocumentError, FileRecord, FileStore, IndexedChunks
 from llamastead_server.domain.names import ProjectRef
+from llamastead_server.domain.parsing_rules import ParsingRules
 from llamastead_server.domain.ports import (
     Chunk,
     Collection,
@@ -38,64 +31,10 @@ from llamastead_server.domain.ports import (
     TaskProgress,
     VectorStore,
 )
+from llamastead_server.domain.processing import ProcessingReport, ProcessingRun
 
-FilePhase = Literal["pending", "processing", "processed", "skipped", "failed"]
-_TASK_STATES: Mapping[str, str] = {"processed": "success", "failed": "failure"}
 _CHUNKER_VERSION = 1
 """Raise it when chunks of the same text change: files are then processed again."""
-
-
-@dataclass(frozen=True, slots=True)
-class FileResult:
-    """How one file was processed.
-
-    Attributes:
-        hash: SHA-256 of the content, in hex.
-        filename: Name of the file.
-        status: How far it is.
-        parser: What read it.
-        extractors: What was drawn from it.
-        chunks: Chunks indexed so far.
-        chunk_size: Target size of a chunk, in characters.
-        embedder: Embedding model.
-        error: Why it failed.
-        reason: Why it was skipped.
-    """
-
-    hash: str
-    filename: str
-    status: FilePhase = "pending"
-    parser: str | None = None
-    extractors: Sequence[str] = ()
-    chunks: int | None = None
-    chunk_size: int | None = None
-    embedder: str | None = None
-    error: str | None = None
-    reason: str | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class ProcessingReport:
-    """How processing a dataset went, file by file."""
-
-    strategy: str
-    database: str
-    files: Sequence[FileResult]
-
-    def count(self, status: FilePhase) -> int:
-        """Files of one status."""
-        return sum(result.status == status for result in self.files)
-
-    def plain(self) -> dict[str, Any]:
-        """The report as a task's result."""
-        return {
-            **{f"{status}_files": self.count(status) for status in ("processed", "skipped", "failed")},
-            "strategy": self.strategy,
-            "database": self.database,
-            "details": [
-                {key: value for key, value in asdict(result).items() if value is not None} for result in self.files
-            ],
-        }
 
 
 class Ingestion:
@@ -189,7 +128,7 @@ class Ingestion:
                 await asyncio.wait([work, stopped])
         return run.report()
 
-    async def _begin(self, ref: ProjectRef, dataset: str, progress: TaskProgress | None) -> _Run:
+    async def _begin(self, ref: ProjectRef, dataset: str, progress: TaskProgress | None) -> ProcessingRun:
         config = await self._projects.config(ref)
         settings = config.dataset(dataset)
         strategy = config.rag.processing_strategy(settings.data_processing_strategy)
@@ -197,7 +136,7 @@ class Ingestion:
         collection = Collection(ref, database.name, await self._embedder.dimension())
         await self._embedding_is_new(collection)
         records = [record for record in await self._files.list_files(ref, dataset) if record.visible]
-        return _Run(collection, _Strategy(strategy), records, progress)
+        return ProcessingRun(collection, ParsingRules(strategy), records, progress)
 
     async def _embedding_is_new(self, collection: Collection) -> bool:
         known = await self._chunks.embedding_of(collection.project, collection.database)
@@ -213,7 +152,7 @@ class Ingestion:
             )
         return False
 
-    async def _process_files(self, run: _Run) -> None:
+    async def _process_files(self, run: ProcessingRun) -> None:
         waiting = iter(range(len(run.records)))
         try:
             async with asyncio.TaskGroup() as group:
@@ -222,7 +161,7 @@ class Ingestion:
         except BaseExceptionGroup as failures:
             raise failures.exceptions[0] from None
 
-    async def _work_off(self, run: _Run, waiting: Iterator[int]) -> None:
+    async def _work_off(self, run: ProcessingRun, waiting: Iterator[int]) -> None:
         for index in waiting:
             stale = run.records[index]
             async with self._locks.file(stale.project, stale.dataset, stale.hash):
@@ -232,7 +171,7 @@ class Ingestion:
                 else:
                     await self._process_file(run, index, record)
 
-    async def _process_file(self, run: _Run, index: int, record: FileRecord) -> None:
+    async def _process_file(self, run: ProcessingRun, index: int, record: FileRecord) -> None:
         try:
             settings = run.strategy.settings(record.filename)
         except DocumentError as error:
@@ -290,120 +229,28 @@ class Ingestion:
             if not settled:
                 await asyncio.shield(self._revert(working))
 
-    async def _index(self, run: _Run, index: int, chunks: Sequence[Chunk]) -> None:
+    async def _index(self, run: ProcessingRun, index: int, chunks: Sequence[Chunk]) -> None:
         for start in range(0, len(chunks), self._batch_size):
             batch = chunks[start : start + self._batch_size]
             vectors = await self._embedder.embed_passages([chunk.text for chunk in batch])
             await self._vectors.upsert(run.collection, batch, vectors)
             await run.note(index, chunks=start + len(batch))
 
-    async def _fail(self, run: _Run, index: int, record: FileRecord, error: LlamasteadError) -> None:
+    async def _fail(self, run: ProcessingRun, index: int, record: FileRecord, error: LlamasteadError) -> None:
         if record.status == "processed":
             await clear(record, self._chunks, self._vectors)
-        await self._files.put(
-            replace(record, status="failed", error=error.message, chunk_count=0, processed_with=None)
-        )
+        await self._files.put(replace(record, status="failed", error=error.message, chunk_count=0, processed_with=None))
         await run.note(index, status="failed", error=error.message, chunks=None)
 
     async def _revert(self, working: FileRecord) -> None:
         await clear(working, self._chunks, self._vectors)
         await self._files.put(replace(working, status="uploaded"))
 
-    def _fingerprint(self, run: _Run, settings: ChunkSettings) -> str:
+    def _fingerprint(self, run: ProcessingRun, settings: ChunkSettings) -> str:
         made_of = [
             _CHUNKER_VERSION, settings.size, settings.overlap, self._embedder.model, run.collection.database,
         ]  # fmt: skip
         return hashlib.sha256(json.dumps(made_of).encode()).hexdigest()
-
-
-class _Strategy:
-    """Which settings a strategy has for which file."""
-
-    def __init__(self, strategy: DataProcessingStrategy) -> None:
-        self.name = strategy.name
-        parsers = [parser if isinstance(parser, Parser) else Parser(type=parser) for parser in strategy.parsers]
-        self._parsers = sorted(parsers or [Parser()], key=lambda parser: -parser.priority)
-        self._settings = [_chunk_settings(strategy.name, parser) for parser in self._parsers]
-
-    def settings(self, filename: str) -> ChunkSettings:
-        """The settings of the first parser that takes the file.
-
-        Raises:
-            DocumentError: No parser of the strategy takes it.
-        """
-        for parser, settings in zip(self._parsers, self._settings, strict=True):
-            if _takes(parser, filename):
-                return settings
-        taken = sorted({kind for parser in self._parsers for kind in [*parser.file_extensions, *parser.file_include_patterns]})
-        raise DocumentError(
-            f"No parser of the strategy {self.name!r} takes this kind of file; it takes {', '.join(taken)}."
-        )
-
-
-class _Run:
-    """One run over a dataset: its settings, and how far each file is."""
-
-    def __init__(
-        self,
-        collection: Collection,
-        strategy: _Strategy,
-        records: Sequence[FileRecord],
-        progress: TaskProgress | None,
-    ) -> None:
-        self.collection = collection
-        self.strategy = strategy
-        self.records = records
-        self._progress = progress
-        self._results = [FileResult(record.hash, record.filename) for record in records]
-
-    async def note(self, index: int, **changes: Any) -> None:
-        """Records how far a file is."""
-        self._results[index] = replace(self._results[index], **changes)
-        await self.announce()
-
-    async def announce(self) -> None:
-        """Tells the task how far the run is."""
-        if self._progress is None:
-            return
-        done = Counter(result.status for result in self._results)
-        ended = done["processed"] + done["skipped"] + done["failed"]
-        total = len(self._results)
-        files = [
-            {
-                "index": index,
-                "file_hash": result.hash,
-                "filename": result.filename,
-                "state": _TASK_STATES.get(result.status, result.status),
-                "chunks": result.chunks or 0,
-                **({"error": result.error} if result.error else {}),
-            }
-            for index, result in enumerate(self._results)
-        ]
-        message = f"Processed {ended} of {total} files" if ended == total else f"Processing {ended + 1} of {total} files"
-        await self._progress.report(ended, total, message, files)
-
-    def report(self) -> ProcessingReport:
-        """The results so far."""
-        return ProcessingReport(self.strategy.name, self.collection.database, list(self._results))
-
-
-def _chunk_settings(strategy: str, parser: Parser) -> ChunkSettings:
-    size = parser.config.get("chunk_size", DEFAULT_CHUNK_SIZE)
-    default_overlap = min(DEFAULT_CHUNK_OVERLAP, size // 2) if isinstance(size, int) else DEFAULT_CHUNK_OVERLAP
-    overlap = parser.config.get("chunk_overlap", default_overlap)
-    if not all(isinstance(value, int) and not isinstance(value, bool) for value in (size, overlap)):
-        raise ValidationFailed(f"Strategy {strategy!r}: chunk_size and chunk_overlap must be whole numbers.")
-    return ChunkSettings(size, overlap)
-
-
-def _takes(parser: Parser, filename: str) -> bool:
-    if not parser.file_extensions and not parser.file_include_patterns:
-        return True
-    name = filename.lower()
-    extension = PurePath(name).suffix.lstrip(".")
-    return any(extension == listed.lower().lstrip(".") for listed in parser.file_extensions) or any(
-        fnmatch(name, pattern.lower()) for pattern in parser.file_include_patterns
-    )
 
 
 def _chunks(record: FileRecord, document: ParsedDocument) -> Sequence[Chunk]:

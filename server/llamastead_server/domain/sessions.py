@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
 from contextlib import asynccontextmanager
 from typing import Protocol
 from uuid import uuid4
@@ -30,7 +30,7 @@ class SessionStore(Protocol):
         ...
 
     async def append(
-        self, ref: ProjectRef, session_id: str, messages: Sequence[Message], *, now: float, used_since: float
+        self, ref: ProjectRef, session_id: str, new: Sequence[Message], *, now: float, used_since: float
     ) -> None:
         """Adds messages, and marks the session used now; a history not used since then is dropped first."""
         ...
@@ -43,8 +43,8 @@ class SessionStore(Protocol):
         """Deletes a project's sessions and gives their ids."""
         ...
 
-    async def delete_unused(self, used_before: float) -> int:
-        """Deletes every session last used before then and gives their number."""
+    async def delete_unused(self, used_before: float, keep: Collection[tuple[ProjectRef, str]]) -> int:
+        """Deletes every session last used before then, but for those to keep, and gives their number."""
         ...
 
 
@@ -93,17 +93,13 @@ class SessionTurn:
 
 class _KeptTurn(SessionTurn):
     def __init__(
-        self, sessions: Sessions, seat: _Seat, ref: ProjectRef, session_id: str, history: Sequence[Message]
+        self, session_id: str, history: Sequence[Message], append: Callable[[Sequence[Message]], Awaitable[None]]
     ) -> None:
         super().__init__(session_id, history)
-        self._sessions = sessions
-        self._seat = seat
-        self._ref = ref
+        self._append = append
 
     async def commit(self, messages: Sequence[Message]) -> None:
-        if not self._seat.revoked:
-            assert self.session_id is not None
-            await self._sessions.append(self._ref, self.session_id, messages)
+        await self._append(messages)
 
 
 class Sessions:
@@ -150,16 +146,19 @@ class Sessions:
         seat.turns += 1
         try:
             async with seat.lock:
-                history = () if seat.revoked else await self._store.read(ref, session_id, self._oldest())
-                yield _KeptTurn(self, seat, ref, session_id, history)
+                # A session that was alive when its turn began stays so, however long the turn takes.
+                used_since = self._oldest()
+                history = () if seat.revoked else await self._store.read(ref, session_id, used_since)
+
+                async def append(messages: Sequence[Message]) -> None:
+                    if not seat.revoked:
+                        await self._store.append(ref, session_id, messages, now=self._clock(), used_since=used_since)
+
+                yield _KeptTurn(session_id, history, append)
         finally:
             seat.turns -= 1
             if seat.turns == 0 and self._seats.get(key) is seat:
                 del self._seats[key]
-
-    async def append(self, ref: ProjectRef, session_id: str, messages: Sequence[Message]) -> None:
-        """Adds messages to a session in one transaction; the caller holds its turn."""
-        await self._store.append(ref, session_id, messages, now=self._clock(), used_since=self._oldest())
 
     async def history(self, ref: ProjectRef, session_id: str) -> Sequence[Message]:
         """What was said, oldest first; empty for a session that does not exist (any more)."""
@@ -189,7 +188,7 @@ class Sessions:
 
     async def sweep(self) -> int:
         """Deletes the sessions that nobody used for the time to live and gives their number."""
-        return await self._store.delete_unused(self._oldest())
+        return await self._store.delete_unused(self._oldest(), list(self._seats))
 
     def _revoke(self, ref: ProjectRef, session_id: str) -> bool:
         # The seat leaves the table, so turns that come later queue on a new one and start afresh.

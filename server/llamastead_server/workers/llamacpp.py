@@ -91,7 +91,7 @@ class LlamaCpp:
         self.options = options
         key = secrets.token_hex(16)
         socket = folder / "llama.sock"
-        self._server = xllamacpp.Server(_parameters(options, header, socket, key))
+        self._server = xllamacpp.Server(server_parameters(options, header, socket, key))
         self._http = LlamaHttp(socket, key)
         tokens: Sequence[str] = header.metadata.get(_TOKENS, ())
         kinds: Sequence[int] = header.metadata.get(_TOKEN_TYPES, ())
@@ -218,7 +218,8 @@ class LlamaCpp:
             self._good_schemas.popitem(last=False)
 
 
-def _parameters(options: LoadOptions, header: GgufHeader, socket: Path, key: str) -> Any:
+def server_parameters(options: LoadOptions, header: GgufHeader, socket: Path, key: str) -> Any:
+    """How llama.cpp is set up to hold a model; `benchmarks` sets up its raw engine with the same."""
     parameters = xllamacpp.CommonParams()
     parameters.model.path = str(options.path)
     parameters.n_parallel = options.slots

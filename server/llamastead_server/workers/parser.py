@@ -70,7 +70,7 @@ class Reader:
 
         self._kreuzberg = kreuzberg
         self._longest_text = longest_text
-        self._config = kreuzberg.ExtractionConfig(
+        self._config = kreuzberg.ExtractionConfig(  # type: ignore[call-arg]  # its stub lacks disable_ocr
             use_cache=False,
             disable_ocr=True,
             output_format="plain",
@@ -112,9 +112,11 @@ class Reader:
             result = extract()
         except self._kreuzberg.KreuzbergError as error:
             raise Unreadable(_reason(str(error))) from None
-        # A PDF's whole text repeats its tables at the end; its pages don't.
+        # A PDF's whole text repeats its tables at the end; its pages don't. Slides and sheets come without text.
         pages: list[tuple[int | None, str]] = [
-            (int(page["page_number"]), str(page["content"])) for page in result.pages or ()
+            (int(page["page_number"]), str(page["content"]))
+            for page in result.pages or ()
+            if result.mime_type == "application/pdf"
         ]
         return pages or [(None, result.content)], _described(result.metadata)
 

@@ -7,7 +7,9 @@ with an equals sign is what the model answers, and any other line is a statement
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 
@@ -36,3 +38,11 @@ def phrase_book(name: str) -> tuple[Block, ...]:
             )
         )
     return tuple(blocks)
+
+
+@cache
+def word_list(name: str) -> tuple[str, ...]:
+    """Read one of the lists in words.txt."""
+    text = (Path(__file__).parent / "words.txt").read_text("utf-8")
+    lists = dict(re.findall(r"^\[(.+)\]\n((?:[^\[\n].*\n)+)", text, re.MULTILINE))
+    return tuple(lists[name].split())

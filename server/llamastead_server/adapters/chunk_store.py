@@ -1,0 +1,150 @@
+"""The chunks' text and the databases they are in: the tables `chunks` and `databases`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import sqlalchemy as sa
+
+from llamastead_server.adapters.database import Database
+from llamastead_server.adapters.file_store import row_of
+from llamastead_server.adapters.schema import chunks, databases, files
+from llamastead_server.domain.files import FileRecord
+from llamastead_server.domain.names import ProjectRef
+from llamastead_server.domain.ports import Chunk
+
+_IDS_PER_QUERY = 500
+
+
+class SqlChunkStore:
+    """`domain.files.IndexedChunks`, and what retrieval reads, over the SQL database."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    async def get_chunks(self, ref: ProjectRef, ids: Sequence[str]) -> Mapping[str, Chunk]:
+        """The chunks of a project that have these ids; unknown ids are left out."""
+
+        def work(connection: sa.Connection) -> dict[str, Chunk]:
+            found: dict[str, Chunk] = {}
+            for start in range(0, len(ids), _IDS_PER_QUERY):
+                some = chunks.c.id.in_(ids[start : start + _IDS_PER_QUERY])
+                for row in connection.execute(sa.select(chunks).where(*_chunks_in(ref), some)):
+                    found[row.id] = Chunk(
+                        id=row.id,
+                        dataset=row.dataset,
+                        file_hash=row.file_hash,
+                        filename=row.metadata["filename"],
+                        ordinal=row.ordinal,
+                        text=row.text,
+                        page=row.page,
+                        metadata={key: value for key, value in row.metadata.items() if key != "filename"},
+                    )
+            return found
+
+        return await self._database.read(work)
+
+    async def document_count(self, ref: ProjectRef, database: str) -> int:
+        """How many files have chunks in the database."""
+        documents = (
+            sa.select(chunks.c.dataset, chunks.c.file_hash)
+            .where(*_chunks_in(ref), chunks.c.database == database)
+            .distinct()
+            .subquery()
+        )
+        query = sa.select(sa.func.count()).select_from(documents)
+        return await self._database.read(lambda connection: connection.execute(query).scalar_one())
+
+    async def complete(self, database: str, record: FileRecord, new: Sequence[Chunk]) -> None:
+        """Replaces a file's chunks and its record in one transaction."""
+        ref = record.project
+        rows = [
+            {
+                "id": chunk.id,
+                "namespace": ref.namespace,
+                "project": ref.name,
+                "database": database,
+                "dataset": chunk.dataset,
+                "file_hash": chunk.file_hash,
+                "ordinal": chunk.ordinal,
+                "text": chunk.text,
+                "page": chunk.page,
+                "metadata": {**chunk.metadata, "filename": chunk.filename},
+            }
+            for chunk in new
+        ]
+
+        def work(connection: sa.Connection) -> None:
+            connection.execute(chunks.delete().where(*_of_file(ref, record.dataset, record.hash)))
+            if rows:
+                connection.execute(chunks.insert(), rows)
+            connection.execute(
+                files.update()
+                .where(
+                    files.c.namespace == ref.namespace,
+                    files.c.project == ref.name,
+                    files.c.dataset == record.dataset,
+                    files.c.hash == record.hash,
+                )
+                .values(row_of(record))
+            )
+
+        await self._database.write(work)
+
+    async def remove_file(self, ref: ProjectRef, dataset: str, file_hash: str) -> int:
+        """Removes a file's chunks and returns how many there were."""
+        change = chunks.delete().where(*_of_file(ref, dataset, file_hash))
+        return await self._database.write(lambda connection: connection.execute(change).rowcount)
+
+    async def databases(self, ref: ProjectRef) -> Sequence[str]:
+        """Databases of the project that something was ever written to."""
+        query = sa.select(databases.c.name).where(*_databases_in(ref)).order_by(databases.c.name)
+        return await self._database.read(lambda connection: list(connection.execute(query).scalars()))
+
+    async def embedding_of(self, ref: ProjectRef, database: str) -> tuple[str, int] | None:
+        """Embedding model and dimension the database was made with; `None` for one never written to."""
+        query = sa.select(databases.c.embedding_model, databases.c.dimension).where(
+            *_databases_in(ref), databases.c.name == database
+        )
+        row = await self._database.read(lambda connection: connection.execute(query).one_or_none())
+        return None if row is None else (row.embedding_model, row.dimension)
+
+    async def remember_embedding(self, ref: ProjectRef, database: str, model: str, dimension: int) -> None:
+        """Records the embedding model and dimension of a database; what is recorded already stays."""
+
+        def work(connection: sa.Connection) -> None:
+            known = sa.select(databases.c.name).where(*_databases_in(ref), databases.c.name == database)
+            if connection.execute(known).one_or_none() is None:
+                connection.execute(
+                    databases.insert().values(
+                        namespace=ref.namespace,
+                        project=ref.name,
+                        name=database,
+                        embedding_model=model,
+                        dimension=dimension,
+                        metric="cosine",
+                    )
+                )
+
+        await self._database.write(work)
+
+    async def remove_project(self, ref: ProjectRef) -> None:
+        """Removes a project's chunks and databases."""
+
+        def work(connection: sa.Connection) -> None:
+            connection.execute(chunks.delete().where(*_chunks_in(ref)))
+            connection.execute(databases.delete().where(*_databases_in(ref)))
+
+        await self._database.write(work)
+
+
+def _chunks_in(ref: ProjectRef) -> tuple[sa.ColumnElement[bool], ...]:
+    return chunks.c.namespace == ref.namespace, chunks.c.project == ref.name
+
+
+def _databases_in(ref: ProjectRef) -> tuple[sa.ColumnElement[bool], ...]:
+    return databases.c.namespace == ref.namespace, databases.c.project == ref.name
+
+
+def _of_file(ref: ProjectRef, dataset: str, file_hash: str) -> tuple[sa.ColumnElement[bool], ...]:
+    return (*_chunks_in(ref), chunks.c.dataset == dataset, chunks.c.file_hash == file_hash)

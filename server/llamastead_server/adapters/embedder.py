@@ -1,0 +1,162 @@
+"""The embedder as the domain sees it: a client of the supervised embedder worker."""
+
+from __future__ import annotations
+
+import sys
+from array import array
+from collections import OrderedDict
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+
+import grpc
+
+from llamastead.internal.v1 import embedder_pb2, embedder_pb2_grpc
+from llamastead_server.adapters.worker_process import Supervision, WorkerProcess, WorkerStatus
+from llamastead_server.domain.errors import (
+    Internal,
+    InvalidRequest,
+    LlamasteadError,
+    ModelNotFound,
+    Overloaded,
+    RequestTimeout,
+    Unavailable,
+)
+
+_QUERY_SECONDS = 30.0
+_PASSAGES_SECONDS = 300.0
+_TEXTS_PER_CALL = 256
+
+
+class WorkerEmbedder:
+    """Embeds by the worker process, remembering the vectors of recent queries.
+
+    It starts the worker when entered, waits until the model is loaded, and stops it when left.
+
+    Args:
+        model: Name of the embedding model.
+        models_folder: Where further embedding models and cross-encoders lie.
+        threads: CPU threads of the worker. Default: cores less one.
+        cached_queries: Query vectors to remember.
+        supervision: How closely the worker is watched.
+    """
+
+    def __init__(
+        self,
+        model: str,
+        models_folder: Path | None = None,
+        *,
+        threads: int | None = None,
+        cached_queries: int = 512,
+        supervision: Supervision | None = None,
+    ) -> None:
+        self._model = model
+        self._cached_queries = cached_queries
+        self._cache: OrderedDict[str, Sequence[float]] = OrderedDict()
+        self._dimension = 0
+        arguments = ["--model", model]
+        if models_folder is not None:
+            arguments += ["--models-folder", str(models_folder)]
+        if threads is not None:
+            arguments += ["--threads", str(threads)]
+        self._worker = WorkerProcess(
+            "embedder", "llamastead_server.workers.embedder", arguments, _probe, supervision or Supervision()
+        )
+
+    async def __aenter__(self) -> WorkerEmbedder:
+        await self._worker.start()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self._worker.stop()
+
+    @property
+    def model(self) -> str:
+        """Name of the embedding model."""
+        return self._model
+
+    @property
+    def worker(self) -> WorkerProcess:
+        """The supervised process, for health reports."""
+        return self._worker
+
+    async def dimension(self) -> int:
+        """Length of a vector."""
+        if not self._dimension:
+            try:
+                status = await self._stub().GetEmbedderStatus(
+                    embedder_pb2.GetEmbedderStatusRequest(), timeout=_QUERY_SECONDS
+                )
+            except grpc.aio.AioRpcError as error:
+                raise _translated(error) from error
+            self._dimension = status.dimension
+        return self._dimension
+
+    async def embed_query(self, text: str) -> Sequence[float]:
+        """Embeds a query, ahead of any passages that wait."""
+        cached = self._cache.get(text)
+        if cached is not None:
+            self._cache.move_to_end(text)
+            return cached
+        vector = (await self._embed([text], query=True, timeout=_QUERY_SECONDS))[0]
+        self._cache[text] = vector
+        while len(self._cache) > self._cached_queries:
+            self._cache.popitem(last=False)
+        return vector
+
+    async def embed_passages(self, texts: Sequence[str]) -> Sequence[Sequence[float]]:
+        """Embeds passages for the index."""
+        vectors: list[Sequence[float]] = []
+        for start in range(0, len(texts), _TEXTS_PER_CALL):
+            part = texts[start : start + _TEXTS_PER_CALL]
+            vectors += await self._embed(part, query=False, timeout=_PASSAGES_SECONDS)
+        return vectors
+
+    async def rerank(self, model: str, query: str, documents: Sequence[str]) -> Sequence[float]:
+        """Scores documents in [0, 1] by a cross-encoder in the models folder."""
+        request = embedder_pb2.RerankRequest(model=model, query=query, documents=documents)
+        try:
+            response = await self._stub().Rerank(request, timeout=_PASSAGES_SECONDS)
+        except grpc.aio.AioRpcError as error:
+            raise _translated(error) from error
+        return list(response.scores)
+
+    def _stub(self) -> embedder_pb2_grpc.EmbedderServiceAsyncStub:
+        return embedder_pb2_grpc.EmbedderServiceStub(self._worker.channel)
+
+    async def _embed(self, texts: Sequence[str], *, query: bool, timeout: float) -> Sequence[Sequence[float]]:
+        try:
+            response = await self._stub().Embed(embedder_pb2.EmbedRequest(texts=texts, query=query), timeout=timeout)
+        except grpc.aio.AioRpcError as error:
+            raise _translated(error) from error
+        floats = array("f", response.vectors)
+        if sys.byteorder == "big":
+            floats.byteswap()
+        width = self._dimension = response.dimension
+        if len(floats) != width * len(texts):
+            raise Internal("The embedder gave a wrong number of vectors.")
+        return [floats[start : start + width] for start in range(0, len(floats), width)]
+
+
+async def _probe(channel: grpc.aio.Channel) -> WorkerStatus:
+    stub: embedder_pb2_grpc.EmbedderServiceAsyncStub = embedder_pb2_grpc.EmbedderServiceStub(channel)
+    status = await stub.GetEmbedderStatus(embedder_pb2.GetEmbedderStatusRequest())
+    return WorkerStatus(status.state, status.error)
+
+
+def _translated(error: grpc.aio.AioRpcError) -> LlamasteadError:
+    details = error.details() or "it gave no reason"
+    match error.code():
+        case grpc.StatusCode.NOT_FOUND:
+            return ModelNotFound(details)
+        case grpc.StatusCode.INVALID_ARGUMENT:
+            return InvalidRequest(details)
+        case grpc.StatusCode.RESOURCE_EXHAUSTED:
+            return Overloaded("Too many texts wait to be embedded; try again shortly.", retry_after=2.0)
+        case grpc.StatusCode.DEADLINE_EXCEEDED:
+            return RequestTimeout("The embedder did not answer in time.")
+        case grpc.StatusCode.UNAVAILABLE | grpc.StatusCode.CANCELLED:
+            return Unavailable("The embedder went away; it is being started again.", retry_after=5.0)
+    return Internal(f"The embedder failed: {details}")

@@ -1,0 +1,289 @@
+"""The vector store on Milvus: the embedded one, or a cluster by URI."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from types import TracebackType
+from typing import Any, TypeVar, cast
+
+from llamastead_server.adapters import milvus_schema
+from llamastead_server.adapters.milvus_filter import encode, render
+from llamastead_server.adapters.milvus_lite import MilvusLite
+from llamastead_server.domain.errors import InvalidRequest, LlamasteadError, Unavailable
+from llamastead_server.domain.names import ProjectRef
+from llamastead_server.domain.ports import Chunk, Collection, Match
+
+T = TypeVar("T")
+_THREADS = 8
+_UPSERT_ROWS = 256
+_LONGEST_QUERY = 4096
+_LARGEST_LIMIT = 16_384
+_CALL_SECONDS = 30.0
+_WRITE_SECONDS = 120.0
+_NO_COLLECTION = 100
+_CONNECTION_FAILED = 2
+_ROW_OVERHEAD_BYTES = 1500
+_log = logging.getLogger(__name__)
+
+
+class MilvusStore:
+    """Vectors and a BM25 index over the same chunks, one Milvus collection per project database.
+
+    pymilvus blocks, so its calls run in a small pool of threads. Every call has a time limit: without one
+    pymilvus retries a dead server 75 times.
+
+    Args:
+        lite: The embedded server to start, or `None` for a cluster.
+        uri: Address of the cluster when there is no embedded server.
+        token: Token of the cluster.
+    """
+
+    def __init__(self, lite: MilvusLite | None, *, uri: str = "", token: str = "") -> None:
+        self._lite = lite
+        self._uri = uri
+        self._token = token
+        self._pool = ThreadPoolExecutor(_THREADS, thread_name_prefix="milvus")
+        self._opening = threading.Lock()
+        self._client: Any = None
+        self._loaded: set[str] = set()
+        self._writes: dict[str, asyncio.Lock] = {}
+
+    @classmethod
+    def embedded(cls, folder: Path) -> MilvusStore:
+        """A store in a data folder, served by Milvus Lite."""
+        return cls(MilvusLite(folder))
+
+    @classmethod
+    def cluster(cls, uri: str, token: str | None = None) -> MilvusStore:
+        """A store in a Milvus cluster."""
+        return cls(None, uri=uri, token=token or "")
+
+    async def __aenter__(self) -> MilvusStore:
+        try:
+            await self._in_thread(self._open)
+        except BaseException:
+            await self._close()
+            raise
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self._close()
+
+    async def create(self, collection: Collection) -> None:
+        """Makes the collection unless it exists."""
+        if collection.metric != "cosine":
+            raise InvalidRequest(f"distance_metric {collection.metric!r} is not available: vectors are compared by "
+                                 "cosine.")  # fmt: skip
+        name = milvus_schema.collection_name(collection.project, collection.database)
+        await self._write(name, lambda client: self._create(client, name, collection))
+
+    async def drop(self, project: ProjectRef, database: str | None = None) -> None:
+        """Removes one collection, or all of a project's."""
+        if database is not None:
+            await self._drop(milvus_schema.collection_name(project, database))
+            return
+        prefix = milvus_schema.project_prefix(project)
+        names = await self._read(lambda client: client.list_collections(timeout=_CALL_SECONDS))
+        for name in names:
+            if name.startswith(prefix):
+                await self._drop(name)
+
+    async def upsert(self, collection: Collection, chunks: Sequence[Chunk], vectors: Sequence[Sequence[float]]) -> None:
+        """Writes chunks with their vectors; a chunk of the same id is replaced. The next search finds them."""
+        if len(chunks) != len(vectors):
+            raise ValueError(f"{len(chunks)} chunks but {len(vectors)} vectors")
+        name = milvus_schema.collection_name(collection.project, collection.database)
+        for start in range(0, len(chunks), _UPSERT_ROWS):
+            end = start + _UPSERT_ROWS
+            rows = [
+                milvus_schema.row(chunk, vector)
+                for chunk, vector in zip(chunks[start:end], vectors[start:end], strict=True)
+            ]
+            await self._write(name, lambda client, rows=rows: client.upsert(name, rows, timeout=_WRITE_SECONDS))  # type: ignore[misc]
+
+    async def delete_file(self, project: ProjectRef, database: str, dataset: str, file_hash: str | None) -> None:
+        """Removes a file's chunks, or with `None` the whole dataset's."""
+        name = milvus_schema.collection_name(project, database)
+        condition = f'dataset == "{encode(dataset)}"'
+        if file_hash is not None:
+            condition += f' and file_hash == "{encode(file_hash)}"'
+        await self._write(
+            name, lambda client: client.delete(name, filter=condition, timeout=_WRITE_SECONDS), missing=None
+        )
+
+    async def search_vector(
+        self, collection: Collection, vector: Sequence[float], limit: int, filters: Mapping[str, Any]
+    ) -> Sequence[Match]:
+        """The chunks nearest to the vector, best first, scored by cosine."""
+        return await self._search(
+            collection, milvus_schema.as_vector(vector), "vector", "COSINE", limit, render(filters)
+        )
+
+    async def search_keyword(
+        self, collection: Collection, query: str, limit: int, filters: Mapping[str, Any]
+    ) -> Sequence[Match]:
+        """The chunks that share words with the query, best first, scored by BM25."""
+        return await self._search(collection, query[:_LONGEST_QUERY], "sparse", "BM25", limit, render(filters))
+
+    async def vector_scores(
+        self, collection: Collection, vector: Sequence[float], chunk_ids: Sequence[str]
+    ) -> Mapping[str, float]:
+        """Cosine of the query vector with each given chunk's vector; unknown ids are absent."""
+        if not chunk_ids:
+            return {}
+        condition = f"id in [{', '.join(milvus_schema.id_literal(chunk_id) for chunk_id in chunk_ids)}]"
+        matches = await self._search(
+            collection, milvus_schema.as_vector(vector), "vector", "COSINE", len(chunk_ids), condition
+        )
+        return {match.chunk_id: match.score for match in matches}
+
+    async def count(self, project: ProjectRef, database: str) -> int:
+        """Chunks in the collection; 0 when there is none."""
+        name = milvus_schema.collection_name(project, database)
+        return await self._read(lambda client: _count(client, name), missing=0)
+
+    async def size_bytes(self, project: ProjectRef, database: str) -> int:
+        """Estimated bytes on disk: the collection's share, by chunks, of the one file of an embedded store;
+        by the size of its vectors and a typical chunk on a cluster, which does not tell."""  # fmt: skip
+        name = milvus_schema.collection_name(project, database)
+        return await self._read(lambda client: self._size(client, name), missing=0)
+
+    async def _search(
+        self, collection: Collection, data: Any, field: str, metric: str, limit: int, condition: str
+    ) -> Sequence[Match]:
+        name = milvus_schema.collection_name(collection.project, collection.database)
+
+        def search(client: Any) -> list[Match]:
+            self._load(client, name)
+            hits = client.search(
+                name, data=[data], anns_field=field, filter=condition, limit=max(1, min(limit, _LARGEST_LIMIT)),
+                search_params={"metric_type": metric, "params": {}}, timeout=_CALL_SECONDS,
+            )[0]  # fmt: skip
+            return [Match(hit["id"], float(hit["distance"])) for hit in hits]
+
+        return await self._read(search, missing=[])
+
+    async def _drop(self, name: str) -> None:
+        def drop(client: Any) -> None:
+            self._loaded.discard(name)
+            client.drop_collection(name, timeout=_WRITE_SECONDS)
+
+        await self._write(name, drop, missing=None)
+
+    def _create(self, client: Any, name: str, collection: Collection) -> None:
+        if client.has_collection(name, timeout=_CALL_SECONDS):
+            return
+        description = f"{collection.project}/{collection.database}"
+        schema = milvus_schema.schema(client, collection.dimension, description)
+        try:
+            client.create_collection(name, schema=schema, consistency_level="Strong", timeout=_WRITE_SECONDS)
+            client.create_index(name, milvus_schema.indexes(client), sync=False, timeout=_WRITE_SECONDS)
+            self._load(client, name)
+        except BaseException:
+            # A collection without its indexes would answer no search for ever.
+            with contextlib.suppress(Exception):
+                client.drop_collection(name, timeout=_CALL_SECONDS)
+            raise
+
+    def _load(self, client: Any, name: str) -> None:
+        if name not in self._loaded:
+            client.load_collection(name, timeout=_WRITE_SECONDS)
+            self._loaded.add(name)
+
+    def _size(self, client: Any, name: str) -> int:
+        rows = _count(client, name)
+        if self._lite is None:
+            fields = client.describe_collection(name, timeout=_CALL_SECONDS)["fields"]
+            dimension = next(field["params"]["dim"] for field in fields if field["name"] == "vector")
+            return rows * (4 * int(dimension) + _ROW_OVERHEAD_BYTES)
+        everything = sum(_count(client, other) for other in client.list_collections(timeout=_CALL_SECONDS))
+        return round(self._lite.data_file.stat().st_size * rows / max(everything, 1))
+
+    async def _write(self, name: str, work: Callable[[Any], T], **missing: Any) -> T:
+        """Runs `work` alone among the collection's writes, to its end even if the caller is cancelled."""
+
+        async def alone() -> T:
+            async with self._writes.setdefault(name, asyncio.Lock()):
+                return await self._read(work, **missing)
+
+        return await asyncio.shield(alone())
+
+    async def _read(self, work: Callable[[Any], T], **missing: Any) -> T:
+        return await self._in_thread(lambda: self._attempt(work, missing))
+
+    async def _in_thread(self, work: Callable[[], T]) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._pool, work)
+
+    def _attempt(self, work: Callable[[Any], T], missing: Mapping[str, Any]) -> T:
+        """Runs `work`, once more if the embedded server turns out to be dead, and words what goes wrong."""
+        client = self._client
+        try:
+            if client is None:
+                client = self._open()
+            return work(client)
+        except Exception as error:
+            if getattr(error, "code", None) == _NO_COLLECTION and "missing" in missing:
+                return cast(T, missing["missing"])
+            if self._lite is None or self._lite.alive:
+                raise _worded(error) from error
+            _log.error("the embedded vector store died; starting it again")
+        try:
+            return work(self._open(instead_of=client))
+        except Exception as error:
+            if getattr(error, "code", None) == _NO_COLLECTION and "missing" in missing:
+                return cast(T, missing["missing"])
+            raise _worded(error) from error
+
+    def _open(self, instead_of: Any = None) -> Any:
+        with self._opening:
+            if self._client is not None and self._client is not instead_of:
+                return self._client
+            # Imported here: it takes half a second, and not on the event loop's thread.
+            import pymilvus
+
+            # It logs a page per expected error, such as a collection that is absent.
+            logging.getLogger("pymilvus").setLevel(logging.CRITICAL)
+            self._release()
+            uri = self._lite.start() if self._lite is not None else self._uri
+            try:
+                self._client = pymilvus.MilvusClient(uri=uri, token=self._token, timeout=_CALL_SECONDS)
+            except Exception as error:
+                raise _worded(error) from error
+            return self._client
+
+    def _release(self) -> None:
+        client, self._client = self._client, None
+        self._loaded.clear()
+        if client is not None:
+            with contextlib.suppress(Exception):
+                client.close()
+
+    async def _close(self) -> None:
+        def close() -> None:
+            with self._opening:
+                self._release()
+                if self._lite is not None:
+                    self._lite.stop()
+
+        await self._in_thread(close)
+        self._pool.shutdown(wait=False)
+
+
+def _count(client: Any, name: str) -> int:
+    return int(client.query(name, filter="", output_fields=["count(*)"], timeout=_CALL_SECONDS)[0]["count(*)"])
+
+
+def _worded(error: Exception) -> Exception:
+    if isinstance(error, LlamasteadError):
+        return error
+    if getattr(error, "code", None) == _CONNECTION_FAILED:
+        return Unavailable("The vector store does not answer; try again shortly.", retry_after=2.0)
+    return Unavailable(f"The vector store failed: {error}", retry_after=2.0)

@@ -1,0 +1,96 @@
+"""YAML as plain JSON data, written atomically."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import yaml
+
+from llamastead_server.domain.errors import InvalidRequest
+
+TEMPORARY = ".writing-"
+_MAX_BYTES = 4 << 20
+_MAX_VALUES = 200_000
+
+
+def parse(text: bytes) -> dict[str, Any]:
+    """Reads a mapping; dates and other YAML extras become strings, so that the result is JSON data.
+
+    Raises:
+        InvalidRequest: The text is not YAML, not a mapping, or unreasonably large.
+    """
+    if len(text) > _MAX_BYTES:
+        raise InvalidRequest(f"The file has {len(text)} bytes; at most {_MAX_BYTES} are read.")
+    try:
+        loaded = yaml.load(text, Loader=yaml.CSafeLoader)
+    except (yaml.YAMLError, UnicodeDecodeError, ValueError, RecursionError) as error:
+        raise InvalidRequest(f"The file is not valid YAML: {' '.join(str(error).split())}.") from None
+    if not isinstance(loaded, dict):
+        raise InvalidRequest("The file must hold a YAML mapping.")
+    plain: dict[str, Any] = _Plain().convert(loaded)
+    return plain
+
+
+def write(path: Path, content: Mapping[str, Any]) -> None:
+    """Replaces the file by one rename, after its content is safely on disk."""
+    text = yaml.dump(dict(content), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
+    temporary = path.with_name(f"{TEMPORARY}{uuid4()}")
+    try:
+        with temporary.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    sync_folder(path.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Makes renames inside the folder survive a power cut."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+class _Dumper(yaml.CSafeDumper):
+    """Writes shared values out in full rather than as aliases, and long texts as blocks."""
+
+    def ignore_aliases(self, data: Any) -> bool:
+        return True
+
+
+def _string(dumper: Any, text: str) -> Any:
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style="|" if "\n" in text else None)
+
+
+_Dumper.add_representer(str, _string)
+
+
+class _Plain:
+    """Counts what it converts: aliases make a small YAML file expand without bound."""
+
+    def __init__(self) -> None:
+        self._left = _MAX_VALUES
+
+    def convert(self, value: Any, depth: int = 64) -> Any:
+        self._left -= 1
+        if self._left < 0 or depth == 0:
+            raise InvalidRequest(f"The file holds more than {_MAX_VALUES} values, or nests deeper than 64 levels.")
+        if isinstance(value, dict):
+            return {str(key): self.convert(entry, depth - 1) for key, entry in value.items()}
+        if isinstance(value, list):
+            return [self.convert(entry, depth - 1) for entry in value]
+        if value is None or isinstance(value, bool | int | str):
+            return value
+        if isinstance(value, float):
+            return value if math.isfinite(value) else str(value)
+        return str(value)

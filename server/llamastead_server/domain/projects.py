@@ -1,0 +1,92 @@
+"""Creating, reading, replacing and deleting projects."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from llamastead_server.domain.config import ProjectConfig
+from llamastead_server.domain.errors import AlreadyExists, InvalidRequest, NotFound
+from llamastead_server.domain.names import ProjectRef
+from llamastead_server.domain.ports import Project, ProjectResource, ProjectStore
+from llamastead_server.domain.templates import Templates
+
+
+class Projects:
+    """The projects of all namespaces.
+
+    Args:
+        store: Their configurations.
+        templates: What new projects are made from.
+        default_model: Gives the model that templates name.
+        resources: What else belongs to projects, in the order it is deleted: vectors, files, sessions, tasks.
+    """
+
+    def __init__(
+        self,
+        store: ProjectStore,
+        templates: Templates,
+        default_model: Callable[[], str],
+        resources: Sequence[ProjectResource],
+    ) -> None:
+        self._store = store
+        self._templates = templates
+        self._default_model = default_model
+        self._resources = resources
+
+    async def list_projects(self, namespace: str) -> Sequence[Project]:
+        """The projects of a namespace by name, broken ones with their error."""
+        return await self._store.list_projects(namespace)
+
+    async def get(self, ref: ProjectRef) -> Project:
+        """Raises `NotFound` when there is no such project."""
+        return await self._store.get(ref)
+
+    async def create(self, ref: ProjectRef, template: str | None = None) -> Project:
+        """Makes a project from a template, by default the one called `default`.
+
+        Raises:
+            AlreadyExists: The name is taken.
+            NotFound: There is no such template.
+        """
+        if await self._exists(ref):
+            raise AlreadyExists(f"Project {ref} already exists.")
+        config = await self._templates.render(template, ref, model=self._default_model())
+        return await self._store.create(ref, config)
+
+    async def replace(self, ref: ProjectRef, raw: Mapping[str, Any]) -> Project:
+        """Replaces a project's configuration; keys that `raw` leaves out are gone.
+
+        Raises:
+            InvalidRequest: The configuration names another project.
+            ValidationFailed: It breaks a rule; nothing was written.
+        """
+        named = {"name": ref.name, "namespace": ref.namespace}
+        for key, own in named.items():
+            given = raw.get(key, own)
+            if given != own:
+                raise InvalidRequest(
+                    f"The configuration's {key} is {given!r}, but this is project {ref}. Leave it out or correct it.",
+                    details={"field": f"config.{key}"},
+                )
+        # A project that does not exist is the first thing to say, whatever the configuration holds.
+        await self._store.get(ref)
+        return await self._store.replace(ref, ProjectConfig.parse({**raw, **named}))
+
+    async def delete(self, ref: ProjectRef) -> Project:
+        """Deletes a project with all that belongs to it, and gives it as it was.
+
+        The folder goes last: a crash leaves a project that is still listed and can be deleted again.
+        """
+        project = await self._store.get(ref)
+        for resource in self._resources:
+            await resource.delete_project(ref)
+        await self._store.delete(ref)
+        return project
+
+    async def _exists(self, ref: ProjectRef) -> bool:
+        try:
+            await self._store.get(ref)
+        except NotFound:
+            return False
+        return True

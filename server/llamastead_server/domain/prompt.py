@@ -1,0 +1,185 @@
+"""Assembles what the model sees, and fits it into the model's window.
+
+The order is stable from turn to turn (system, history, the user's turn), so that the engine's prompt cache hits.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from math import ceil
+from typing import Any, Protocol
+
+from llamastead_server.domain.config import PromptMessage
+from llamastead_server.domain.errors import ValidationFailed
+from llamastead_server.domain.generation import Message, TokenCount
+from llamastead_server.domain.sources import Source, context, document
+
+_ANSWER_TOKENS = 256
+_TEMPLATE_TOKENS = 64
+_TEMPLATE_TOKENS_PER_MESSAGE = 16
+_VARIABLE = re.compile(r"\{\{\s*([A-Za-z_]\w*)\s*(?:\|([^{}]*))?\}\}")
+
+
+class TokenCounter(Protocol):
+    """The part of an engine that measures prompts."""
+
+    @property
+    def context_length(self) -> int:
+        """Tokens in the window."""
+        ...
+
+    async def count_tokens(self, messages: Sequence[Message]) -> TokenCount:
+        """The size of a conversation as the model's template renders it."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Trimmed:
+    """What was left out of a prompt to make it fit: whole turns of history, and passages."""
+
+    turns: int = 0
+    chunks: int = 0
+
+    def __str__(self) -> str:
+        parts = [f"turns={self.turns}"] * bool(self.turns) + [f"chunks={self.chunks}"] * bool(self.chunks)
+        return ", ".join(parts)
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """What the model sees, in parts.
+
+    Attributes:
+        system: Text of the system message, without the passages.
+        examples: Configured messages of a user and an assistant, which precede the history.
+        sources: Passages, best first.
+        history: Earlier turns, oldest first; each begins with a user's message.
+        current: The messages to answer; they are never cut.
+        trimmed: What was left out.
+    """
+
+    system: str
+    examples: Sequence[Message]
+    sources: Sequence[Source]
+    history: Sequence[Sequence[Message]]
+    current: Sequence[Message]
+    trimmed: Trimmed = Trimmed()
+
+    @classmethod
+    def assemble(
+        cls, configured: Sequence[Message], system: str | None, sources: Sequence[Source], turns: Sequence[Message]
+    ) -> Prompt:
+        """Joins the parts; a request's own `system` text replaces all configured messages."""
+        own = [Message("system", system)] if system is not None else configured
+        start = max((place for place, message in enumerate(turns) if message.role == "assistant"), default=-1) + 1
+        return cls(
+            system="\n\n".join(message.content for message in own if message.role == "system" and message.content),
+            examples=[message for message in own if message.role != "system"],
+            sources=sorted(sources, key=lambda source: source.score, reverse=True),
+            history=_split(turns[:start]),
+            current=turns[start:],
+        )
+
+    @property
+    def messages(self) -> Sequence[Message]:
+        """The conversation for the engine."""
+        text = "\n\n".join(part for part in (self.system, context(self.sources)) if part)
+        system = [Message("system", text)] if text else []
+        return [*system, *self.examples, *(message for turn in self.history for message in turn), *self.current]
+
+    def without(self, *, turns: int, chunks: int) -> Prompt:
+        """Leaves out so many of the oldest turns and of the lowest-scored passages."""
+        return replace(
+            self,
+            history=self.history[turns:],
+            sources=self.sources[: len(self.sources) - chunks],
+            trimmed=Trimmed(self.trimmed.turns + turns, self.trimmed.chunks + chunks),
+        )
+
+    def surely_fits(self, counter: TokenCounter, max_tokens: int | None) -> bool:
+        """Whether it fits by its bytes alone: a token takes at least one of them."""
+        messages = self.messages
+        size = sum(len(message.content.encode()) + _TEMPLATE_TOKENS_PER_MESSAGE for message in messages)
+        return size + _TEMPLATE_TOKENS <= room(counter.context_length, max_tokens)
+
+    async def fit(self, counter: TokenCounter, max_tokens: int | None) -> Prompt:
+        """Trims passages and old turns until the prompt leaves room for the answer.
+
+        The best passages may take half of the space that the system message and the current turn leave; then the
+        newest turns take what they need; what is left goes to more passages. What can't be trimmed stays, even if
+        the engine will refuse it.
+        """
+        limit = room(counter.context_length, max_tokens)
+        counted = await counter.count_tokens(self.messages)
+        if counted.total <= limit:
+            return self
+        turn_costs, chunk_costs = self._costs(counted)
+        spare = limit - (counted.total - sum(turn_costs) - sum(chunk_costs))
+        chunks, used = _take(chunk_costs, spare // 2)
+        turns, spent = _take(turn_costs[::-1], spare - used)
+        more, _ = _take(chunk_costs[chunks:], spare - used - spent)
+        kept = self.without(turns=len(self.history) - turns, chunks=len(self.sources) - chunks - more)
+        # A passage's cost is its share of the system message's, which may be a little off.
+        while (kept.history or kept.sources) and (await counter.count_tokens(kept.messages)).total > limit:
+            kept = kept.without(turns=1, chunks=0) if kept.history else kept.without(turns=0, chunks=1)
+        return kept
+
+    def _costs(self, counted: TokenCount) -> tuple[Sequence[int], Sequence[int]]:
+        after = len(counted.per_message) - len(self.current)
+        sizes = iter(counted.per_message[after - sum(len(turn) for turn in self.history) : after])
+        turns = [sum(next(sizes) for _ in turn) for turn in self.history]
+        if not self.sources:
+            return turns, []
+        per_character = counted.per_message[0] / len(self.messages[0].content)
+        return turns, [ceil(len(document(source)) * per_character) for source in self.sources]
+
+
+def room(context_length: int, max_tokens: int | None) -> int:
+    """Tokens a prompt may take when an answer is to follow: a quarter of the window at most is kept for it."""
+    return context_length - min(max_tokens or _ANSWER_TOKENS, context_length // 4)
+
+
+def fill(messages: Sequence[PromptMessage], variables: Mapping[str, Any]) -> Sequence[Message]:
+    """Fills `{{name}}` and `{{name | default}}` in configured messages.
+
+    Raises:
+        ValidationFailed: A variable has neither a value nor a default.
+    """
+
+    def value(match: re.Match[str]) -> str:
+        name, default = match.groups()
+        if variables.get(name) is not None:
+            given = variables[name]
+            return given if isinstance(given, str) else json.dumps(given, ensure_ascii=False)
+        if default is None:
+            reason = "the project's prompts need a value for it"
+            raise ValidationFailed(
+                f"Invalid request: variables.{name}: {reason}.", details={f"variables.{name}": reason}
+            )
+        text: str = default.strip()
+        quoted = len(text) >= 2 and text[0] == text[-1] and text[0] in "\"'"
+        return text[1:-1] if quoted else text
+
+    return [Message(message.role, _VARIABLE.sub(value, message.content)) for message in messages]
+
+
+def _split(messages: Sequence[Message]) -> Sequence[Sequence[Message]]:
+    turns: list[list[Message]] = []
+    for message in messages:
+        # Several messages of the user in a row belong to one turn.
+        if not turns or (message.role == "user" and turns[-1][-1].role != "user"):
+            turns.append([])
+        turns[-1].append(message)
+    return turns
+
+
+def _take(costs: Sequence[int], budget: int) -> tuple[int, int]:
+    used = 0
+    for number, cost in enumerate(costs):
+        if used + cost > budget:
+            return number, used
+        used += cost
+    return len(costs), used

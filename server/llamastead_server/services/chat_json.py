@@ -1,0 +1,96 @@
+"""Answers in OpenAI's shapes, as JSON data."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+from uuid import uuid4
+
+from llamastead_server.domain.chat import TextDelta, TurnFinished
+from llamastead_server.domain.generation import FinishReason, TokenLogprob, Usage
+from llamastead_server.domain.sources import Source
+
+
+@dataclass(frozen=True, slots=True)
+class CompletionHead:
+    """What all parts of one completion share."""
+
+    id: str
+    created: int
+    model: str
+
+    @classmethod
+    def of(cls, model: str) -> CompletionHead:
+        """A new completion's head."""
+        return cls(f"chatcmpl-{uuid4().hex}", int(time.time()), model)
+
+    def completion(
+        self, deltas: Sequence[TextDelta], end: TurnFinished, *, logprobs: bool, sources: Sequence[Source] | None
+    ) -> dict[str, Any]:
+        """A whole answer; `sources` is left out when None."""
+        choice = {
+            "index": 0,
+            "message": {"role": "assistant", "content": "".join(delta.text for delta in deltas)},
+            "finish_reason": end.reason,
+            "logprobs": logprobs_json([entry for delta in deltas for entry in delta.logprobs]) if logprobs else None,
+        }
+        shown = {} if sources is None else {"sources": [source_json(source) for source in sources]}
+        return {**self._head("chat.completion"), "choices": [choice], "usage": usage_json(end.usage), **shown}
+
+    def first(self) -> dict[str, Any]:
+        """The chunk that says who speaks."""
+        return self._chunk({"role": "assistant", "content": ""})
+
+    def text(self, delta: TextDelta, *, logprobs: bool) -> dict[str, Any]:
+        """A chunk of text."""
+        return self._chunk({"content": delta.text}, logprobs=logprobs_json(delta.logprobs) if logprobs else None)
+
+    def last(self, reason: FinishReason) -> dict[str, Any]:
+        """The chunk that says why the answer ended."""
+        return self._chunk({}, reason)
+
+    def usage(self, usage: Usage) -> dict[str, Any]:
+        """The chunk that follows the last one when usage is asked for."""
+        return {**self._head("chat.completion.chunk"), "choices": [], "usage": usage_json(usage)}
+
+    def _head(self, kind: str) -> dict[str, Any]:
+        return {"id": self.id, "object": kind, "created": self.created, "model": self.model}
+
+    def _chunk(
+        self, delta: Mapping[str, Any], reason: FinishReason | None = None, logprobs: Mapping[str, Any] | None = None
+    ) -> dict[str, Any]:
+        choice = {"index": 0, "delta": delta, "finish_reason": reason, "logprobs": logprobs}
+        return {**self._head("chat.completion.chunk"), "choices": [choice]}
+
+
+def usage_json(usage: Usage) -> dict[str, Any]:
+    """Tokens a completion cost."""
+    return {
+        "prompt_tokens": usage.prompt_tokens,
+        "completion_tokens": usage.completion_tokens,
+        "total_tokens": usage.total_tokens,
+        "prompt_tokens_details": {"cached_tokens": usage.cached_tokens},
+    }
+
+
+def logprobs_json(entries: Sequence[TokenLogprob]) -> dict[str, Any]:
+    """Log probabilities of an answer's tokens."""
+    return {"content": [{**_token(entry), "top_logprobs": [_token(top) for top in entry.top]} for entry in entries]}
+
+
+def source_json(source: Source) -> dict[str, Any]:
+    """A passage the model was given."""
+    return {
+        "content": source.chunk.text,
+        "source": source.chunk.filename,
+        "score": source.score,
+        "metadata": dict(source.metadata),
+        "chunk_id": source.chunk.id,
+        "document_id": source.chunk.file_hash,
+    }
+
+
+def _token(entry: TokenLogprob) -> dict[str, Any]:
+    return {"token": entry.token, "logprob": entry.logprob, "bytes": list(entry.token_bytes)}

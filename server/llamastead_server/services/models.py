@@ -1,0 +1,130 @@
+"""ModelService over the model registry."""
+
+from __future__ import annotations
+
+import grpc
+
+from llamastead.v1 import model_pb2, model_pb2_grpc
+from llamastead_server.domain import names
+from llamastead_server.domain.config import RuntimeModel
+from llamastead_server.domain.errors import InvalidRequest, ModelNotFound, NotFound, NotSupported
+from llamastead_server.domain.generation import ModelCard
+from llamastead_server.domain.ports import ModelRegistry, ProjectStore
+from llamastead_server.services import plain
+
+_GIGA = 1024**3
+
+
+class ModelService(model_pb2_grpc.ModelServiceServicer):
+    """Lists, loads and unloads models."""
+
+    def __init__(self, projects: ProjectStore, models: ModelRegistry) -> None:
+        self._projects = projects
+        self._models = models
+
+    async def ListProjectModels(  # noqa: N802
+        self, request: model_pb2.ListProjectModelsRequest, context: grpc.aio.ServicerContext
+    ) -> model_pb2.ListProjectModelsResponse:
+        """Lists the models a project configures."""
+        config = await self._projects.config(names.project_ref(request.namespace, request.project))
+        default = config.runtime.select(None).name
+        entries = config.runtime.all_models()
+        return model_pb2.ListProjectModelsResponse(
+            total=len(entries),
+            models=[self._project_model(entry, default) for entry in entries],
+            object="list",
+            data=[
+                model_pb2.ModelListEntry(id=entry.name, object="model", created=0, owned_by=entry.provider)
+                for entry in entries
+            ],
+        )
+
+    async def ListModels(  # noqa: N802
+        self, request: model_pb2.ListModelsRequest, context: grpc.aio.ServicerContext
+    ) -> model_pb2.ListModelsResponse:
+        """Lists the installed models."""
+        cards = sorted(self._models.list_models(), key=lambda card: card.name)
+        return model_pb2.ListModelsResponse(
+            models=map(_model, cards), active_model=self._active(), default_model=self._models.default_model
+        )
+
+    async def LoadModel(  # noqa: N802
+        self, request: model_pb2.LoadModelRequest, context: grpc.aio.ServicerContext
+    ) -> model_pb2.LoadModelResponse:
+        """Loads a model and answers when it is ready."""
+        if not request.model_path:
+            raise InvalidRequest("Give model_path: the name, path or alias of an installed model.")
+        if request.HasField("context_length"):
+            raise NotSupported("context_length can't be set per model yet: set LLAMASTEAD_CONTEXT_LENGTH instead.")
+        card = await self._models.load(request.model_path)
+        return model_pb2.LoadModelResponse(status="success", message="Model loaded successfully", model=card.name)
+
+    async def UnloadModel(  # noqa: N802
+        self, request: model_pb2.UnloadModelRequest, context: grpc.aio.ServicerContext
+    ) -> model_pb2.UnloadModelResponse:
+        """Unloads a model and frees its memory."""
+        wanted = request.model or self._active()
+        unloaded = await self._models.unload(wanted) if wanted else ()
+        if not unloaded:
+            raise NotFound(f"Model {wanted!r} is not loaded." if wanted else "No model is loaded.")
+        return model_pb2.UnloadModelResponse(
+            status="success", message="Model unloaded successfully", model=unloaded[0].name
+        )
+
+    def _active(self) -> str | None:
+        loaded = [card for card in self._models.list_models() if card.loaded]
+        default = next((card for card in loaded if card.name == self._models.default_model), None)
+        chosen = default or (loaded[0] if loaded else None)
+        return None if chosen is None else chosen.name
+
+    def _project_model(self, entry: RuntimeModel, default: str) -> model_pb2.ProjectModel:
+        extra = entry.model_extra or {}
+        message = model_pb2.ProjectModel(
+            name=entry.name,
+            description=entry.description,
+            provider=entry.provider,
+            model=entry.model,
+            default=entry.name == default,
+            prompts=entry.prompts,
+            tool_call_strategy=str(extra.get("tool_call_strategy", "native_api")),
+            tools=[plain.to_struct(tool) for tool in extra.get("tools") or [] if isinstance(tool, dict)],
+            keep_loaded=extra.get("keep_loaded") is True,
+        )
+        try:
+            card = self._models.resolve(entry.model)
+        except ModelNotFound as error:
+            message.runtime_status = "not_installed"
+            message.runtime_message = error.message
+            return message
+        message.runtime_loaded = card.loaded
+        message.runtime_status = "loaded" if card.loaded else card.state
+        if card.loaded and card.memory_bytes is not None:
+            message.memory_usage_bytes = card.memory_bytes
+            message.memory_usage_human = f"{card.memory_bytes / _GIGA:.1f}GB"
+        return message
+
+
+def _model(card: ModelCard) -> model_pb2.Model:
+    return model_pb2.Model(
+        id=card.name,
+        name=card.name,
+        parameters=_parameters(card.parameters),
+        context_length=card.context_length or 0,
+        path=card.path,
+        format=card.format,
+        engine=card.engine,
+        size_bytes=card.size_bytes,
+        state=card.state,
+        loaded=card.loaded,
+        aliases=card.aliases,
+        memory_bytes=card.memory_bytes if card.loaded else None,
+    )
+
+
+def _parameters(count: int | None) -> str:
+    if not count:
+        return ""
+    for size, letter in ((10**9, "B"), (10**6, "M"), (10**3, "K")):
+        if count >= size:
+            return f"{count / size:.1f}".removesuffix(".0") + letter
+    return str(count)

@@ -1,0 +1,166 @@
+"""Reads one uploaded file from a multipart/form-data body as a stream."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+
+from python_multipart.exceptions import FormParserError
+from python_multipart.multipart import MultipartParser, parse_options_header
+
+from llamastead_server.domain.errors import InvalidRequest, UnsupportedMediaType, ValidationFailed
+
+_LONGEST_HEADERS = 16 << 10
+_LONGEST_BOUNDARY = 200
+_MOST_PARTS = 100
+
+
+@dataclass(frozen=True, slots=True)
+class FilePart:
+    """The part that carries the file: its name, its media type and its content as it comes."""
+
+    filename: str
+    content_type: str | None
+    content: AsyncIterator[bytes]
+
+
+class MultipartBody:
+    """A multipart/form-data body with one file.
+
+    Args:
+        content_type: The request's Content-Type, boundary included.
+        body: The body's bytes as they come.
+        field: Name of the part that carries the file; others are skipped.
+
+    Raises:
+        UnsupportedMediaType: The body is something else.
+        InvalidRequest: The boundary is missing.
+    """
+
+    def __init__(self, content_type: str, body: AsyncIterator[bytes], field: str = "file") -> None:
+        kind, options = parse_options_header(content_type)
+        if kind != b"multipart/form-data":
+            shown = content_type.split(";")[0][:100] or "none"
+            raise UnsupportedMediaType(
+                f"The content type is {shown!r}: send the file as multipart/form-data, as `curl -F file=@paper.pdf` does."
+            )
+        boundary = options.get(b"boundary", b"")
+        if not 0 < len(boundary) <= _LONGEST_BOUNDARY:
+            raise InvalidRequest("The content type multipart/form-data has no usable boundary.")
+        self._body = body
+        self._field = field.encode()
+        self._headers: dict[bytes, bytes] = {}
+        self._header_name = bytearray()
+        self._header_value = bytearray()
+        self._header_bytes = 0
+        self._parts = 0
+        self._file: tuple[str, str | None] | None = None
+        self._in_file = False
+        self._pending: list[bytes] = []
+        self._complete = False
+        self._parser = MultipartParser(
+            boundary,
+            {
+                "on_part_begin": self._on_part_begin,
+                "on_header_field": self._on_header_field,
+                "on_header_value": self._on_header_value,
+                "on_header_end": self._on_header_end,
+                "on_headers_finished": self._on_headers_finished,
+                "on_part_data": self._on_part_data,
+                "on_part_end": self._on_part_end,
+                "on_end": self._on_end,
+            },
+        )
+
+    async def file(self) -> FilePart:
+        """Reads up to the file's content.
+
+        Raises:
+            ValidationFailed: There is no such part.
+            InvalidRequest: The body is malformed; the content's iterator raises it too.
+        """
+        while self._file is None and await self._feed():
+            pass
+        if self._file is None:
+            self._require_complete()
+            name = self._field.decode()
+            raise ValidationFailed(
+                f"The form has no file in the field {name!r}: send it as `curl -F {name}=@paper.pdf` does.",
+                details={name: "Field required"},
+            )
+        return FilePart(*self._file, self._content())
+
+    async def _content(self) -> AsyncIterator[bytes]:
+        while True:
+            pending, self._pending = self._pending, []
+            if pending:
+                yield b"".join(pending)
+            elif not await self._feed():
+                break
+        self._require_complete()
+
+    async def _feed(self) -> bool:
+        try:
+            data = await anext(self._body)
+        except StopAsyncIteration:
+            return False
+        try:
+            self._parser.write(data)
+        except FormParserError as error:
+            raise InvalidRequest(f"The multipart body is malformed: {error}") from None
+        return True
+
+    def _require_complete(self) -> None:
+        if not self._complete:
+            raise InvalidRequest("The multipart body ends before its last boundary: the upload was cut off.")
+
+    def _on_part_begin(self) -> None:
+        self._parts += 1
+        if self._parts > _MOST_PARTS:
+            raise InvalidRequest(f"The form has more than {_MOST_PARTS} parts.")
+        self._headers = {}
+        self._header_bytes = 0
+
+    def _on_header_field(self, data: bytes, start: int, end: int) -> None:
+        self._header_name += data[start:end]
+        self._count_header(end - start)
+
+    def _on_header_value(self, data: bytes, start: int, end: int) -> None:
+        self._header_value += data[start:end]
+        self._count_header(end - start)
+
+    def _count_header(self, length: int) -> None:
+        self._header_bytes += length
+        if self._header_bytes > _LONGEST_HEADERS:
+            raise InvalidRequest("The headers of a part of the form are too long.")
+
+    def _on_header_end(self) -> None:
+        self._headers[bytes(self._header_name).lower()] = bytes(self._header_value)
+        self._header_name.clear()
+        self._header_value.clear()
+
+    def _on_headers_finished(self) -> None:
+        _, options = parse_options_header(self._headers.get(b"content-disposition", b""))
+        if options.get(b"name") != self._field:
+            return
+        if b"filename" not in options:
+            name = self._field.decode()
+            raise ValidationFailed(
+                f"The field {name!r} is not a file: send it as `curl -F {name}=@paper.pdf` does.",
+                details={name: "Expected a file"},
+            )
+        if self._file is not None:
+            raise InvalidRequest("The form has two files: send one per request.")
+        content_type = self._headers.get(b"content-type", b"").decode("latin-1").split(";")[0].strip()
+        self._file = (options[b"filename"].decode(errors="replace"), content_type or None)
+        self._in_file = True
+
+    def _on_part_data(self, data: bytes, start: int, end: int) -> None:
+        if self._in_file:
+            self._pending.append(data[start:end])
+
+    def _on_part_end(self) -> None:
+        self._in_file = False
+
+    def _on_end(self) -> None:
+        self._complete = True

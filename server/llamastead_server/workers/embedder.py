@@ -1,0 +1,148 @@
+"""The embedder worker: sentence-transformers behind gRPC, in a process of its own.
+
+Run as `python -m llamastead_server.workers.embedder --socket PATH --model NAME [--models-folder FOLDER]`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import logging
+import os
+from pathlib import Path
+from typing import NoReturn
+
+import grpc
+
+from llamastead.internal.v1 import embedder_pb2, embedder_pb2_grpc
+from llamastead_server.domain.errors import InvalidRequest, LlamasteadError, NotFound
+from llamastead_server.workers import child
+from llamastead_server.workers.embedding_models import EmbeddingModel, Rerankers, embedding_folder
+from llamastead_server.workers.inference_queue import InferenceQueue, QueueFull
+
+_log = logging.getLogger(__name__)
+_Context = grpc.aio.ServicerContext[object, object]
+
+
+class EmbedderServicer(embedder_pb2_grpc.EmbedderServiceServicer):
+    """Embeds and reranks once its model is loaded; tells its state from the start.
+
+    Args:
+        model: Name of the embedding model.
+        models_folder: Where further models lie.
+        threads: CPU threads of one inference.
+    """
+
+    def __init__(self, model: str, models_folder: Path | None, threads: int) -> None:
+        self._name = model
+        self._models_folder = models_folder
+        self._threads = threads
+        self._queue = InferenceQueue()
+        self._rerankers = Rerankers(models_folder)
+        self._reranker_loading = asyncio.Lock()
+        self._loading: asyncio.Task[EmbeddingModel] | None = None
+
+    def start_loading(self) -> None:
+        """Begins to load the embedding model in a thread."""
+        self._loading = asyncio.create_task(asyncio.to_thread(self._load))
+
+    async def Embed(self, request: embedder_pb2.EmbedRequest, context: _Context) -> embedder_pb2.EmbedResponse:  # noqa: N802
+        """Embeds texts, waiting for the model if it is still loading."""
+        if request.model not in ("", self._name):
+            await _refuse(context, InvalidRequest(f"This embedder holds {self._name!r}, not {request.model!r}."))
+        model = await self._ready(context)
+        texts = list(request.texts)
+        if not texts:
+            return embedder_pb2.EmbedResponse(dimension=model.dimension, model=self._name)
+        try:
+            vectors = await self._queue.run(model.encode, texts, [len(text) for text in texts], urgent=request.query)
+        except QueueFull:
+            await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, "The embedder's queue is full.")
+        return embedder_pb2.EmbedResponse(
+            dimension=model.dimension, vectors=vectors.astype("<f4").tobytes(), model=self._name
+        )
+
+    async def Rerank(self, request: embedder_pb2.RerankRequest, context: _Context) -> embedder_pb2.RerankResponse:  # noqa: N802
+        """Scores documents by a cross-encoder, loading it first if needed."""
+        await self._ready(context)
+        async with self._reranker_loading:
+            try:
+                score = await asyncio.to_thread(self._rerankers.load, request.model)
+            except LlamasteadError as error:
+                await _refuse(context, error)
+        pairs = [(request.query, document) for document in request.documents]
+        if not pairs:
+            return embedder_pb2.RerankResponse()
+        try:
+            scores = await self._queue.run(score, pairs, [len(text) for _, text in pairs], urgent=True)
+        except QueueFull:
+            await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, "The embedder's queue is full.")
+        return embedder_pb2.RerankResponse(scores=[float(value) for value in scores.reshape(-1)])
+
+    async def GetEmbedderStatus(  # noqa: N802
+        self, request: embedder_pb2.GetEmbedderStatusRequest, context: _Context
+    ) -> embedder_pb2.GetEmbedderStatusResponse:
+        """Tells whether the model is loaded."""
+        status = embedder_pb2.GetEmbedderStatusResponse(
+            state="loading", model=self._name, queued_texts=self._queue.size, memory_bytes=_resident_bytes()
+        )
+        if self._loading is not None and self._loading.done():
+            error = self._loading.exception()
+            if error is None:
+                status.state, status.dimension = "ready", self._loading.result().dimension
+            else:
+                status.state, status.error = "failed", str(error)
+        return status
+
+    def _load(self) -> EmbeddingModel:
+        model = EmbeddingModel(embedding_folder(self._name, self._models_folder), self._threads)
+        _log.info("embedding model %s is loaded: %d dimensions", self._name, model.dimension)
+        return model
+
+    async def _ready(self, context: _Context) -> EmbeddingModel:
+        assert self._loading is not None, "start_loading was not called"
+        # Shielded: a caller that goes away must not cancel the loading.
+        await asyncio.wait([self._loading])
+        error = self._loading.exception()
+        if error is not None:
+            await context.abort(grpc.StatusCode.UNAVAILABLE, f"The embedding model failed to load: {error}")
+        return self._loading.result()
+
+
+async def _refuse(context: _Context, error: LlamasteadError) -> NoReturn:
+    code = grpc.StatusCode.NOT_FOUND if isinstance(error, NotFound) else grpc.StatusCode.INVALID_ARGUMENT
+    await context.abort(code, error.message)
+    raise AssertionError("abort returned")
+
+
+def _resident_bytes() -> int:
+    try:
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+    except OSError:
+        return 0
+    return pages * os.sysconf("SC_PAGE_SIZE")
+
+
+async def _serve(arguments: argparse.Namespace) -> None:
+    servicer = EmbedderServicer(arguments.model, arguments.models_folder, arguments.threads)
+    servicer.start_loading()
+    await child.serve(
+        arguments.socket, lambda server: embedder_pb2_grpc.add_EmbedderServiceServicer_to_server(servicer, server)
+    )
+
+
+def main() -> None:
+    """Runs the worker until SIGTERM or the server's end."""
+    parser = argparse.ArgumentParser(description="The embedder worker of Llamastead.")
+    parser.add_argument("--socket", type=Path, required=True)
+    parser.add_argument("--model", required=True)
+    parser.add_argument("--models-folder", type=Path)
+    parser.add_argument("--threads", type=int, default=max(1, (os.cpu_count() or 2) - 1))
+    arguments = parser.parse_args()
+    child.die_with_parent()
+    child.configure_logging()
+    asyncio.run(_serve(arguments))
+
+
+if __name__ == "__main__":
+    main()
