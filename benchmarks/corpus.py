@@ -10,24 +10,32 @@ from pathlib import Path
 from llamastead_server.domain.chunking import ChunkSettings, spans
 from llamastead_server.domain.config import DEFAULT_CHUNK_OVERLAP, DEFAULT_CHUNK_SIZE
 
-_WHO = """auditor baker captain chemist committee courier dentist editor engineer farmer florist geologist inspector
- judge librarian mechanic merchant midwife musician navigator nurse painter pilot plumber potter printer ranger sailor
- sculptor shepherd surgeon surveyor tailor teacher translator treasurer vet weaver welder zoologist""".split()
-_DID = """approved borrowed calibrated cancelled catalogued checked cleaned compared copied counted delivered described
- doubled drained enlarged examined exchanged filed filtered heated inspected labelled locked measured mended moved
- ordered packed photographed polished postponed recorded refused removed renamed repaired replaced sealed sketched
- sorted stored studied tested traded translated weighed""".split()
-_HOW = """ancient amber blue brittle broken bronze copper cracked crooked damp dusty empty famous fragile frozen golden
- green heavy hollow iron ivory large leather missing narrow northern orange painted purple rusty scarlet second silver
- small southern spare square striped velvet wooden yellow""".split()
-_WHAT = """anchor archive barometer barrel basket bell boiler bridge cabinet candle canvas carriage catalogue chimney
- clock compass contract cradle engine fence furnace gate generator harness hinge invoice kettle ladder lantern ledger
- lens loom map microscope mirror motor orchard passport pendulum piano pump quarry radiator sail scale seed shelter
- statue telescope timetable tunnel turbine valve violin wagon warehouse windmill workshop""".split()
-_WHERE = """archive attic barn bakery cathedral cellar chapel cinema clinic courtyard dairy dockyard embassy factory
- ferry foundry gallery garden granary greenhouse hangar harbour hospital kitchen laboratory library lighthouse market
- mill monastery museum observatory office park port prison quarry school station theatre tower vineyard""".split()
-_WHEN = """January February March April May June July August September October November December""".split()
+_VOCABULARY = """
+auditor baker captain chemist committee courier dentist editor engineer farmer florist geologist inspector judge
+librarian mechanic merchant midwife musician navigator nurse painter pilot plumber potter printer ranger sailor
+sculptor shepherd surgeon surveyor tailor teacher translator treasurer vet weaver welder zoologist
+
+approved borrowed calibrated cancelled catalogued checked cleaned compared copied counted delivered described
+doubled drained enlarged examined exchanged filed filtered heated inspected labelled locked measured mended moved
+ordered packed photographed polished postponed recorded refused removed renamed repaired replaced sealed sketched
+sorted stored studied tested traded translated weighed
+
+ancient amber blue brittle broken bronze copper cracked crooked damp dusty empty famous fragile frozen golden green
+heavy hollow iron ivory large leather missing narrow northern orange painted purple rusty scarlet second silver
+small southern spare square striped velvet wooden yellow
+
+anchor archive barometer barrel basket bell boiler bridge cabinet candle canvas carriage catalogue chimney clock
+compass contract cradle engine fence furnace gate generator harness hinge invoice kettle ladder lantern ledger lens
+loom map microscope mirror motor orchard passport pendulum piano pump quarry radiator sail scale seed shelter statue
+telescope timetable tunnel turbine valve violin wagon warehouse windmill workshop
+
+archive attic barn bakery cathedral cellar chapel cinema clinic courtyard dairy dockyard embassy factory ferry
+foundry gallery garden granary greenhouse hangar harbour hospital kitchen laboratory library lighthouse market mill
+monastery museum observatory office park port prison quarry school station theatre tower vineyard
+
+January February March April May June July August September October November December
+"""
+_WHO, _DID, _HOW, _WHAT, _WHERE, _WHEN = (paragraph.split() for paragraph in _VOCABULARY.strip().split("\n\n"))
 
 
 def sentences(seed: str) -> Iterator[str]:

@@ -157,7 +157,7 @@ def _measure(paths: Paths, count: int, rounds: int, pids: Mapping[str, int]) -> 
         cpu = {role: cpu_seconds(pid) - before[role] for role, pid in pids.items()}
         return Sample(burst, cpu | {"client": time.process_time() - own})
 
-    named = {name: lambda number, name=name: sample(name, number) for name in calls}  # type: ignore[misc]
+    named = {name: lambda number, name=name: sample(name, number) for name in calls}
     return interleaved(named, rounds)
 
 

@@ -43,6 +43,8 @@ class Stack:
 @contextlib.contextmanager
 def running_stack(settings: Mapping[str, str] | None = None) -> Iterator[Stack]:
     """A server on free ports with a data folder of its own, both gone at the end."""
-    with tempfile.TemporaryDirectory(prefix="llamastead-bench-") as folder:
-        with running(Path(folder), settings=settings) as server:
-            yield Stack(server)
+    with (
+        tempfile.TemporaryDirectory(prefix="llamastead-bench-") as folder,
+        running(Path(folder), settings=settings) as server,
+    ):
+        yield Stack(server)

@@ -28,7 +28,7 @@ PAGES = {
 
 def main() -> None:
     """Writes the guide: one page for each heading."""
-    guide = FPDF(format="A5")
+    guide = FPDF(format=(148, 210))
     guide.set_title("Safety guide of Willowbrook Farm")
     guide.set_author("Martha Penrose")
     guide.set_creation_date(datetime(2025, 3, 1, tzinfo=UTC))

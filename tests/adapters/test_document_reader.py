@@ -7,6 +7,8 @@ import io
 import os
 import random
 import signal
+import subprocess
+import sys
 import zipfile
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -19,6 +21,7 @@ from fpdf.enums import AccessPermission
 from llamastead_server.adapters.document_reader import KreuzbergReader
 from llamastead_server.domain.files import DocumentError
 from llamastead_server.domain.ports import ParsedDocument
+from tests.running_server import wait_until_gone
 
 WORD = "http://schemas.openxmlformats.org/wordprocessingml/2006/main"
 DRAWING = "http://schemas.openxmlformats.org/drawingml/2006/main"
@@ -101,14 +104,15 @@ def xlsx(text: str) -> bytes:
 
 
 FACT = "The barn gate closes at 21:00."
-MAIL = f"From: ann@farm.test\r\nTo: bo@farm.test\r\nSubject: Gate\r\nDate: Mon, 1 Jan 2024 10:00:00 +0000\r\n\r\n{FACT}\r\n"
+MAIL = f"From: ann@farm.test\r\nTo: bo@farm.test\r\nSubject: Gate\r\n\r\n{FACT}\r\n"
+PAGE = f"<html><head><title>Gate</title></head><body><p>{FACT}</p><script>no()</script></body></html>"
 GOOD = {
     "handbook.pdf": pdf(FACT, "Second page."),
     "handbook.docx": docx(FACT),
     "slides.pptx": pptx(FACT),
     "herd.xlsx": xlsx(FACT),
     "herd.csv": f"name,note\nGate,{FACT}\n".encode(),
-    "page.html": f"<html><head><title>Gate</title></head><body><p>{FACT}</p><script>no()</script></body></html>".encode(),
+    "page.html": PAGE.encode(),
     "notes.md": f"# Gate\n\n{FACT}\n".encode(),
     "notes.txt": FACT.encode(),
     "notes.unknown": FACT.encode(),
@@ -203,7 +207,7 @@ async def test_an_unreadable_file_is_refused_with_a_reason(reader: KreuzbergRead
 
 @pytest.mark.asyncio(loop_scope="module")
 async def test_a_zip_bomb_is_refused(reader: KreuzbergReader, tmp_path: Path) -> None:
-    with pytest.raises(DocumentError, match="far more data|more memory"):
+    with pytest.raises(DocumentError, match=r"far more data|more memory"):
         await read(reader, tmp_path, "bomb.docx", docx_bomb())
 
 
@@ -245,7 +249,7 @@ async def test_a_document_that_takes_too_long_is_ended_and_the_next_one_is_read(
         (child,) = parser_children() - before
         os.kill(child, signal.SIGSTOP)
         reader._timeout = 0.5
-        with pytest.raises(DocumentError, match="longer than the 0.5 seconds"):
+        with pytest.raises(DocumentError, match=r"longer than the 0\.5 seconds"):
             await read(reader, tmp_path, "notes.txt", FACT.encode())
         assert child not in parser_children()
         reader._timeout = 30
@@ -274,3 +278,30 @@ async def test_a_child_is_replaced_after_its_share_of_documents(tmp_path: Path) 
     async with KreuzbergReader(children=1, documents_per_child=2) as reader:
         for _ in range(5):
             assert (await read(reader, tmp_path, "notes.txt", FACT.encode())).pieces
+
+
+SERVING = """
+import asyncio, sys
+from pathlib import Path
+from llamastead_server.adapters.document_reader import KreuzbergReader
+
+async def main():
+    async with KreuzbergReader(children=1) as reader:
+        await reader.read(Path(sys.argv[1]), "notes.txt", chunk_size=500, chunk_overlap=50)
+        print("read", flush=True)
+        await asyncio.sleep(3600)
+
+asyncio.run(main())
+"""
+
+
+def test_children_die_with_a_killed_server(tmp_path: Path) -> None:
+    path = tmp_path / "notes.txt"
+    path.write_text(FACT)
+    with subprocess.Popen([sys.executable, "-c", SERVING, str(path)], stdout=subprocess.PIPE, text=True) as server:
+        assert server.stdout is not None
+        assert server.stdout.readline() == "read\n"
+        children = Path(f"/proc/{server.pid}/task/{server.pid}/children").read_text().split()
+        assert len(children) == 1
+        server.kill()
+    assert wait_until_gone([int(pid) for pid in children]) == []

@@ -12,6 +12,7 @@ from typing import Any, Protocol
 
 from llamastead_server.domain.config import ProjectConfig
 from llamastead_server.domain.datasets import Datasets
+from llamastead_server.domain.ingestion import PROCESS_DATASET
 from llamastead_server.domain.names import ProjectRef
 from llamastead_server.domain.ports import ProjectResource, ProjectStore
 from llamastead_server.domain.tasks import TaskRunner
@@ -94,7 +95,6 @@ class Examples:
         datasets: Where their files go.
         tasks: What processes them.
         resources: What must go when an import fails half way, as for a deleted project.
-        process: Kind of the task that processes a dataset.
         default_model: Gives the model that `${model}` stands for.
     """
 
@@ -106,7 +106,6 @@ class Examples:
         tasks: TaskRunner,
         resources: Sequence[ProjectResource],
         *,
-        process: str,
         default_model: Callable[[], str],
     ) -> None:
         self._source = source
@@ -114,7 +113,6 @@ class Examples:
         self._datasets = datasets
         self._tasks = tasks
         self._resources = resources
-        self._process = process
         self._default_model = default_model
 
     async def list_examples(self) -> Sequence[Example]:
@@ -147,7 +145,7 @@ class Examples:
                 for path in dataset.files:
                     await self._datasets.add_file(ref, dataset.name, path.name, None, self._source.content(path))
             tasks = [
-                await self._tasks.submit(ref, self._process, {"dataset": dataset.name})
+                await self._tasks.submit(ref, PROCESS_DATASET, {"dataset": dataset.name})
                 for dataset in example.datasets
                 if process
             ]

@@ -33,6 +33,9 @@ from llamastead_server.domain.ports import (
 )
 from llamastead_server.domain.processing import ProcessingReport, ProcessingRun
 
+PROCESS_DATASET = "process_dataset"
+"""The kind of task that `Ingestion.run_task` runs; its argument is `dataset`."""
+
 _CHUNKER_VERSION = 1
 """Raise it when chunks of the same text change: files are then processed again."""
 

@@ -13,8 +13,15 @@ ORIGINAL_WEIGHT = 0.7
 
 _TERMS = 8
 _WORD = re.compile(r"[^\W\d_][\w-]{2,39}")
-_STOP_WORDS = frozenset(
-    ["about", "above", "after", "again", "against", "all", "also", "although", "among", "and", "any", "are", "because", "been", "before", "being", "below", "between", "both", "but", "can", "could", "did", "does", "doing", "down", "during", "each", "either", "few", "for", "from", "further", "had", "has", "have", "having", "her", "here", "hers", "him", "his", "how", "however", "into", "its", "itself", "just", "may", "might", "more", "most", "must", "neither", "nor", "not", "off", "once", "one", "only", "other", "our", "out", "over", "own", "same", "several", "shall", "she", "should", "since", "some", "such", "than", "that", "the", "their", "them", "then", "there", "therefore", "these", "they", "this", "those", "through", "thus", "too", "two", "under", "until", "upon", "use", "used", "using", "very", "was", "were", "what", "when", "where", "whereas", "whether", "which", "while", "who", "whom", "whose", "why", "will", "with", "within", "without", "would", "you", "your"]
+_STOP_WORD = re.compile(
+    "about|above|after|again|against|all|also|although|among|and|any|are|because|been|"
+    "before|being|below|between|both|but|can|could|did|does|doing|down|during|each|either|"
+    "few|for|from|further|had|has|have|having|her|here|hers|him|his|how|however|into|its|"
+    "itself|just|may|might|more|most|must|neither|nor|not|off|once|one|only|other|our|"
+    "out|over|own|same|several|shall|she|should|since|some|such|than|that|the|their|them|"
+    "then|there|therefore|these|they|this|those|through|thus|too|two|under|until|upon|use|"
+    "used|using|very|was|were|what|when|where|whereas|whether|which|while|who|whom|whose|"
+    "why|will|with|within|without|would|you|your"
 )
 
 
@@ -27,7 +34,9 @@ def expansion_terms(query: str, texts: Sequence[str]) -> Sequence[str]:
     documents: Counter[str] = Counter()
     occurrences: Counter[str] = Counter()
     for text in texts:
-        words = [word for word in map(str.lower, _WORD.findall(text)) if word not in asked | _STOP_WORDS]
+        words = [
+            word for word in map(str.lower, _WORD.findall(text)) if word not in asked and not _STOP_WORD.fullmatch(word)
+        ]
         documents.update(set(words))
         occurrences.update(words)
     shared = [word for word, count in documents.items() if count > 1]

@@ -6,7 +6,7 @@ import asyncio
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 from llamastead_server.domain.errors import Conflict, InvalidRequest
 from llamastead_server.domain.fusion import estimated_tokens, keyword_score, ranked, vector_score, weighted
@@ -127,7 +127,7 @@ class Retriever:
         ref: ProjectRef,
         question: str,
         *,
-        database: str,
+        database: str | None,
         strategy: str | None,
         top_k: int | None,
         score_threshold: float | None,
@@ -141,7 +141,8 @@ class Retriever:
     async def _hits(self, collection: Collection, query: RetrievalQuery, wanted: SearchPlan) -> Sequence[Hit]:
         scores = await self._scores(collection, query.query, wanted)
         if wanted.rerank_model is None:
-            best = await self._distinct(collection.project, ranked(scores, wanted.score_threshold), wanted.top_k)
+            ranking = ranked(scores, wanted.score_threshold)
+            best: Sequence[Hit] = await self._distinct(collection.project, ranking, wanted.top_k)
         else:
             candidates = await self._distinct(collection.project, ranked(scores, 0.0), wanted.reranked)
             best = await self._reranked(wanted, query.query, candidates)
@@ -152,28 +153,29 @@ class Retriever:
             return await self._keyword_side(collection, text, wanted)
         if wanted.kind == "vector":
             vector = await self._embedder.embed_query(text)
-            return _vector_scores(
-                await self._store.search_vector(collection, vector, wanted.candidates, wanted.filters)
-            )
-        # The keyword search runs while the query is embedded; then both of the vector side's requests at once.
+            return await self._nearest(collection, vector, wanted)
+        # The keyword search runs while the query is embedded; then both requests of the vector side at once.
         keyword_search = asyncio.create_task(self._keyword_side(collection, text, wanted))
-        vector_search: asyncio.Task[Sequence[Match]] | None = None
+        running: list[asyncio.Task[Any]] = [keyword_search]
         try:
             vector = await self._embedder.embed_query(text)
-            vector_search = asyncio.ensure_future(
-                self._store.search_vector(collection, vector, wanted.candidates, wanted.filters)
-            )
+            vector_search = asyncio.create_task(self._nearest(collection, vector, wanted))
+            running.append(vector_search)
             by_keyword = await keyword_search
+            # Keyword hits that the vector search did not reach still have a cosine.
             completed = await self._store.vector_scores(collection, vector, list(by_keyword))
-            by_vector = {
-                **{chunk_id: vector_score(cosine) for chunk_id, cosine in completed.items()},
-                **_vector_scores(await vector_search),
-            }
+            by_vector = {**_vector_scores(completed), **await vector_search}
         finally:
-            for task in (keyword_search, vector_search):
-                if task is not None:
-                    task.cancel()
+            for task in running:
+                task.cancel()
+            await asyncio.gather(*running, return_exceptions=True)
         return weighted(by_vector, by_keyword, wanted.alpha)
+
+    async def _nearest(
+        self, collection: Collection, vector: Sequence[float], wanted: SearchPlan
+    ) -> Mapping[str, float]:
+        matches = await self._store.search_vector(collection, vector, wanted.candidates, wanted.filters)
+        return _vector_scores({match.chunk_id: match.score for match in matches})
 
     async def _keyword_side(self, collection: Collection, text: str, wanted: SearchPlan) -> Mapping[str, float]:
         matches = await self._store.search_keyword(collection, text, wanted.candidates, wanted.filters)
@@ -220,15 +222,16 @@ async def check_embedding(embedder: Embedder, database: str, made_with: tuple[st
     now = (embedder.model, await embedder.dimension())
     if now != made_with:
         raise Conflict(
-            f"Database {database!r} was made with the embedding model {made_with[0]!r} ({made_with[1]} dimensions), but "
-            f"the server now embeds with {now[0]!r} ({now[1]} dimensions). Start the server with "
-            f"LLAMASTEAD_EMBEDDING_MODEL={made_with[0]}, or delete the database's datasets and process the files again.",
+            f"Database {database!r} was made with the embedding model {made_with[0]!r} ({made_with[1]} dimensions), "
+            f"but the server now embeds with {now[0]!r} ({now[1]} dimensions). Start the server with "
+            f"LLAMASTEAD_EMBEDDING_MODEL={made_with[0]}, or delete the database's datasets and process their files "
+            "again.",
             details={"database": database, "embedding_model": made_with[0]},
         )
 
 
-def _vector_scores(matches: Sequence[Match]) -> dict[str, float]:
-    return {match.chunk_id: vector_score(match.score) for match in matches}
+def _vector_scores(cosines: Mapping[str, float]) -> dict[str, float]:
+    return {chunk_id: vector_score(cosine) for chunk_id, cosine in cosines.items()}
 
 
 def _keyword_scores(matches: Sequence[Match]) -> dict[str, float]:

@@ -14,15 +14,13 @@ from llamastead_server.domain import names
 from llamastead_server.domain.datasets import AddedFile, Dataset, Datasets
 from llamastead_server.domain.errors import InvalidRequest
 from llamastead_server.domain.files import FileRecord
-from llamastead_server.domain.ingestion import Ingestion
+from llamastead_server.domain.ingestion import PROCESS_DATASET, Ingestion
 from llamastead_server.domain.names import ProjectRef, project_ref
 from llamastead_server.domain.processing import FileResult, ProcessingReport
 from llamastead_server.domain.tasks import TaskRunner
 from llamastead_server.services.multipart import MultipartBody
 
 _T = TypeVar("_T")
-PROCESS_DATASET = "process_dataset"
-"""The kind of task that processes a dataset; its argument is `dataset`."""
 
 
 class DatasetServicer(pb_grpc.DatasetServiceServicer):

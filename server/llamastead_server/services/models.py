@@ -15,7 +15,7 @@ from llamastead_server.services import plain
 _GIGA = 1024**3
 
 
-class ModelService(model_pb2_grpc.ModelServiceServicer):
+class ModelServicer(model_pb2_grpc.ModelServiceServicer):
     """Lists, loads and unloads models."""
 
     def __init__(self, projects: ProjectStore, models: ModelRegistry) -> None:
@@ -23,7 +23,7 @@ class ModelService(model_pb2_grpc.ModelServiceServicer):
         self._models = models
 
     async def ListProjectModels(  # noqa: N802
-        self, request: model_pb2.ListProjectModelsRequest, context: grpc.aio.ServicerContext
+        self, request: model_pb2.ListProjectModelsRequest, context: grpc.aio.ServicerContext[object, object]
     ) -> model_pb2.ListProjectModelsResponse:
         """Lists the models a project configures."""
         config = await self._projects.config(names.project_ref(request.namespace, request.project))
@@ -40,7 +40,7 @@ class ModelService(model_pb2_grpc.ModelServiceServicer):
         )
 
     async def ListModels(  # noqa: N802
-        self, request: model_pb2.ListModelsRequest, context: grpc.aio.ServicerContext
+        self, request: model_pb2.ListModelsRequest, context: grpc.aio.ServicerContext[object, object]
     ) -> model_pb2.ListModelsResponse:
         """Lists the installed models."""
         cards = sorted(self._models.list_models(), key=lambda card: card.name)
@@ -49,7 +49,7 @@ class ModelService(model_pb2_grpc.ModelServiceServicer):
         )
 
     async def LoadModel(  # noqa: N802
-        self, request: model_pb2.LoadModelRequest, context: grpc.aio.ServicerContext
+        self, request: model_pb2.LoadModelRequest, context: grpc.aio.ServicerContext[object, object]
     ) -> model_pb2.LoadModelResponse:
         """Loads a model and answers when it is ready."""
         if not request.model_path:
@@ -60,7 +60,7 @@ class ModelService(model_pb2_grpc.ModelServiceServicer):
         return model_pb2.LoadModelResponse(status="success", message="Model loaded successfully", model=card.name)
 
     async def UnloadModel(  # noqa: N802
-        self, request: model_pb2.UnloadModelRequest, context: grpc.aio.ServicerContext
+        self, request: model_pb2.UnloadModelRequest, context: grpc.aio.ServicerContext[object, object]
     ) -> model_pb2.UnloadModelResponse:
         """Unloads a model and frees its memory."""
         wanted = request.model or self._active()

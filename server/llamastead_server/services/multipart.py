@@ -10,7 +10,6 @@ from python_multipart.multipart import MultipartParser, parse_options_header
 
 from llamastead_server.domain.errors import InvalidRequest, UnsupportedMediaType, ValidationFailed
 
-_LONGEST_HEADERS = 16 << 10
 _LONGEST_BOUNDARY = 200
 _MOST_PARTS = 100
 
@@ -42,7 +41,7 @@ class MultipartBody:
         if kind != b"multipart/form-data":
             shown = content_type.split(";")[0][:100] or "none"
             raise UnsupportedMediaType(
-                f"The content type is {shown!r}: send the file as multipart/form-data, as `curl -F file=@paper.pdf` does."
+                f"The content type is {shown!r}: send a form (multipart/form-data), as `curl -F file=@paper.pdf` does."
             )
         boundary = options.get(b"boundary", b"")
         if not 0 < len(boundary) <= _LONGEST_BOUNDARY:
@@ -52,7 +51,6 @@ class MultipartBody:
         self._headers: dict[bytes, bytes] = {}
         self._header_name = bytearray()
         self._header_value = bytearray()
-        self._header_bytes = 0
         self._parts = 0
         self._file: tuple[str, str | None] | None = None
         self._in_file = False
@@ -119,20 +117,12 @@ class MultipartBody:
         if self._parts > _MOST_PARTS:
             raise InvalidRequest(f"The form has more than {_MOST_PARTS} parts.")
         self._headers = {}
-        self._header_bytes = 0
 
     def _on_header_field(self, data: bytes, start: int, end: int) -> None:
         self._header_name += data[start:end]
-        self._count_header(end - start)
 
     def _on_header_value(self, data: bytes, start: int, end: int) -> None:
         self._header_value += data[start:end]
-        self._count_header(end - start)
-
-    def _count_header(self, length: int) -> None:
-        self._header_bytes += length
-        if self._header_bytes > _LONGEST_HEADERS:
-            raise InvalidRequest("The headers of a part of the form are too long.")
 
     def _on_header_end(self) -> None:
         self._headers[bytes(self._header_name).lower()] = bytes(self._header_value)

@@ -12,21 +12,21 @@ from llamastead_server.domain.projects import Projects
 from llamastead_server.services import plain
 
 
-class ProjectService(project_pb2_grpc.ProjectServiceServicer):
+class ProjectServicer(project_pb2_grpc.ProjectServiceServicer):
     """Lists, creates, reads, replaces and deletes projects."""
 
     def __init__(self, projects: Projects) -> None:
         self._projects = projects
 
     async def ListProjects(  # noqa: N802
-        self, request: project_pb2.ListProjectsRequest, context: grpc.aio.ServicerContext
+        self, request: project_pb2.ListProjectsRequest, context: grpc.aio.ServicerContext[object, object]
     ) -> project_pb2.ListProjectsResponse:
         """Lists the projects of a namespace."""
         found = await self._projects.list_projects(names.segment("namespace", request.namespace))
         return project_pb2.ListProjectsResponse(total=len(found), projects=map(project_message, found))
 
     async def CreateProject(  # noqa: N802
-        self, request: project_pb2.CreateProjectRequest, context: grpc.aio.ServicerContext
+        self, request: project_pb2.CreateProjectRequest, context: grpc.aio.ServicerContext[object, object]
     ) -> project_pb2.CreateProjectResponse:
         """Creates a project from a template."""
         ref = names.project_ref(request.namespace, request.name)
@@ -34,14 +34,14 @@ class ProjectService(project_pb2_grpc.ProjectServiceServicer):
         return project_pb2.CreateProjectResponse(project=project_message(created))
 
     async def GetProject(  # noqa: N802
-        self, request: project_pb2.GetProjectRequest, context: grpc.aio.ServicerContext
+        self, request: project_pb2.GetProjectRequest, context: grpc.aio.ServicerContext[object, object]
     ) -> project_pb2.GetProjectResponse:
         """Gives a project and its configuration."""
         project = await self._projects.get(names.project_ref(request.namespace, request.project))
         return project_pb2.GetProjectResponse(project=project_message(project))
 
     async def UpdateProject(  # noqa: N802
-        self, request: project_pb2.UpdateProjectRequest, context: grpc.aio.ServicerContext
+        self, request: project_pb2.UpdateProjectRequest, context: grpc.aio.ServicerContext[object, object]
     ) -> project_pb2.UpdateProjectResponse:
         """Replaces a project's configuration."""
         ref = names.project_ref(request.namespace, request.project)
@@ -51,7 +51,7 @@ class ProjectService(project_pb2_grpc.ProjectServiceServicer):
         return project_pb2.UpdateProjectResponse(project=project_message(project))
 
     async def DeleteProject(  # noqa: N802
-        self, request: project_pb2.DeleteProjectRequest, context: grpc.aio.ServicerContext
+        self, request: project_pb2.DeleteProjectRequest, context: grpc.aio.ServicerContext[object, object]
     ) -> project_pb2.DeleteProjectResponse:
         """Deletes a project with all that belongs to it."""
         project = await self._projects.delete(names.project_ref(request.namespace, request.project))

@@ -45,7 +45,7 @@ class InferenceQueue:
         limit: Most inputs of the others that may wait.
     """
 
-    def __init__(self, *, batch: int = 16, urgent_limit: int = 512, limit: int = 4096) -> None:
+    def __init__(self, *, batch: int = 8, urgent_limit: int = 512, limit: int = 4096) -> None:
         self._batch = batch
         self._limits = {True: urgent_limit, False: limit}
         self._jobs: dict[bool, deque[_Job]] = {True: deque(), False: deque()}

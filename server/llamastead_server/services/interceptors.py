@@ -1,0 +1,174 @@
+"""One interceptor that wraps every public call, of all four kinds, in layers."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, aclosing
+from dataclasses import dataclass
+from typing import Any, cast
+
+import grpc
+
+from llamastead_server.domain.errors import NotSupported
+from llamastead_server.services.metadata import CallMetadata, MetadataPairs
+
+_Context = grpc.aio.ServicerContext[Any, Any]
+_Handler = grpc.RpcMethodHandler[Any, Any]
+
+
+@dataclass(slots=True)
+class Principal:
+    """Who makes a call.
+
+    Args:
+        id: Stands for the credentials in logs and limits, without giving them away.
+    """
+
+    id: str
+
+
+@dataclass(slots=True)
+class Call:
+    """One call on its way through the layers.
+
+    Args:
+        method: Full name, such as `/llamastead.v1.ChatService/GetChatHistory`.
+        metadata: What it came with.
+        context: gRPC's context; layers end the call with its `abort`.
+        request_id: The id in every log line about it and in its answer.
+        principal: Who makes it, once that is known.
+    """
+
+    method: str
+    metadata: CallMetadata
+    context: _Context
+    request_id: str
+    principal: Principal | None = None
+
+
+Layer = Callable[[Call], AbstractAsyncContextManager[None]]
+"""Surrounds a call: entered before the servicer runs, left after its last message, by the exception if one ended it."""
+
+
+class CallContext:
+    """The context a servicer sees: gRPC's own, whose headers leave with the first message.
+
+    So an error before the first message finds no headers sent, and becomes a real HTTP status.
+    """
+
+    def __init__(self, context: _Context, request_id: str) -> None:
+        self._context = context
+        self._headers: list[tuple[str, str | bytes]] = [("x-request-id", request_id)]
+        self._sent = False
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._context, name)
+
+    async def send_initial_metadata(self, initial_metadata: MetadataPairs) -> None:
+        """Sets headers; they are sent with the first message."""
+        if self._sent:
+            raise RuntimeError("headers cannot follow the first message")
+        self._headers += initial_metadata
+
+    async def write(self, message: Any) -> None:
+        """Sends a message of a response stream, after the headers."""
+        await self.send_headers()
+        await self._context.write(message)
+
+    async def send_headers(self) -> None:
+        """Sends the headers now, unless they are on their way."""
+        if not self._sent:
+            self._sent = True
+            await self._context.send_initial_metadata(tuple(self._headers))
+
+
+class CallInterceptor(grpc.aio.ServerInterceptor):
+    """Runs every call of the public services inside the layers.
+
+    gRPC's own services (health, reflection) pass untouched: they are asked every few seconds and need no token.
+
+    Args:
+        layers: The outermost first.
+    """
+
+    def __init__(self, layers: Sequence[Layer]) -> None:
+        self._layers = tuple(layers)
+
+    async def intercept_service(
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[_Handler]],
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> _Handler:
+        """Wraps the handler that will serve a call."""
+        handler = await continuation(handler_call_details)
+        method = handler_call_details.method
+        if handler is None or method.startswith("/grpc."):
+            return handler
+        serializers = {
+            "request_deserializer": handler.request_deserializer,
+            "response_serializer": handler.response_serializer,
+        }
+        if handler.response_streaming:
+            behaviour = self._streaming(method, handler.stream_stream or handler.unary_stream)
+            make = (
+                grpc.stream_stream_rpc_method_handler
+                if handler.request_streaming
+                else grpc.unary_stream_rpc_method_handler
+            )
+        else:
+            behaviour = self._unary(method, handler.stream_unary or handler.unary_unary)
+            make = (
+                grpc.stream_unary_rpc_method_handler
+                if handler.request_streaming
+                else grpc.unary_unary_rpc_method_handler
+            )
+        return cast(_Handler, make(behaviour, **serializers))
+
+    def _unary(self, method: str, serve: Callable[..., Any]) -> Callable[[Any, _Context], Awaitable[Any]]:
+        async def behaviour(request: Any, context: _Context) -> Any:
+            call = _call(method, context)
+            shown = CallContext(context, call.request_id)
+            async with AsyncExitStack() as stack:
+                await self._enter(stack, call)
+                answer = await _answer(method, serve, request, shown)
+                await shown.send_headers()
+                return answer
+
+        return behaviour
+
+    def _streaming(self, method: str, serve: Callable[..., Any]) -> Callable[[Any, _Context], Awaitable[None]]:
+        # A coroutine that writes, and no generator: when the client goes away while a message is being sent, the
+        # cancellation arrives here, and `aclosing` ends the servicer's generator at once.
+        async def behaviour(request: Any, context: _Context) -> None:
+            call = _call(method, context)
+            shown = CallContext(context, call.request_id)
+            async with AsyncExitStack() as stack:
+                await self._enter(stack, call)
+                messages = _answer(method, serve, request, shown)
+                if inspect.isawaitable(messages):
+                    await messages
+                else:
+                    async with aclosing(messages) as stream:
+                        async for message in stream:
+                            await shown.write(message)
+                await shown.send_headers()
+
+        return behaviour
+
+    async def _enter(self, stack: AsyncExitStack, call: Call) -> None:
+        for layer in self._layers:
+            await stack.enter_async_context(layer(call))
+
+
+def _call(method: str, context: _Context) -> Call:
+    metadata = CallMetadata(cast(MetadataPairs, context.invocation_metadata()))
+    return Call(method, metadata, context, metadata.request_id)
+
+
+def _answer(method: str, serve: Callable[..., Any], request: Any, context: CallContext) -> Any:
+    """Calls the servicer; what the generated base class raises means that nobody has written the method yet."""
+    try:
+        return serve(request, context)
+    except NotImplementedError:
+        raise NotSupported(f"{method.rpartition('.')[2].replace('/', '.')} is not implemented yet.") from None

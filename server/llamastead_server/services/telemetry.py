@@ -1,0 +1,62 @@
+"""Request ids and one access log line per call."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import grpc
+
+from llamastead_server.domain.request_id import REQUEST_ID
+from llamastead_server.services.interceptors import Call
+
+_log = logging.getLogger("llamastead.access")
+
+
+class Telemetry:
+    """The outermost layer: it names the request and logs how it ended."""
+
+    @asynccontextmanager
+    async def __call__(self, call: Call) -> AsyncIterator[None]:
+        """Surrounds one call."""
+        # Never reset: gRPC serves each call in a task of its own.
+        REQUEST_ID.set(call.request_id)
+        began = time.monotonic()
+        status = "OK"
+        try:
+            yield
+        except asyncio.CancelledError:
+            status = "CANCELLED"
+            raise
+        except grpc.aio.AbortError:
+            status = _code_name(call)
+            raise
+        finally:
+            _write(call, status, time.monotonic() - began)
+
+
+def _code_name(call: Call) -> str:
+    code = call.context.code()
+    return code.name if isinstance(code, grpc.StatusCode) else grpc_code(code).name
+
+
+def grpc_code(number: object) -> grpc.StatusCode:
+    """The gRPC status with a number; UNKNOWN for no status."""
+    return next((code for code in grpc.StatusCode if code.value[0] == number), grpc.StatusCode.UNKNOWN)
+
+
+def _write(call: Call, status: str, duration: float) -> None:
+    path = call.metadata.rest_path
+    request = f"{call.metadata.rest_method} {path.partition('?')[0]}" if path is not None else "gRPC"
+    fields = {
+        "method": call.method,
+        "path": path.partition("?")[0] if path is not None else None,
+        "status": status,
+        "duration_ms": round(duration * 1000, 1),
+        "caller": call.principal.id if call.principal else None,
+    }
+    shown = {name: value for name, value in fields.items() if value is not None}
+    _log.info("%s %s %s %.1f ms", request, call.method, status, duration * 1000, extra={"fields": shown})

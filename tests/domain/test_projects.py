@@ -1,0 +1,122 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from llamastead_server.adapters.project_files import ProjectFiles
+from llamastead_server.adapters.project_templates import ProjectTemplates
+from llamastead_server.domain.errors import AlreadyExists, Conflict, InvalidRequest, NotFound, ValidationFailed
+from llamastead_server.domain.names import ProjectRef
+from llamastead_server.domain.projects import Projects
+from llamastead_server.domain.templates import Templates
+
+REF = ProjectRef("org", "bot")
+
+
+class Resource:
+    """Records what a deletion found."""
+
+    def __init__(self, name: str, log: list[str], exists: Callable[[], bool]) -> None:
+        self._name, self._log, self._exists = name, log, exists
+
+    async def delete_project(self, ref: ProjectRef) -> None:
+        self._log.append(f"{self._name} of {ref}, folder {'there' if self._exists() else 'gone'}")
+
+
+@pytest.fixture
+def log() -> list[str]:
+    return []
+
+
+@pytest.fixture
+def projects(tmp_path: Path, log: list[str]) -> Projects:
+    folder = tmp_path / "projects"
+    resources = [Resource(name, log, (folder / "org" / "bot").exists) for name in ("vectors", "sessions")]
+    templates = Templates(ProjectTemplates(tmp_path / "templates"))
+    return Projects(ProjectFiles(folder), templates, lambda: "tiny-llama", resources)
+
+
+@pytest.mark.parametrize("template", [None, "default", "server", "rag", "advanced"])
+async def test_each_template_makes_a_valid_project_with_the_servers_model(
+    projects: Projects, template: str | None
+) -> None:
+    project = await projects.create(REF, template)
+    assert project.config is not None
+    assert (project.raw["namespace"], project.raw["name"]) == REF
+    assert project.config.runtime.select(None).model == "tiny-llama"
+    assert bool(project.config.rag.databases) == (template in ("rag", "advanced"))
+    assert "${" not in str(project.raw)
+
+
+async def test_the_rag_template_has_its_database_and_strategies(projects: Projects) -> None:
+    config = (await projects.create(REF, "rag")).config
+    assert config is not None
+    database = config.rag.database(None)
+    assert database.name == "main_db"
+    default = database.retrieval_strategy(None)
+    assert default is not None
+    assert default.name == "hybrid"
+    assert [strategy.name for strategy in database.retrieval_strategies] == ["hybrid", "vector", "keyword"]
+    (parser,) = config.rag.processing_strategy("universal_processor").parsers
+    assert not isinstance(parser, str)
+    assert (parser.type, parser.config) == ("auto", {"chunk_size": 500, "chunk_overlap": 50})
+
+
+async def test_an_unknown_template_is_not_found_and_the_known_ones_are_named(projects: Projects) -> None:
+    with pytest.raises(NotFound, match=r"'absent' not found\. Available: default, rag, server"):
+        await projects.create(REF, "absent")
+    with pytest.raises(InvalidRequest):
+        await projects.create(REF, "../secret")
+    assert await projects.list_projects("org") == []
+
+
+async def test_an_operators_own_template_is_used_and_checked(projects: Projects, tmp_path: Path) -> None:
+    (tmp_path / "templates").mkdir()
+    own = tmp_path / "templates" / "own.yaml"
+    own.write_text("runtime: {model: '${model}'}\nprompts: [{content: 'You serve ${namespace}.'}]\n")
+    project = await projects.create(REF, "own")
+    assert project.raw["prompts"] == [{"content": "You serve org."}]
+    own.write_text("runtime: {}\n")
+    with pytest.raises(Conflict, match="Template 'own' is wrong"):
+        await projects.create(ProjectRef("org", "second"), "own")
+
+
+async def test_a_taken_name_is_refused(projects: Projects) -> None:
+    await projects.create(REF)
+    with pytest.raises(AlreadyExists):
+        await projects.create(REF, "rag")
+
+
+async def test_replacing_forces_the_name_of_the_path(projects: Projects) -> None:
+    await projects.create(REF, "rag")
+    raw = {"version": "v1", "runtime": {"model": "x"}}
+    replaced = await projects.replace(REF, raw)
+    assert replaced.raw == {**raw, "name": "bot", "namespace": "org"}
+    for other in ({"name": "other"}, {"namespace": "other"}, {"name": None}, {"name": ["bot"]}):
+        with pytest.raises(InvalidRequest, match="this is project org/bot"):
+            await projects.replace(REF, {**raw, **other})
+    assert (await projects.get(REF)).raw == replaced.raw
+
+
+async def test_a_configuration_that_breaks_a_rule_changes_nothing(projects: Projects) -> None:
+    before = await projects.create(REF)
+    with pytest.raises(ValidationFailed, match="runtime"):
+        await projects.replace(REF, {"version": "v1"})
+    assert await projects.get(REF) == before
+
+
+async def test_replacing_an_unknown_project_is_not_found(projects: Projects) -> None:
+    with pytest.raises(NotFound):
+        await projects.replace(REF, {"version": "v9"})
+
+
+async def test_deleting_takes_everything_and_the_folder_last(projects: Projects, log: list[str]) -> None:
+    created = await projects.create(REF)
+    assert await projects.delete(REF) == created
+    assert log == ["vectors of org/bot, folder there", "sessions of org/bot, folder there"]
+    with pytest.raises(NotFound):
+        await projects.get(REF)
+    with pytest.raises(NotFound):
+        await projects.delete(REF)
