@@ -19,7 +19,7 @@ from benchmarks.measure import Result, Table, Target, differences, interleaved, 
 from benchmarks.processes import cpu_seconds
 from benchmarks.raw_engine import RawEngine
 from benchmarks.stack import NAMESPACE, Stack, running_stack
-from benchmarks.streams import Burst, Stream
+from benchmarks.streams import GAP, Burst, Stream
 from llamastead.internal.v1 import engine_pb2
 from llamastead.v1 import chat_pb2
 from llamastead_server.workers.llamacpp import LoadOptions, default_threads
@@ -46,7 +46,7 @@ class Sample:
 
 
 class Paths:
-    """The ways to the same completion; each call streams `count` of them at once and returns the burst."""
+    """The ways to the same completion; each call streams one for every prompt."""
 
     def __init__(self, stack: Stack, raw: RawEngine, channels: Mapping[str, grpc.Channel], tokens: int) -> None:
         self._stack = stack
@@ -108,12 +108,12 @@ class Paths:
             return self._burst(prompts, stream)
 
     def _burst(self, prompts: Sequence[str], stream: Callable[[int], Stream]) -> Burst:
-        return Burst(together(len(prompts), stream))
+        return Burst(together(len(prompts), stream, gap=GAP))
 
 
 def run(quick: bool) -> Result:
     """Measures 1, 4 and 8 streams."""
-    rounds, tokens = (3, 32) if quick else (15, 64)
+    rounds, tokens = (3, 32) if quick else (12, 64)
     model = random_llama.make(Path(tempfile.gettempdir()) / "llamastead-bench" / "models")
     threads = default_threads()
     settings = {

@@ -20,7 +20,7 @@ from typing import Any, Self
 import xllamacpp
 
 from benchmarks.measure import together
-from benchmarks.streams import Stream
+from benchmarks.streams import GAP, Stream
 from llamastead_server.domain.gguf_header import read_header
 from llamastead_server.workers.llamacpp import LoadOptions, server_parameters
 
@@ -49,11 +49,13 @@ class RawEngine:
 
     def __exit__(self, *_: object) -> None:
         assert self._process.stdin is not None
+        assert self._process.stdout is not None
         self._process.stdin.close()
         self._process.wait(30)
+        self._process.stdout.close()
 
     def complete(self, prompts: Sequence[str], tokens: int) -> list[Stream]:
-        """Runs one completion per prompt, all at once, and returns when all have ended."""
+        """Runs one completion per prompt, one begun shortly after the other, and returns when all have ended."""
         assert self._process.stdin is not None
         with self._lock:
             self._process.stdin.write(json.dumps({"prompts": list(prompts), "tokens": tokens}) + "\n")
@@ -106,7 +108,7 @@ def main() -> None:
             def run(index: int, prompts: Sequence[str] = prompts, tokens: int = tokens) -> Stream:
                 return _complete(server, prompts[index], tokens)
 
-            streams = together(len(prompts), run)
+            streams = together(len(prompts), run, gap=GAP)
             print(json.dumps({"answer": [stream.plain() for stream in streams]}), flush=True)
 
 

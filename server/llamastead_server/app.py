@@ -5,12 +5,15 @@ from __future__ import annotations
 import asyncio
 import logging
 import signal
-import sys
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Coroutine, Sequence
 from contextlib import AsyncExitStack
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
+
+import uvloop
+from sqlalchemy import select
 
 from llamastead_server import logs
 from llamastead_server.adapters.blob_store import FileBlobStore
@@ -31,17 +34,26 @@ from llamastead_server.adapters.session_store import SqlSessionStore
 from llamastead_server.adapters.task_store import SqlTaskStore
 from llamastead_server.domain.chat import ChatTurns
 from llamastead_server.domain.datasets import Datasets
-from llamastead_server.domain.errors import AlreadyExists
+from llamastead_server.domain.errors import AlreadyExists, LlamasteadError
 from llamastead_server.domain.examples import Examples
 from llamastead_server.domain.files import DatasetLocks
-from llamastead_server.domain.ingestion import Ingestion
+from llamastead_server.domain.health import Health, HealthCheck
+from llamastead_server.domain.ingestion import PROCESS_DATASET, Ingestion
 from llamastead_server.domain.names import ProjectRef
 from llamastead_server.domain.projects import Projects
 from llamastead_server.domain.retrieval import Retriever
 from llamastead_server.domain.retrieval_health import RetrievalHealth
 from llamastead_server.domain.sessions import Sessions
 from llamastead_server.domain.tasks import TaskRunner
-from llamastead_server.services.datasets import PROCESS_DATASET
+from llamastead_server.services.chat import ChatServicer
+from llamastead_server.services.datasets import DatasetServicer
+from llamastead_server.services.examples import ExampleServicer
+from llamastead_server.services.models import ModelServicer
+from llamastead_server.services.projects import ProjectServicer
+from llamastead_server.services.retrieval import RetrievalServicer
+from llamastead_server.services.server import build as build_server
+from llamastead_server.services.system import SystemServicer
+from llamastead_server.services.tasks import TaskServicer
 from llamastead_server.settings import Settings
 
 _log = logging.getLogger("llamastead")
@@ -53,13 +65,7 @@ _SWEEP_INTERVAL = 60.0
 def run(settings: Settings, *, example: str | None) -> int:
     """Serves until SIGINT or SIGTERM and returns the exit status."""
     logs.configure(settings.log_level, settings.log_format)
-    if sys.platform == "win32":
-        asyncio.run(_serve(settings, example))
-    else:
-        import uvloop
-
-        uvloop.run(_serve(settings, example))
-    return 0
+    return uvloop.run(_until_signalled(settings, example))
 
 
 def model_catalog(settings: Settings) -> ModelCatalog:
@@ -70,3 +76,213 @@ def model_catalog(settings: Settings) -> ModelCatalog:
         default_model=settings.default_model,
         aliases=settings.model_aliases,
     )
+
+
+async def _until_signalled(settings: Settings, example: str | None) -> int:
+    """Runs the server in a task of its own, so that a signal can also interrupt its start."""
+    stop = asyncio.Event()
+    serving = asyncio.create_task(_serve(settings, example, stop))
+
+    def signalled() -> None:
+        if stop.is_set():
+            serving.cancel()
+        stop.set()
+
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, signalled)
+    try:
+        await serving
+    except asyncio.CancelledError:
+        return 130
+    return 0
+
+
+async def _serve(settings: Settings, example: str | None, stop: asyncio.Event) -> None:
+    async with AsyncExitStack() as stack:
+        starting = asyncio.create_task(_start(stack, settings, example))
+        stopped = asyncio.create_task(stop.wait())
+        try:
+            await asyncio.wait([starting, stopped], return_when=asyncio.FIRST_COMPLETED)
+            if not starting.done():
+                return
+            await starting
+            print(_banner(settings, example), flush=True)
+            await stopped
+        finally:
+            starting.cancel()
+            stopped.cancel()
+            await asyncio.wait([starting, stopped])
+            _log.info("stopping")
+
+
+async def _start(stack: AsyncExitStack, settings: Settings, example: str | None) -> None:
+    """Starts every part, each on what stands before it; the stack stops them in reverse."""
+    folder = stack.enter_context(DataFolder(settings.data_dir))
+    url = settings.database_url
+    database = await stack.enter_async_context(Database(url) if url else Database.in_folder(settings.data_dir))
+    models = LocalModelRegistry(
+        model_catalog(settings),
+        settings.models_folder,
+        EngineOptions(settings.context_length, settings.engine_slots, settings.engine_queue, settings.engine_threads),
+        max_loaded=settings.max_loaded_models,
+    )
+    stack.push_async_callback(models.close)
+    store, embedder, reader, _ = await _all(
+        stack.enter_async_context(_vector_store(settings)),
+        stack.enter_async_context(WorkerEmbedder(settings.embedding_model, settings.models_folder)),
+        stack.enter_async_context(
+            KreuzbergReader(timeout=settings.parser_timeout, memory_bytes=settings.parser_memory_bytes)
+        ),
+        _preload(models),
+    )
+
+    projects_folder = settings.data_dir / "projects"
+    files, chunks, locks = SqlFileStore(database), SqlChunkStore(database), DatasetLocks()
+    blobs = FileBlobStore(projects_folder, max_bytes=settings.max_upload_bytes)
+    configs = ProjectFiles(projects_folder)
+    datasets = Datasets(configs, files, chunks, blobs, store, locks, time.time)
+    ingestion = Ingestion(configs, files, chunks, blobs, store, embedder, reader, locks)
+    tasks = TaskRunner(SqlTaskStore(database), {PROCESS_DATASET: ingestion.run_task}, time.time, alone=url is None)
+    sessions = Sessions(SqlSessionStore(database), ttl=settings.session_ttl)
+    retriever = Retriever(configs, embedder, store, chunks)
+    turns = ChatTurns(configs, models, retriever, sessions, request_timeout=settings.request_timeout)
+    resources = (tasks, datasets, sessions)
+    projects = Projects(
+        configs, ProjectTemplates(settings.data_dir / "templates"), lambda: models.default_model, resources
+    )
+    examples = Examples(
+        ExampleCatalogue(settings.examples_dir or _ROOT / "examples"),
+        configs,
+        datasets,
+        tasks,
+        resources,
+        default_model=lambda: models.default_model,
+    )
+    await configs.sweep()
+    await datasets.reconcile()
+    await tasks.start()
+    stack.push_async_callback(tasks.stop)
+    sweeping = asyncio.create_task(_sweep(sessions))
+    stack.callback(sweeping.cancel)
+
+    socket = folder.sockets / "server.sock"
+    server = build_server(
+        [
+            ChatServicer(turns, sessions, configs),
+            DatasetServicer(datasets, ingestion, tasks),
+            ExampleServicer(examples),
+            ModelServicer(configs, models),
+            ProjectServicer(projects),
+            RetrievalServicer(retriever, RetrievalHealth(configs, embedder, store, chunks)),
+            SystemServicer(version("llamastead"), str(settings.data_dir), _checks(models, embedder, database)),
+            TaskServicer(tasks),
+        ],
+        host=settings.host,
+        grpc_port=settings.grpc_port,
+        socket=socket,
+        tokens=settings.api_tokens,
+    )
+    await server.start()
+    stack.push_async_callback(server.stop, settings.shutdown_grace)
+    await server.set_serving(True)
+    await stack.enter_async_context(_gateway(settings, folder, socket))
+    if example is not None:
+        await _import_example(examples, tasks, example)
+
+
+async def _all(*starts: Coroutine[Any, Any, Any]) -> Sequence[Any]:
+    """Runs starts side by side; the first failure stops the others and is raised as it is."""
+    running = [asyncio.create_task(start) for start in starts]
+    try:
+        return await asyncio.gather(*running)
+    finally:
+        for task in running:
+            task.cancel()
+        await asyncio.wait(running)
+
+
+async def _preload(models: LocalModelRegistry) -> None:
+    """Loads the default model, so that the first chat need not wait; a server without it still serves the rest."""
+    try:
+        await models.load(models.default_model)
+    except LlamasteadError as error:
+        _log.error("the default model is not loaded: %s", error.message)
+
+
+async def _sweep(sessions: Sessions) -> None:
+    while True:
+        try:
+            await sessions.sweep()
+        except Exception:
+            _log.exception("forgetting old sessions failed")
+        await asyncio.sleep(_SWEEP_INTERVAL)
+
+
+def _vector_store(settings: Settings) -> MilvusStore:
+    if settings.milvus_uri:
+        return MilvusStore.cluster(settings.milvus_uri, settings.milvus_token)
+    return MilvusStore.embedded(settings.data_dir)
+
+
+def _checks(models: LocalModelRegistry, embedder: WorkerEmbedder, database: Database) -> Sequence[HealthCheck]:
+    async def engine() -> Health:
+        card = models.resolve(None)
+        broken = card.state == "failed"
+        return Health("unhealthy" if broken else "healthy", f"The model {card.name} is {card.state}.")
+
+    async def retrieval() -> Health:
+        dimension = await embedder.dimension()
+        return Health(message=f"{embedder.model} answers with {dimension} dimensions.")
+
+    async def sql() -> Health:
+        await database.read(lambda connection: connection.execute(select(1)).scalar())
+        return Health(message="The database answers.")
+
+    return (
+        HealthCheck("universal-runtime", engine),
+        HealthCheck("rag-service", retrieval),
+        # What the documented names stand for here: the task runner's queue is in the database.
+        HealthCheck("database", sql, services=("celery", "redis")),
+    )
+
+
+async def _import_example(examples: Examples, tasks: TaskRunner, example: str) -> None:
+    """Imports an example as `default/<slug>` and waits until it is processed; one that is there stays as it is."""
+    found = next((entry for entry in await examples.list_examples() if example in (entry.id, entry.slug)), None)
+    ref = ProjectRef("default", example if found is None else found.slug)
+    try:
+        imported = await examples.import_project(example, ref, process=True)
+    except AlreadyExists:
+        return
+    for task_id in imported.task_ids:
+        async for task in tasks.watch(ref, task_id):
+            if task.state == "FAILURE":
+                _log.error("processing the example failed: %s", task.error)
+
+
+def _banner(settings: Settings, example: str | None) -> str:
+    host = "localhost" if settings.host in ("127.0.0.1", "0.0.0.0", "::", "::1") else settings.host
+    url = f"http://{host}:{settings.port}"
+    token = " -H 'Authorization: Bearer <token>'" if settings.api_tokens else ""
+    if example is None:
+        attempt = f"curl -s{token} {url}/health"
+    else:
+        body = '{"messages": [{"role": "user", "content": "When does the barn gate close?"}]}'
+        attempt = (
+            f"curl -s{token} {url}/v1/projects/default/quickstart/chat/completions \\\n"
+            f"    -H 'Content-Type: application/json' -d '{body}'"
+        )
+    return f"""
+Llamastead {version("llamastead")} is ready.
+
+  REST, SSE, gRPC and gRPC-Web   {url}
+  gRPC without the gateway       {host}:{settings.grpc_port}
+  data                           {settings.data_dir}
+
+Try:
+  {attempt}
+
+The model on board is tiny, for trying things out. Get a real one: llamastead pull <org/repo[:file]>
+Stop with Ctrl-C.
+"""

@@ -63,7 +63,7 @@ def _pull(settings: Settings, options: argparse.Namespace) -> int:
 def _models(settings: Settings, options: argparse.Namespace) -> int:
     from llamastead_server import app
 
-    cards = app.model_registry(settings).list_models()
+    cards = [entry.card for entry in app.model_catalog(settings).entries()]
     width = max((len(card.name) for card in cards), default=0)
     for card in cards:
         size = f"{card.size_bytes / 1e6:,.0f} MB"

@@ -20,7 +20,7 @@ from llamastead_server.domain.generation import Delta, GenerationRequest, Sampli
 ON_BOARD = Path(llamastead_server.__file__).parent / "models"
 MODEL = next(ON_BOARD.glob("*.gguf"))
 TINY = MODEL.stem
-GREEDY = Sampling(temperature=0)
+GREEDY = Sampling(temperature=0, logit_bias={70: 100.0})
 
 
 @pytest.fixture

@@ -10,7 +10,6 @@ from llamastead_server.adapters.project_templates import ProjectTemplates
 from llamastead_server.domain.errors import AlreadyExists, Conflict, InvalidRequest, NotFound, ValidationFailed
 from llamastead_server.domain.names import ProjectRef
 from llamastead_server.domain.projects import Projects
-from llamastead_server.domain.templates import Templates
 
 REF = ProjectRef("org", "bot")
 
@@ -34,7 +33,7 @@ def log() -> list[str]:
 def projects(tmp_path: Path, log: list[str]) -> Projects:
     folder = tmp_path / "projects"
     resources = [Resource(name, log, (folder / "org" / "bot").exists) for name in ("vectors", "sessions")]
-    templates = Templates(ProjectTemplates(tmp_path / "templates"))
+    templates = ProjectTemplates(tmp_path / "templates")
     return Projects(ProjectFiles(folder), templates, lambda: "tiny-llama", resources)
 
 

@@ -21,7 +21,8 @@ from llamastead_server.adapters.task_store import SqlTaskStore
 from llamastead_server.domain.errors import InvalidRequest, NotFound, Unavailable
 from llamastead_server.domain.names import ProjectRef
 from llamastead_server.domain.ports import TaskFunction, TaskProgress
-from llamastead_server.domain.tasks import Task, TaskRules, TaskRunner
+from llamastead_server.domain.task_records import Task
+from llamastead_server.domain.tasks import TaskRules, TaskRunner
 
 REF = ProjectRef("my-org", "shop")
 QUICK = TaskRules(lease=1.0, poll=0.05, first_pause=0.01)

@@ -14,7 +14,6 @@ from llamastead_server.adapters.project_files import ProjectFiles
 from llamastead_server.adapters.project_templates import ProjectTemplates
 from llamastead_server.domain.errors import InvalidRequest, ValidationFailed
 from llamastead_server.domain.projects import Projects
-from llamastead_server.domain.templates import Templates
 from llamastead_server.services import plain
 from llamastead_server.services.projects import ProjectServicer
 
@@ -25,7 +24,7 @@ NAMES = {"namespace": "org", "project": "bot"}
 
 @pytest.fixture
 def service(tmp_path: Path) -> ProjectServicer:
-    templates = Templates(ProjectTemplates(tmp_path / "templates"))
+    templates = ProjectTemplates(tmp_path / "templates")
     return ProjectServicer(Projects(ProjectFiles(tmp_path / "projects"), templates, lambda: "tiny", ()))
 
 
@@ -44,7 +43,7 @@ async def test_a_projects_life(service: ProjectServicer) -> None:
 async def test_whole_numbers_stay_whole_in_the_file(service: ProjectServicer, tmp_path: Path) -> None:
     await service.CreateProject(project_pb2.CreateProjectRequest(namespace="org", name="bot"), CONTEXT)
     config = {"version": "v1", "runtime": {"model": "x", "model_api_parameters": {"top_k": 5, "top_p": 0.5}}}
-    request = project_pb2.UpdateProjectRequest(**NAMES, config=plain.to_struct(config))
+    request = project_pb2.UpdateProjectRequest(namespace="org", project="bot", config=plain.to_struct(config))
     answer = await service.UpdateProject(request, CONTEXT)
     text = (tmp_path / "projects" / "org" / "bot" / "llamafarm.yaml").read_text()
     assert "top_k: 5\n" in text
@@ -54,11 +53,11 @@ async def test_whole_numbers_stay_whole_in_the_file(service: ProjectServicer, tm
 
 async def test_an_update_without_a_configuration_is_refused(service: ProjectServicer) -> None:
     with pytest.raises(ValidationFailed, match="config"):
-        await service.UpdateProject(project_pb2.UpdateProjectRequest(**NAMES), CONTEXT)
+        await service.UpdateProject(project_pb2.UpdateProjectRequest(namespace="org", project="bot"), CONTEXT)
 
 
 async def test_numbers_that_are_not_finite_are_refused(service: ProjectServicer) -> None:
-    request = project_pb2.UpdateProjectRequest(**NAMES)
+    request = project_pb2.UpdateProjectRequest(namespace="org", project="bot")
     request.config.fields["x"].CopyFrom(Value(number_value=float("nan")))
     with pytest.raises(InvalidRequest, match="not finite"):
         await service.UpdateProject(request, CONTEXT)

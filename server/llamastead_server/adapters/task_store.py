@@ -10,14 +10,14 @@ import sqlalchemy as sa
 from llamastead_server.adapters.database import Database
 from llamastead_server.adapters.schema import tasks
 from llamastead_server.domain.names import ProjectRef
-from llamastead_server.domain.tasks import Task
+from llamastead_server.domain.task_records import Task
 
 _ENDED = ("SUCCESS", "FAILURE")
 _OPEN = ("PENDING", "RETRY", "STARTED")
 
 
 class SqlTaskStore:
-    """`domain.tasks.TaskStore` over the SQL database.
+    """`domain.task_records.TaskStore` over the SQL database.
 
     `lease_until` of a task nobody works on is the time it is due.
     """

@@ -9,7 +9,7 @@ from llamastead_server.domain.config import ProjectConfig
 from llamastead_server.domain.errors import AlreadyExists, InvalidRequest, NotFound
 from llamastead_server.domain.names import ProjectRef
 from llamastead_server.domain.ports import Project, ProjectResource, ProjectStore
-from llamastead_server.domain.templates import Templates
+from llamastead_server.domain.templates import Templates, TemplateSource
 
 
 class Projects:
@@ -25,12 +25,12 @@ class Projects:
     def __init__(
         self,
         store: ProjectStore,
-        templates: Templates,
+        templates: TemplateSource,
         default_model: Callable[[], str],
         resources: Sequence[ProjectResource],
     ) -> None:
         self._store = store
-        self._templates = templates
+        self._templates = Templates(templates)
         self._default_model = default_model
         self._resources = resources
 

@@ -13,98 +13,19 @@ import logging
 import traceback
 import uuid
 from collections.abc import AsyncIterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any, Literal, Protocol
+from dataclasses import dataclass, replace
+from typing import Any
 
 from llamastead_server.domain.errors import LlamasteadError, NotFound, Overloaded, RequestTimeout, Unavailable
 from llamastead_server.domain.names import ProjectRef
 from llamastead_server.domain.ports import Clock, TaskFunction
+from llamastead_server.domain.task_records import Task, TaskStore
 
 _log = logging.getLogger("llamastead.tasks")
 
-TaskState = Literal["PENDING", "STARTED", "RETRY", "SUCCESS", "FAILURE"]
-_ENDED = ("SUCCESS", "FAILURE")
 _WORTH_RETRYING = (Unavailable, Overloaded, RequestTimeout)
 _LONGEST_PAUSE = 60.0
 _SWEEP_INTERVAL = 3600.0
-
-
-@dataclass(frozen=True, slots=True)
-class Task:
-    """A piece of background work and how far it is.
-
-    Attributes:
-        id: Unguessable id.
-        project: Project it belongs to.
-        kind: Which function runs it.
-        arguments: What the function gets.
-        state: Where it stands.
-        meta: `current`, `total`, `message` and `files`, as its function last reported.
-        result: What its function returned.
-        error: Why it failed, for people.
-        traceback: Where it failed, for developers.
-        attempt: How often it was started.
-        cancelled: Whether someone cancelled it; its state is then `FAILURE`.
-        created_at: Seconds since the epoch.
-    """
-
-    id: str
-    project: ProjectRef
-    kind: str
-    arguments: Mapping[str, Any]
-    created_at: float
-    state: TaskState = "PENDING"
-    meta: Mapping[str, Any] = field(default_factory=dict)
-    result: Mapping[str, Any] | None = None
-    error: str | None = None
-    traceback: str | None = None
-    attempt: int = 0
-    cancelled: bool = False
-
-    @property
-    def ended(self) -> bool:
-        """Whether nothing more will happen to it."""
-        return self.state in _ENDED
-
-
-class TaskStore(Protocol):
-    """The rows. Every change by a runner names its owner and fails when the task is no longer its own."""
-
-    async def add(self, task: Task) -> None:
-        """Adds a pending task."""
-        ...
-
-    async def get(self, ref: ProjectRef, task_id: str) -> Task | None:
-        """One task of a project."""
-        ...
-
-    async def claim(self, owner: str, kinds: Sequence[str], now: float, lease_until: float) -> Task | None:
-        """Takes the oldest task that is due and nobody works on, and counts the attempt."""
-        ...
-
-    async def renew(self, task_id: str, owner: str, lease_until: float, meta: Mapping[str, Any]) -> bool:
-        """Prolongs a lease and records progress; false when the task is lost."""
-        ...
-
-    async def settle(self, task: Task, owner: str, now: float, due_at: float) -> bool:
-        """Records how an attempt ended and gives the task up; it is due again at `due_at` unless it has ended."""
-        ...
-
-    async def cancel(self, ref: ProjectRef, task_id: str, now: float) -> bool:
-        """Ends a task that has not ended, as cancelled."""
-        ...
-
-    async def release_others(self, owner: str) -> int:
-        """Ends the leases of all other owners and returns how many there were."""
-        ...
-
-    async def remove_project(self, ref: ProjectRef) -> None:
-        """Removes a project's tasks."""
-        ...
-
-    async def sweep(self, finished_before: float) -> int:
-        """Removes tasks that ended before a time and returns how many there were."""
-        ...
 
 
 @dataclass(frozen=True, slots=True)

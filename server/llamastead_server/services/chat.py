@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from contextlib import aclosing
+from typing import cast
 
 import grpc
 from google.api import httpbody_pb2
@@ -18,7 +20,7 @@ from llamastead_server.domain.sessions import Sessions
 from llamastead_server.domain.sources import Source
 from llamastead_server.services import plain
 from llamastead_server.services.chat_json import CompletionHead, source_json, usage_json
-from llamastead_server.services.http_body import DONE, json_body, late_errors, sse_event
+from llamastead_server.services.http_body import event_stream, json_body, sse_done, sse_event
 
 _Context = grpc.aio.ServicerContext[object, object]
 _NOT_IN_BODY = {"namespace", "project", "session_id", "no_session"}
@@ -41,8 +43,10 @@ class ChatServicer(chat_pb2_grpc.ChatServiceServicer):
             head = CompletionHead.of(turn.started.model)
             if chat.stream:
                 await context.send_initial_metadata(_headers(turn.started))
-                async for body in late_errors(_events(head, chat, turn)):
-                    yield body
+                stream = event_stream(_events(head, chat, turn), None)
+                async with aclosing(cast("AsyncGenerator[httpbody_pb2.HttpBody, None]", stream)) as bodies:
+                    async for body in bodies:
+                        yield body
                 return
             deltas, end = await _whole(turn)
             sources = _sources(chat, turn.started)
@@ -121,7 +125,7 @@ class ChatServicer(chat_pb2_grpc.ChatServiceServicer):
         return chat_pb2.DeleteAllChatSessionsResponse(message=f"Deleted {count} session(s)", count=count)
 
 
-async def _events(head: CompletionHead, chat: ChatRequest, turn: ChatTurn) -> AsyncIterator[httpbody_pb2.HttpBody]:
+async def _events(head: CompletionHead, chat: ChatRequest, turn: ChatTurn) -> AsyncIterator[bytes]:
     sources = _sources(chat, turn.started)
     if sources is not None:
         yield sse_event({"type": "sources", "sources": [source_json(source) for source in sources]})
@@ -133,7 +137,7 @@ async def _events(head: CompletionHead, chat: ChatRequest, turn: ChatTurn) -> As
             yield sse_event(head.last(event.reason))
             if chat.include_usage:
                 yield sse_event(head.usage(event.usage))
-            yield DONE
+            yield sse_done()
 
 
 async def _whole(turn: ChatTurn) -> tuple[Sequence[TextDelta], TurnFinished]:

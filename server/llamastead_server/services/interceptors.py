@@ -6,7 +6,7 @@ import inspect
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, aclosing
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, TypeAlias, cast
 
 import grpc
 
@@ -14,7 +14,7 @@ from llamastead_server.domain.errors import NotSupported
 from llamastead_server.services.metadata import CallMetadata, MetadataPairs
 
 _Context = grpc.aio.ServicerContext[Any, Any]
-_Handler = grpc.RpcMethodHandler[Any, Any]
+_Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
 
 
 @dataclass(slots=True)
@@ -123,7 +123,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
                 if handler.request_streaming
                 else grpc.unary_unary_rpc_method_handler
             )
-        return cast(_Handler, make(behaviour, **serializers))
+        return cast("_Handler", make(behaviour, **serializers))
 
     def _unary(self, method: str, serve: Callable[..., Any]) -> Callable[[Any, _Context], Awaitable[Any]]:
         async def behaviour(request: Any, context: _Context) -> Any:

@@ -37,7 +37,7 @@ def given(message: Message) -> dict[str, Any]:
 def _dictionary(message: Message) -> dict[str, Any]:
     try:
         content: dict[str, Any] = _whole_numbers(MessageToDict(message, preserving_proto_field_name=True))
-    except SerializeToJsonError:
+    except (SerializeToJsonError, ValueError):
         raise InvalidRequest("The request holds a number that is not finite (NaN or Infinity).") from None
     return content
 

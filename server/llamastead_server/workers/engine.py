@@ -169,7 +169,10 @@ def main() -> None:
     )
     try:
         model = LlamaCpp(options, arguments.socket.parent)
-    except (RuntimeError, ValueError, OSError) as error:
+    except RuntimeError:
+        logging.error("llama.cpp cannot load %s: it is damaged or of an unknown kind.", arguments.model.name)
+        sys.exit(3)
+    except (ValueError, OSError) as error:
         logging.error("Cannot load %s: %s", arguments.model.name, error)
         sys.exit(3)
     servicer = EngineServicer(model)

@@ -196,7 +196,7 @@ class CreateChatCompletionRequest(_message.Message):
     Range: 0 to 4294967295. Default: a fresh one.
     """
     n: _builtins.int
-    """Number of answers. Range: 1 to 8. Default: 1."""
+    """Number of answers. Only 1 is supported. Default: 1."""
     presence_penalty: _builtins.float
     """Added against every token generated before. Range: -2 to 2. Default: 0."""
     frequency_penalty: _builtins.float
@@ -770,10 +770,8 @@ class ChatDelta(_message.Message):
     TOOL_CALLS_FIELD_NUMBER: _builtins.int
     role: _builtins.str
     """Who speaks, in the first chunk only: `assistant`."""
-    @_builtins.property
-    def content(self) -> _struct_pb2.Value:
-        """More text. It never ends inside a character."""
-
+    content: _builtins.str
+    """More text. It never ends inside a character."""
     @_builtins.property
     def tool_calls(self) -> _containers.RepeatedCompositeFieldContainer[_struct_pb2.Struct]:
         """Parts of function calls, as OpenAI streams them."""
@@ -782,15 +780,20 @@ class ChatDelta(_message.Message):
         self,
         *,
         role: _builtins.str | None = ...,
-        content: _struct_pb2.Value | None = ...,
+        content: _builtins.str | None = ...,
         tool_calls: _abc.Iterable[_struct_pb2.Struct] | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_role", b"_role", "content", b"content", "role", b"role"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_content", b"_content", "_role", b"_role", "content", b"content", "role", b"role"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_role", b"_role", "content", b"content", "role", b"role", "tool_calls", b"tool_calls"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_content", b"_content", "_role", b"_role", "content", b"content", "role", b"role", "tool_calls", b"tool_calls"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__content: _TypeAlias = _typing.Literal["content"]  # noqa: Y015
+    _WhichOneofArgType__content: _TypeAlias = _typing.Literal["_content", b"_content"]  # noqa: Y015
     _WhichOneofReturnType__role: _TypeAlias = _typing.Literal["role"]  # noqa: Y015
     _WhichOneofArgType__role: _TypeAlias = _typing.Literal["_role", b"_role"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__content) -> _WhichOneofReturnType__content | None: ...
+    @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__role) -> _WhichOneofReturnType__role | None: ...
 
 Global___ChatDelta: _TypeAlias = ChatDelta  # noqa: Y015
