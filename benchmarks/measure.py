@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import statistics
 import threading
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, TypeVar
@@ -135,8 +134,8 @@ def interleaved(paths: Mapping[str, Callable[[int], T]], rounds: int, *, warm_up
     return samples
 
 
-def together(count: int, work: Callable[[int], T], *, gap: float = 0.0) -> list[T]:
-    """Runs `work(0)` to `work(count - 1)` in threads that start `gap` seconds apart; returns what they return.
+def together(count: int, work: Callable[[int], T]) -> list[T]:
+    """Runs `work(0)` to `work(count - 1)` in threads that start at the same time; returns what they return.
 
     Raises:
         BaseException: The first error of any of them.
@@ -148,7 +147,6 @@ def together(count: int, work: Callable[[int], T], *, gap: float = 0.0) -> list[
     def run(index: int) -> None:
         try:
             start.wait()
-            time.sleep(index * gap)
             results[index] = work(index)
         except BaseException as error:
             errors.append(error)

@@ -7,11 +7,11 @@ process reads rounds as JSON lines from stdin and answers each with one JSON lin
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,8 +19,7 @@ from typing import Any, Self
 
 import xllamacpp
 
-from benchmarks.measure import together
-from benchmarks.streams import GAP, Stream
+from benchmarks.streams import Reader, Stream, burst, joining
 from llamastead_server.domain.gguf_header import read_header
 from llamastead_server.workers.llamacpp import LoadOptions, server_parameters
 
@@ -36,7 +35,6 @@ class RawEngine:
             str(options.slots), str(options.threads),
         ]  # fmt: skip
         self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-        self._lock = threading.Lock()
 
     @property
     def pid(self) -> int:
@@ -54,13 +52,19 @@ class RawEngine:
         self._process.wait(30)
         self._process.stdout.close()
 
-    def complete(self, prompts: Sequence[str], tokens: int) -> list[Stream]:
-        """Runs one completion per prompt, one begun shortly after the other, and returns when all have ended."""
+    def burst(self, prompts: Sequence[str], tokens: int) -> list[Stream]:
+        """`streams.burst` in the engine's process."""
+        return self._run({"prompts": list(prompts), "tokens": tokens})
+
+    def joining(self, running: Sequence[str], prompts: Sequence[str], tokens: int) -> list[Stream]:
+        """`streams.joining` in the engine's process."""
+        return self._run({"running": list(running), "prompts": list(prompts), "tokens": tokens})
+
+    def _run(self, asked: dict[str, Any]) -> list[Stream]:
         assert self._process.stdin is not None
-        with self._lock:
-            self._process.stdin.write(json.dumps({"prompts": list(prompts), "tokens": tokens}) + "\n")
-            self._process.stdin.flush()
-            return [Stream(**stream) for stream in self._read()]
+        self._process.stdin.write(json.dumps(asked) + "\n")
+        self._process.stdin.flush()
+        return [Stream(**stream) for stream in self._read()]
 
     def _read(self) -> Any:
         assert self._process.stdout is not None
@@ -70,18 +74,23 @@ class RawEngine:
         raise RuntimeError(f"the raw engine ended with status {self._process.wait()}")
 
 
-def _complete(server: Any, prompt: str, tokens: int) -> Stream:
+def _complete(server: Any, prompt: str, tokens: int, reader: Reader) -> Stream | None:
     times: list[float] = []
     last: dict[str, Any] = {}
+    stopped = False
 
     def hear(event: Any) -> bool:
+        nonlocal stopped
         if any(choice["text"] for choice in event.get("choices", ())):
             times.append(time.perf_counter())
         last.update(event)
-        return False
+        stopped = not reader.heard()
+        return stopped
 
     started = time.perf_counter()
     server.handle_completions({**_GREEDY, "prompt": prompt, "max_tokens": tokens}, hear)
+    if stopped:
+        return None
     usage = last.get("usage")
     if usage is None or not times:
         raise RuntimeError(f"llama.cpp failed: {last}")
@@ -101,15 +110,11 @@ def main() -> None:
         parameters = server_parameters(options, read_header(options.path), Path(folder) / "llama.sock", "unused")
         server = xllamacpp.Server(parameters)
         print(json.dumps({"answer": "ready"}), flush=True)
+        complete = functools.partial(_complete, server)
         for line in sys.stdin:
             asked = json.loads(line)
-            prompts, tokens = asked["prompts"], asked["tokens"]
-
-            def run(index: int, prompts: Sequence[str] = prompts, tokens: int = tokens) -> Stream:
-                return _complete(server, prompts[index], tokens)
-
-            streams = together(len(prompts), run, gap=GAP)
-            print(json.dumps({"answer": [stream.plain() for stream in streams]}), flush=True)
+            run = joining if "running" in asked else burst
+            print(json.dumps({"answer": [stream.plain() for stream in run(complete, **asked)]}), flush=True)
 
 
 if __name__ == "__main__":

@@ -295,7 +295,7 @@ asyncio.run(main())
 """
 
 
-def test_children_die_with_a_killed_server(tmp_path: Path) -> None:
+def test_children_die_with_a_killed_server_even_when_they_are_stuck(tmp_path: Path) -> None:
     path = tmp_path / "notes.txt"
     path.write_text(FACT)
     with subprocess.Popen([sys.executable, "-c", SERVING, str(path)], stdout=subprocess.PIPE, text=True) as server:
@@ -303,5 +303,6 @@ def test_children_die_with_a_killed_server(tmp_path: Path) -> None:
         assert server.stdout.readline() == "read\n"
         children = Path(f"/proc/{server.pid}/task/{server.pid}/children").read_text().split()
         assert len(children) == 1
+        os.kill(int(children[0]), signal.SIGSTOP)
         server.kill()
     assert wait_until_gone([int(pid) for pid in children]) == []

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
+import subprocess
+import sys
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -12,6 +15,7 @@ from threading import Thread
 from typing import Any
 
 import pytest
+from huggingface_hub.file_download import http_get
 
 from llamastead_server.adapters.hub import Hub
 from llamastead_server.domain.errors import Conflict, InvalidRequest, NotFound, PermissionDenied, Unavailable
@@ -33,6 +37,7 @@ class HubServer(ThreadingHTTPServer):
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
         self.cut_after: int | None = None
+        self.damage = False
         self.ranges: list[str] = []
         self.served: list[str] = []
 
@@ -70,11 +75,10 @@ class Handler(BaseHTTPRequestHandler):
 
     def file(self, repo: str, name: str, body: bool) -> None:
         content = REPOS[repo][name]
-        headers = {
-            "ETag": f'"{hashlib.sha256(content).hexdigest()}"',
-            "X-Repo-Commit": COMMIT,
-            "Accept-Ranges": "bytes",
-        }
+        etag = f'"{hashlib.sha256(content).hexdigest()}"'
+        headers = {"ETag": etag, "X-Repo-Commit": COMMIT, "Accept-Ranges": "bytes"}
+        if self.server.damage:
+            content = content[:-1] + b"!"
         start, status = 0, 200
         if body:
             self.server.served.append(name)
@@ -105,7 +109,7 @@ class Handler(BaseHTTPRequestHandler):
 
 
 @pytest.fixture
-def hub_server(monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServer]:
+def hub_server() -> Iterator[HubServer]:
     with HubServer() as server:
         thread = Thread(target=server.serve_forever, daemon=True)
         thread.start()
@@ -166,26 +170,56 @@ def test_a_folder_model_comes_whole(hub: Hub, tmp_path: Path) -> None:
 def test_an_interrupted_download_continues_where_it_stopped(
     hub: Hub, hub_server: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("huggingface_hub.file_download.http_get", interrupted(hub_server))
-    with pytest.raises(Unavailable, match="again to continue"):
-        hub.pull("org/one")
+    half = len(BIG) // 2
+
+    def stopped(url: str, file: Any, **options: Any) -> None:
+        http_get(url, Interrupted(file, half), **options)  # type: ignore[arg-type]
+
+    with monkeypatch.context() as patch:
+        patch.setattr("huggingface_hub.constants.DOWNLOAD_CHUNK_SIZE", 1 << 16)
+        patch.setattr("llamastead_server.adapters.hub.http_get", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            hub.pull("org/one")
     assert not (tmp_path / "org").exists()
-    monkeypatch.undo()
-    hub_server.cut_after = None
-    hub_server.ranges.clear()
     assert hub.pull("org/one").read_bytes() == BIG
-    assert hub_server.ranges == [f"bytes={len(BIG) // 2}-"]
+    assert hub_server.ranges == [f"bytes={half}-"]
 
 
-def interrupted(server: HubServer) -> Any:
-    """The hub library's download without its own retries, as if the machine went down half way."""
-    from huggingface_hub.file_download import http_get
+def test_a_connection_that_breaks_is_taken_up_again(hub: Hub, hub_server: HubServer) -> None:
+    hub_server.cut_after = len(BIG) * 2 // 3
+    assert hub.pull("org/one").read_bytes() == BIG
 
-    def get(url: str, temp_file: Any, **options: Any) -> None:
-        server.cut_after = len(BIG) // 2
-        http_get(url, temp_file, **{**options, "_nb_retries": 0})
 
-    return get
+def test_a_damaged_download_never_becomes_a_model(hub: Hub, hub_server: HubServer, tmp_path: Path) -> None:
+    hub_server.damage = True
+    with pytest.raises(Unavailable, match="damaged"):
+        hub.pull("org/one")
+    assert files(tmp_path) == {}
+    hub_server.damage = False
+    assert hub.pull("org/one").read_bytes() == BIG
+
+
+def test_the_hub_of_the_environment_is_asked(hub_server: HubServer, tmp_path: Path) -> None:
+    script = "import sys; from pathlib import Path; from llamastead_server.adapters.hub import pull"
+    subprocess.run(
+        [sys.executable, "-c", f"{script}; pull('org/many:Q8_0', Path(sys.argv[1]))", str(tmp_path)],
+        env={**os.environ, "HF_ENDPOINT": hub_server.url},
+        check=True,
+    )
+    assert files(tmp_path) == {"org/many/m-Q8_0.gguf": b"eight"}
+
+
+class Interrupted:
+    """A file during whose writing somebody presses Ctrl-C."""
+
+    def __init__(self, file: Any, room: int) -> None:
+        self._file = file
+        self._room = room
+
+    def write(self, data: bytes) -> None:
+        if self._file.tell() + len(data) > self._room:
+            raise KeyboardInterrupt
+        self._file.write(data)
 
 
 @pytest.mark.parametrize(

@@ -153,6 +153,10 @@ async def test_a_stopped_server_gives_its_task_back_and_the_next_one_finishes_it
     async with running(tmp_path, endless) as runner:
         task = await runner.submit(REF, "job", {})
         await started.wait()
+    async with Database.in_folder(tmp_path) as database:
+        waiting = await SqlTaskStore(database).get(REF, task.id)
+        assert waiting is not None
+        assert (waiting.state, waiting.attempt) == ("PENDING", 0)
     async with running(tmp_path, job, alone=False) as runner:
         task = await end_of(runner, task)
     assert (task.state, task.result, task.attempt) == ("SUCCESS", {"done": True}, 1)

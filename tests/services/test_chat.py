@@ -171,7 +171,7 @@ async def test_the_typed_calls_answer_the_same(served: Served) -> None:
     first, role, *middle, last = [chunk async for chunk in call]
     assert (len(first.choices), first.sources[0].score) == (0, 0.8)
     assert role.choices[0].delta.role == "assistant"
-    assert "".join(chunk.choices[0].delta.content.string_value for chunk in middle) == "Hello, world."
+    assert "".join(chunk.choices[0].delta.content for chunk in middle) == "Hello, world."
     assert (last.choices[0].finish_reason.string_value, last.usage.completion_tokens) == ("stop", 4)
     assert not last.HasField("session_id")
 

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import errno
+import fcntl
+import glob
+import hashlib
+import os
 import re
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
+from urllib.parse import urlsplit
 
-from huggingface_hub import HfApi, hf_hub_download
+from huggingface_hub import HfApi, get_hf_file_metadata, hf_hub_url
 from huggingface_hub.errors import (
     EntryNotFoundError,
     GatedRepoError,
@@ -20,6 +25,8 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
+from huggingface_hub.file_download import http_get
+from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]
 
 from llamastead_server.domain.errors import (
     Conflict,
@@ -36,7 +43,9 @@ _REFERENCE = re.compile(
 _PART = re.compile(r"-(\d{5})-of-(\d{5})\.gguf$")
 _WHOLE_FOLDER = (".safetensors", ".json", ".jinja", ".model", ".txt")
 _DOWNLOADING = ".downloading"
+_PART_SUFFIX = ".part"
 _SPARE_BYTES = 64 << 20
+_SHA256 = re.compile(r"[0-9a-f]{64}")
 
 Progress = Callable[[str, int, int], None]
 """Told the file's name, its number from 1 and the number of files, when each begins."""
@@ -48,11 +57,16 @@ class _File:
     size: int
 
 
+def pull(reference: str, models_dir: Path, progress: Progress | None = None) -> Path:
+    """Downloads a model from the configured hub; see `Hub.pull`."""
+    return Hub(models_dir).pull(reference, progress)
+
+
 class Hub:
     """Downloads models; blocking, so call it from a command or a thread.
 
-    Interrupted downloads continue where they stopped. Files appear in the models folder only when the whole
-    model is there.
+    Interrupted downloads continue where they stopped, also after a crash. Files appear in the models folder only
+    when the whole model is there.
 
     Args:
         models_dir: Folder of the installed models.
@@ -97,11 +111,12 @@ class Hub:
         target = self._models_dir / repo
         staging = self._models_dir / _DOWNLOADING / repo
         missing = [file for file in files if not _complete(target / file.name, file.size)]
-        self._check_space(missing, staging)
-        for number, file in enumerate(missing, 1):
+        unfetched = [file for file in missing if not _complete(staging / file.name, file.size)]
+        self._check_space(unfetched, staging)
+        for number, file in enumerate(unfetched, 1):
             if progress is not None:
-                progress(file.name, number, len(missing))
-            hf_hub_download(repo, file.name, local_dir=staging, endpoint=self._api.endpoint, token=self._api.token)
+                progress(file.name, number, len(unfetched))
+            self._download(repo, file, staging / file.name)
         # config.json makes a folder a model, so it comes last; each step is one rename.
         for file in sorted(missing, key=lambda file: file.name == "config.json"):
             place = target / file.name
@@ -111,6 +126,39 @@ class Hub:
         only_gguf = all(file.name.endswith(".gguf") for file in files)
         return target / files[0].name if only_gguf else target
 
+    def _download(self, repo: str, file: _File, place: Path) -> None:
+        """Downloads one file, continuing what an earlier try of the same content left.
+
+        The hub library's own download starts over after an interruption, so only its single request is used.
+        """
+        url = hf_hub_url(repo, file.name, endpoint=self._api.endpoint)
+        metadata = get_hf_file_metadata(url, token=self._api.token, endpoint=self._api.endpoint)
+        headers = build_hf_headers(token=self._api.token)
+        if urlsplit(metadata.location).netloc != urlsplit(url).netloc:
+            headers.pop("authorization", None)
+        version = (metadata.etag or "unknown").strip('"')
+        part = place.with_name(f"{place.name}.{hashlib.sha256(version.encode()).hexdigest()[:16]}{_PART_SUFFIX}")
+        part.parent.mkdir(parents=True, exist_ok=True)
+        for other in place.parent.glob(f"{glob.escape(place.name)}.*{_PART_SUFFIX}"):
+            if other != part:
+                other.unlink()
+        with part.open("ab") as output:
+            _lock(output, repo)
+            http_get(
+                metadata.location,
+                output,
+                resume_size=output.tell(),
+                headers=headers,
+                expected_size=metadata.size if metadata.size is not None else file.size,
+                displayed_filename=file.name,
+            )
+            output.flush()
+            os.fsync(output.fileno())
+        if _SHA256.fullmatch(version) and _sha256(part) != version:
+            part.unlink()
+            raise Unavailable(f"{file.name} of {repo} arrived damaged and was thrown away. Run it again.")
+        part.replace(place)
+
     def _files(self, repo: str) -> Sequence[_File]:
         info = self._api.model_info(repo, files_metadata=True)
         return [_File(sibling.rfilename, sibling.size or 0) for sibling in info.siblings or ()]
@@ -118,7 +166,7 @@ class Hub:
     def _check_space(self, missing: Sequence[_File], staging: Path) -> None:
         staging.mkdir(parents=True, exist_ok=True)
         needed = sum(file.size for file in missing)
-        begun = sum(file.stat().st_size for file in staging.rglob("*") if file.is_file())
+        begun = sum(file.stat().st_size for file in staging.rglob(f"*{_PART_SUFFIX}") if file.is_file())
         free = shutil.disk_usage(staging).free
         if needed - begun + _SPARE_BYTES > free:
             raise Conflict(
@@ -155,6 +203,18 @@ def _fits(name: str, wanted: str) -> bool:
         return _PART.sub(".gguf", wanted) in (name, Path(name).name)
     quantisation = re.escape(wanted)
     return re.search(rf"(^|[-._/]){quantisation}([-._/]|$)", name.removesuffix(".gguf"), re.IGNORECASE) is not None
+
+
+def _lock(output: BinaryIO, repo: str) -> None:
+    try:
+        fcntl.flock(output, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise Conflict(f"{repo} is being downloaded by another process.") from None
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _complete(path: Path, size: int) -> bool:

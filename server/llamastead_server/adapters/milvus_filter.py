@@ -120,7 +120,9 @@ def _literal(value: str | float | bool) -> str:
 
 
 def _fits(value: str | float | bool) -> bool:
-    return isinstance(value, str) or (math.isfinite(value) and abs(value) <= _LARGEST_INT)
+    if isinstance(value, str):
+        return True
+    return abs(value) <= _LARGEST_INT if isinstance(value, int) else math.isfinite(value)
 
 
 def _percent(character: str) -> str:

@@ -65,6 +65,15 @@ class MilvusLite:
         """Whether the child runs."""
         return self._process is not None and self._process.poll() is None
 
+    def ends_within(self, seconds: float) -> bool:
+        """Waits for the child's end and tells whether it came; a killed process takes a moment to be gone."""
+        process = self._process
+        if process is None:
+            return True
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(seconds)
+        return process.returncode is not None
+
     def start(self) -> str:
         """Starts the child, after the end of a former one, and returns the URI it answers on.
 

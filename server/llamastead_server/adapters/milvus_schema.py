@@ -74,10 +74,15 @@ def row(chunk: Chunk, vector: Sequence[float]) -> dict[str, Any]:
         "filename": encode(chunk.filename),
         "page": NO_PAGE if chunk.page is None else chunk.page,
         "ordinal": chunk.ordinal,
-        "text": chunk.text.encode(errors="replace")[:_TEXT_BYTES].decode(errors="ignore"),
+        "text": searchable(chunk.text),
         "vector": as_vector(vector),
         "meta": meta,
     }
+
+
+def searchable(text: str) -> str:
+    """Text as the keyword index takes it: cut to 65,535 bytes, and without NULs, where the analyzer would stop."""
+    return text.replace("\0", " ").encode(errors="replace")[:_TEXT_BYTES].decode(errors="ignore")
 
 
 def as_vector(vector: Sequence[float]) -> npt.NDArray[np.float32]:

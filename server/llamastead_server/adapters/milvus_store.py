@@ -29,6 +29,7 @@ _WRITE_SECONDS = 120.0
 _NO_COLLECTION = 100
 _CONNECTION_FAILED = 2
 _ROW_OVERHEAD_BYTES = 1500
+_DYING_SECONDS = 0.5
 _log = logging.getLogger(__name__)
 
 
@@ -131,7 +132,8 @@ class MilvusStore:
         self, collection: Collection, query: str, limit: int, filters: Mapping[str, Any]
     ) -> Sequence[Match]:
         """The chunks that share words with the query, best first, scored by BM25."""
-        return await self._search(collection, query[:_LONGEST_QUERY], "sparse", "BM25", limit, render(filters))
+        words = milvus_schema.searchable(query[:_LONGEST_QUERY])
+        return await self._search(collection, words, "sparse", "BM25", limit, render(filters))
 
     async def vector_scores(
         self, collection: Collection, vector: Sequence[float], chunk_ids: Sequence[str]
@@ -225,22 +227,26 @@ class MilvusStore:
     def _attempt(self, work: Callable[[Any], T], missing: Mapping[str, Any]) -> T:
         """Runs `work`, once more if the embedded server turns out to be dead, and words what goes wrong."""
         client = self._client
-        try:
-            if client is None:
-                client = self._open()
-            return work(client)
-        except Exception as error:
-            if getattr(error, "code", None) == _NO_COLLECTION and "missing" in missing:
-                return cast(T, missing["missing"])
-            if self._lite is None or self._lite.alive:
-                raise _worded(error) from error
-            _log.error("the embedded vector store died; starting it again")
-        try:
-            return work(self._open(instead_of=client))
-        except Exception as error:
-            if getattr(error, "code", None) == _NO_COLLECTION and "missing" in missing:
-                return cast(T, missing["missing"])
-            raise _worded(error) from error
+        for last in (False, True):
+            try:
+                client = client or self._open()
+                return work(client)
+            except Exception as error:
+                if getattr(error, "code", None) == _NO_COLLECTION and "missing" in missing:
+                    return cast(T, missing["missing"])
+                if last or not self._was_lost(client, error):
+                    raise _worded(error) from error
+            client = self._open(instead_of=client)
+        raise AssertionError("the second attempt returns or raises")
+
+    def _was_lost(self, client: Any, error: Exception) -> bool:
+        """Whether the embedded server is dead, or was and has been started again by another thread."""
+        if self._lite is None:
+            return False
+        if self._client is not client:
+            return True
+        broken = getattr(error, "code", None) == _CONNECTION_FAILED or not self._lite.alive
+        return broken and self._lite.ends_within(_DYING_SECONDS)
 
     def _open(self, instead_of: Any = None) -> Any:
         with self._opening:
@@ -251,6 +257,8 @@ class MilvusStore:
 
             # It logs a page per expected error, such as a collection that is absent.
             logging.getLogger("pymilvus").setLevel(logging.CRITICAL)
+            if self._client is not None and self._lite is not None:
+                _log.error("the embedded vector store died; starting it again")
             self._release()
             uri = self._lite.start() if self._lite is not None else self._uri
             try:

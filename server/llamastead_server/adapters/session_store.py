@@ -26,7 +26,7 @@ class SqlSessionStore:
             rows = connection.execute(
                 sa.select(messages.c.role, messages.c.content)
                 .join(sessions)
-                .where(*_key(sessions, ref), sessions.c.id == session_id)
+                .where(*_key(sessions, ref), sessions.c.id == session_id, sessions.c.used_at >= used_since)
                 .order_by(messages.c.number)
             )
             return [Message(role, content) for role, content in rows]

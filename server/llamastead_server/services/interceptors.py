@@ -83,7 +83,7 @@ class CallContext:
             await self._context.send_initial_metadata(tuple(self._headers))
 
 
-class CallInterceptor(grpc.aio.ServerInterceptor):
+class CallInterceptor(grpc.aio.ServerInterceptor[Any, Any]):
     """Runs every call of the public services inside the layers.
 
     gRPC's own services (health, reflection) pass untouched: they are asked every few seconds and need no token.
@@ -125,7 +125,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
             )
         return cast("_Handler", make(behaviour, **serializers))
 
-    def _unary(self, method: str, serve: Callable[..., Any]) -> Callable[[Any, _Context], Awaitable[Any]]:
+    def _unary(self, method: str, serve: Any) -> Callable[[Any, _Context], Awaitable[Any]]:
         async def behaviour(request: Any, context: _Context) -> Any:
             call = _call(method, context)
             shown = CallContext(context, call.request_id)
@@ -137,7 +137,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
 
         return behaviour
 
-    def _streaming(self, method: str, serve: Callable[..., Any]) -> Callable[[Any, _Context], Awaitable[None]]:
+    def _streaming(self, method: str, serve: Any) -> Callable[[Any, _Context], Awaitable[None]]:
         # A coroutine that writes, and no generator: when the client goes away while a message is being sent, the
         # cancellation arrives here, and `aclosing` ends the servicer's generator at once.
         async def behaviour(request: Any, context: _Context) -> None:
@@ -166,7 +166,7 @@ def _call(method: str, context: _Context) -> Call:
     return Call(method, metadata, context, metadata.request_id)
 
 
-def _answer(method: str, serve: Callable[..., Any], request: Any, context: CallContext) -> Any:
+def _answer(method: str, serve: Any, request: Any, context: CallContext) -> Any:
     """Calls the servicer; what the generated base class raises means that nobody has written the method yet."""
     try:
         return serve(request, context)

@@ -9,6 +9,7 @@ from typing import Any
 
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_health.v1._async import HealthServicer
 from grpc_reflection.v1alpha import reflection
 
 from llamastead.v1 import (
@@ -73,7 +74,7 @@ class GrpcServer:
     Build it with `build`. `start` opens the ports and says NOT_SERVING until `set_serving(True)`.
     """
 
-    def __init__(self, server: grpc.aio.Server, health_servicer: health.aio.HealthServicer) -> None:
+    def __init__(self, server: grpc.aio.Server, health_servicer: HealthServicer) -> None:
         self._server = server
         self._health = health_servicer
 
@@ -138,7 +139,7 @@ def build(
         ],
     )
     _register(server, servicers)
-    health_servicer = health.aio.HealthServicer()
+    health_servicer = HealthServicer()
     health_pb2_grpc.add_HealthServicer_to_server(health_servicer, server)
     reflection.enable_server_reflection((*SERVICE_NAMES, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
     _listen(server, f"{_bracketed(host)}:{grpc_port}", f"Port {grpc_port} on {host} is taken or not allowed. "
