@@ -153,9 +153,11 @@ async def test_logit_bias_and_top_k_take_effect(running: Running) -> None:
 async def test_penalties_take_effect(running: Running) -> None:
     bias = {70: 10.0}
     free = await running.text(prompt="Once", sampling=Sampling(temperature=0, logit_bias=bias))
-    for penalty in ({"frequency_penalty": 2.0}, {"repeat_penalty": 1.9}):
-        held = await running.text(prompt="Once", sampling=Sampling(temperature=0, logit_bias=bias, **penalty))
-        assert held != free
+    for held in (
+        Sampling(temperature=0, logit_bias=bias, frequency_penalty=2.0),
+        Sampling(temperature=0, logit_bias=bias, repeat_penalty=1.9),
+    ):
+        assert await running.text(prompt="Once", sampling=held) != free
 
 
 async def test_log_probabilities_cover_every_token(running: Running) -> None:
@@ -256,18 +258,18 @@ async def test_leaving_a_stream_frees_its_slot(running: Running) -> None:
 
 
 async def test_leaving_while_the_prompt_is_processed_frees_its_slot(running: Running) -> None:
-    prompt = "".join(f" {number}" for number in range(600))
-
-    async def first_event() -> None:
-        async for _ in running.engine.generate(GenerationRequest(prompt=prompt)):
-            return
-
-    for _ in range(8):
-        task = asyncio.create_task(first_event())
-        await asyncio.sleep(0.02)
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
+    prompt = "".join(f" {number}" for number in range(450))
+    whole = finished(await running.events(prompt=prompt, max_tokens=1)).usage
+    left_early = 0
+    for number in range(12):
+        reading = asyncio.create_task(running.text(prompt=f"{number}{prompt}", sampling=ENDLESS, max_tokens=1))
+        await asyncio.sleep(0.005 * (number % 6))
+        left_early += not reading.done()
+        reading.cancel()
+        await asyncio.gather(reading, return_exceptions=True)
     await running.idle()
+    assert whole.prompt_tokens > 1000
+    assert left_early
     assert running.engine.active_requests == 0
     assert await running.text()
 

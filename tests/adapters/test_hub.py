@@ -185,7 +185,10 @@ def test_an_interrupted_download_continues_where_it_stopped(
     assert hub_server.ranges == [f"bytes={half}-"]
 
 
-def test_a_connection_that_breaks_is_taken_up_again(hub: Hub, hub_server: HubServer) -> None:
+def test_a_connection_that_breaks_is_taken_up_again(
+    hub: Hub, hub_server: HubServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.DOWNLOAD_CHUNK_SIZE", 1 << 16)
     hub_server.cut_after = len(BIG) * 2 // 3
     assert hub.pull("org/one").read_bytes() == BIG
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,13 @@ from llamastead_server.workers import child
 
 class Servicer(engine_pb2_grpc.EngineServiceServicer):
     async def GetStatus(self, request: Any, context: Any) -> engine_pb2.GetStatusResponse:  # noqa: N802
-        return engine_pb2.GetStatusResponse(state="ready", memory_bytes=os.getpid())
+        return engine_pb2.GetStatusResponse(state="ready")
+
+    async def Generate(self, request: Any, context: Any) -> None:  # type: ignore[override]  # noqa: N802
+        raise NotImplementedError
+
+    async def CountTokens(self, request: Any, context: Any) -> engine_pb2.CountTokensResponse:  # noqa: N802
+        raise NotImplementedError
 
 
 def main() -> None:

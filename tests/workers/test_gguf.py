@@ -43,7 +43,7 @@ TEMPLATE = (
 )
 
 
-def tokenizer() -> PreTrainedTokenizerFast:
+def tokenizer() -> Any:
     bpe = Tokenizer(models.BPE(ignore_merges=True))
     bpe.pre_tokenizer = pre_tokenizers.Sequence(
         [
@@ -58,7 +58,9 @@ def tokenizer() -> PreTrainedTokenizerFast:
         trainers.BpeTrainer(vocab_size=500, initial_alphabet=alphabet, show_progress=False),
     )
     bpe.add_special_tokens([AddedToken(text, special=True, normalized=False) for text in SPECIAL])
-    wrapped = PreTrainedTokenizerFast(tokenizer_object=bpe, bos_token=SPECIAL[0], eos_token=SPECIAL[4])
+    wrapped: Any = PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
+        tokenizer_object=bpe, bos_token=SPECIAL[0], eos_token=SPECIAL[4]
+    )
     wrapped.chat_template = TEMPLATE
     return wrapped
 
@@ -66,7 +68,7 @@ def tokenizer() -> PreTrainedTokenizerFast:
 def make(folder: Path, **changes: Any) -> tuple[Any, Any]:
     words = tokenizer()
     words.save_pretrained(folder)
-    ids = {text: words.convert_tokens_to_ids(text) for text in SPECIAL}
+    ids: Any = {text: words.convert_tokens_to_ids(text) for text in SPECIAL}
     options: dict[str, Any] = {
         "hidden_size": 64,
         "num_hidden_layers": 3,
@@ -85,7 +87,8 @@ def make(folder: Path, **changes: Any) -> tuple[Any, Any]:
         **(options | changes),
     )
     torch.manual_seed(0)
-    model = LlamaForCausalLM(config).eval()
+    model: Any = LlamaForCausalLM(config)
+    model.eval()
     model.save_pretrained(folder)
     return words, model
 
@@ -102,7 +105,7 @@ def loaded(file: Path, folder: Path) -> LlamaCpp:
 
 
 async def logprobs(model: LlamaCpp, prompt: list[int]) -> dict[int, float]:
-    request = engine_pb2.GenerateRequest(max_tokens=1, top_logprobs=20, sampling={"temperature": 0})
+    request = engine_pb2.GenerateRequest(max_tokens=1, top_logprobs=20, sampling=engine_pb2.Sampling(temperature=0))
     async for events in model.complete(prompt, request):
         for event in events:
             if event.get("completion_probabilities"):

@@ -13,6 +13,7 @@ from tiny_model import smalltalk
 from tiny_model.facts import SHARED_SLOTS, Fact, FactMaker, capitalised
 from tiny_model.phrases import phrase_book
 from tiny_model.prompt import NOT_IN_DOCUMENTS, Document, Message, system_text
+from tiny_model.scenes import SceneMaker
 from tiny_model.words import Words, content_words, corpus_sentences, corpus_texts
 
 PROJECT_PROMPTS = (
@@ -37,6 +38,7 @@ class Limits:
     turns: int
     documents: int = MAX_DOCUMENTS
     nonsense: float = 0.15
+    scenes: float = 0.0
 
 
 @dataclass
@@ -44,11 +46,12 @@ class _Page:
     """The sentences of one lesson and what is known about them."""
 
     facts: list[Fact] = field(default_factory=list)
+    scenes: list[smalltalk.Turn] = field(default_factory=list)
     fillers: list[str] = field(default_factory=list)
 
     @property
     def sentences(self) -> list[str]:
-        return [fact.sentence for fact in self.facts] + self.fillers
+        return [fact.sentence for fact in self.facts] + [answer for _, answer in self.scenes] + self.fillers
 
 
 class Teacher:
@@ -57,6 +60,7 @@ class Teacher:
     def __init__(self, seed: int) -> None:
         self.words = Words(random.Random(seed))
         self.facts = FactMaker(self.words)
+        self.scenes = SceneMaker(self.words, self.facts)
 
     # --- what stands in the documents -------------------------------------------------
 
@@ -81,15 +85,30 @@ class Teacher:
         clashes = any(fact.could_answer_for(f) or f.could_answer_for(fact) for f in page.facts)
         return None if clashes else fact
 
-    def _page(self, count: int, nonsense: float) -> _Page:
+    def _another_scene(self, page: _Page) -> smalltalk.Turn | None:
+        """Make a scene whose question no sentence of the page seems to answer."""
+        sentence, question = self.scenes.make()
+        asked = {word.lower() for word in content_words(question)}
+        for other in page.sentences:
+            found = {word.lower() for word in content_words(other)}
+            if len(asked & found) * 2 > len(asked):
+                return None
+        return question, sentence
+
+    def _page(self, limits: Limits) -> _Page:
         page = _Page()
+        count = max(1, round(limits.sentences ** self.words.rng.uniform(0.15, 1.0)))
         while len(page.sentences) < count:
-            if self.words.chance(0.65):
+            if limits.scenes and self.words.chance(limits.scenes):
+                scene = self._another_scene(page)
+                if scene is not None:
+                    page.scenes.append(scene)
+            elif self.words.chance(0.65):
                 fact = self._another_fact(page)
                 if fact is not None:
                     page.facts.append(fact)
             else:
-                page.fillers.append(self._filler(nonsense))
+                page.fillers.append(self._filler(limits.nonsense))
         return page
 
     def _documents(self, sentences: list[str], most: int) -> list[Document]:
@@ -159,11 +178,18 @@ class Teacher:
                 if turn is None or any(w.lower() in others for w in content_words(turn[0])):
                     continue
                 return turn[0], NOT_IN_DOCUMENTS
+            if page.scenes and self.words.chance(0.5):
+                scene = self._another_scene(page)
+                if scene is not None:
+                    return scene[0], NOT_IN_DOCUMENTS
+                continue
             fact = self._another_fact(page)
             if fact is not None:
                 return fact.question, NOT_IN_DOCUMENTS
 
     def _question(self, page: _Page) -> smalltalk.Turn:
+        if page.scenes and self.words.chance(0.75 * len(page.scenes) / len(page.sentences)):
+            return self.words.pick(page.scenes)
         draw = self.words.rng.random()
         if draw < 0.58 and page.facts:
             fact = self.facts.asked_again(self.words.pick(page.facts))
@@ -181,8 +207,7 @@ class Teacher:
     def reading(self, limits: Limits) -> list[Message]:
         """A conversation about documents."""
         words = self.words
-        count = max(1, round(limits.sentences ** words.rng.uniform(0.15, 1.0)))
-        page = self._page(count, limits.nonsense)
+        page = self._page(limits)
         sentences = page.sentences
         words.rng.shuffle(sentences)
         documents = self._documents(sentences, limits.documents)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncGenerator, Iterable, Sequence
 from typing import cast
 
 import grpc
@@ -88,7 +88,7 @@ class WorkerEngine:
         """Process id of the living worker."""
         return self._worker.pid
 
-    async def generate(self, request: GenerationRequest) -> AsyncIterator[GenerationEvent]:
+    async def generate(self, request: GenerationRequest) -> AsyncGenerator[GenerationEvent, None]:
         """Runs one completion; see `domain.ports.Engine`."""
         if self._admitted >= self._capacity:
             raise Overloaded(

@@ -83,7 +83,7 @@ class CallContext:
             await self._context.send_initial_metadata(tuple(self._headers))
 
 
-class CallInterceptor(grpc.aio.ServerInterceptor[Any, Any]):
+class CallInterceptor(_ServerInterceptor):
     """Runs every call of the public services inside the layers.
 
     gRPC's own services (health, reflection) pass untouched: they are asked every few seconds and need no token.
@@ -123,7 +123,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor[Any, Any]):
                 if handler.request_streaming
                 else grpc.unary_unary_rpc_method_handler
             )
-        return cast("_Handler", make(behaviour, **serializers))
+        return make(behaviour, **serializers)
 
     def _unary(self, method: str, serve: Any) -> Callable[[Any, _Context], Awaitable[Any]]:
         async def behaviour(request: Any, context: _Context) -> Any:

@@ -76,14 +76,14 @@ class EngineServicer(engine_pb2_grpc.EngineServiceServicer):
         self, request: engine_pb2.GetStatusRequest, context: _Context
     ) -> engine_pb2.GetStatusResponse:
         """Answers only while llama.cpp's scheduler does."""
-        await self._model.busy_slots()
+        busy = await self._model.busy_slots()
         options = self._model.options
         return engine_pb2.GetStatusResponse(
             model_path=str(options.path),
             state="ready",
             context_length=options.context_length,
             slots=options.slots,
-            active_requests=self._active,
+            active_requests=max(self._active, busy),
             memory_bytes=_resident_bytes(),
             generated_tokens=self._generated,
         )

@@ -79,24 +79,30 @@ class InferenceQueue:
         finally:
             with self._changed:
                 job.dropped = True
+                if job in jobs:
+                    jobs.remove(job)
 
     def _work(self) -> None:
         while True:
             batch = self._next_batch()
+            rows: Floats | Exception
             try:
                 rows = batch[0][0].infer([job.inputs[position] for job, position in batch])
             except Exception as error:
+                rows = error
+            with self._changed:
+                self._running = 0
+            if isinstance(rows, Exception):
                 for job in {job for job, _ in batch}:
-                    self._fail(job, error)
-            else:
-                for (job, position), row in zip(batch, rows, strict=True):
-                    job.rows[position] = row
-                    if len(job.rows) == len(job.inputs):
-                        self._finish(job)
+                    self._fail(job, rows)
+                continue
+            for (job, position), row in zip(batch, rows, strict=True):
+                job.rows[position] = row
+                if len(job.rows) == len(job.inputs):
+                    self._finish(job)
 
     def _next_batch(self) -> list[tuple[_Job, int]]:
         with self._changed:
-            self._running = 0
             while True:
                 for urgent in (True, False):
                     batch = self._take(self._jobs[urgent])

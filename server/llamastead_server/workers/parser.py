@@ -163,7 +163,7 @@ def main() -> None:
     options.add_argument("--memory", type=int, required=True)
     options.add_argument("--longest-text", type=int, required=True)
     given = options.parse_args()
-    pass
+    die_with_parent()
     configure_logging()
     resource.setrlimit(resource.RLIMIT_AS, (given.memory, given.memory))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
