@@ -11,11 +11,14 @@ Needs torch, transformers, tokenizers, safetensors, gguf and, for the check, xll
 from __future__ import annotations
 
 import argparse
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import torch
 
 from tiny_model import evaluation, export, training
+from tiny_model.curriculum import COURSES
 from tiny_model.tokenizer import Encoder, load_tokenizer, train_tokenizer
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -36,24 +39,30 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--only", choices=STEPS, action="append", help="run this step alone")
     parser.add_argument("--seed", type=int, default=training.Settings.seed)
     parser.add_argument("--threads", type=int, default=training.Settings.threads)
+    parser.add_argument("--course", type=int, default=0, help="go on from the trained folder with this course")
     parser.add_argument("--scale", type=float, default=1.0, help="length of the training, 1.0 for the full curriculum")
     parser.add_argument("--samples", type=int, default=200, help="questions for each skill")
     return parser.parse_args()
 
 
-def train(folder: Path, settings: training.Settings) -> None:
-    """Train a new model from nothing and write it to a folder."""
-    torch.manual_seed(settings.seed)
-    tokenizer = train_tokenizer(settings.seed)
-    model = training.new_model(tokenizer)
-    print(f"{sum(p.numel() for p in model.parameters()):,} parameters", flush=True)
-    training.train(
-        model,
-        Encoder(tokenizer),
-        settings,
-        save=lambda: training.save_model(model, tokenizer, folder),
-        report=lambda line: print(line, flush=True),
-    )
+def train(folder: Path, settings: training.Settings, first_course: int) -> None:
+    """Take a model through the courses; it rests in the folder between two of them."""
+    for number, course in enumerate(COURSES[first_course:], first_course):
+        torch.manual_seed(settings.seed)
+        if number == 0:
+            tokenizer = train_tokenizer(settings.seed)
+            model = training.new_model(tokenizer)
+            print(f"{sum(p.numel() for p in model.parameters()):,} parameters", flush=True)
+        else:
+            model, tokenizer = training.load_model(folder), load_tokenizer(folder)
+        training.train(
+            model,
+            Encoder(tokenizer),
+            course,
+            replace(settings, seed=settings.seed + 100 * number),
+            save=partial(training.save_model, model, tokenizer, folder),
+            report=partial(print, f"course {number}", flush=True),
+        )
 
 
 def main() -> None:
@@ -63,7 +72,7 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     if "train" in steps:
         settings = training.Settings(seed=options.seed, threads=options.threads, scale=options.scale)
-        train(options.folder, settings)
+        train(options.folder, settings, options.course)
     if "export" in steps:
         export.write_gguf(options.folder, options.gguf)
         export.check_gguf(options.folder, options.gguf)

@@ -22,7 +22,7 @@ from llamastead_server.adapters.data_folder import DataFolder
 from llamastead_server.adapters.database import Database
 from llamastead_server.adapters.document_reader import KreuzbergReader
 from llamastead_server.adapters.embedder import WorkerEmbedder
-from llamastead_server.adapters.envoy import EnvoyGateway
+from llamastead_server.adapters.envoy import EnvoyGateway, GatewayOptions
 from llamastead_server.adapters.example_catalogue import ExampleCatalogue
 from llamastead_server.adapters.file_store import SqlFileStore
 from llamastead_server.adapters.milvus_store import MilvusStore
@@ -183,10 +183,25 @@ async def _start(stack: AsyncExitStack, settings: Settings, example: str | None)
         socket=socket,
         tokens=settings.api_tokens,
     )
-    await server.start()
+    gateway = EnvoyGateway(
+        GatewayOptions(
+            host="127.0.0.1" if settings.host == "localhost" else settings.host,
+            port=settings.port,
+            server_socket=socket,
+            folder=folder.sockets,
+            template=_ROOT / "envoy" / "envoy.yaml",
+            descriptors=_ROOT / "gen" / "descriptors.binpb",
+            max_body_bytes=settings.max_body_bytes,
+            cors_origins=settings.cors_origins,
+        )
+    )
+    # In reverse: no new connections, then the running calls' grace, then the connections' end.
+    stack.push_async_callback(gateway.stop)
     stack.push_async_callback(server.stop, settings.shutdown_grace)
+    stack.push_async_callback(gateway.drain)
+    await server.start()
     await server.set_serving(True)
-    await stack.enter_async_context(_gateway(settings, folder, socket))
+    await gateway.start()
     if example is not None:
         await _import_example(examples, tasks, example)
 

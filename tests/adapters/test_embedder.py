@@ -22,15 +22,17 @@ MODEL = "all-MiniLM-L6-v2"
 
 def make_cross_encoder(folder: Path) -> None:
     """A tiny cross-encoder with random weights: real files, meaningless scores."""
-    from transformers import BertConfig, BertForSequenceClassification, BertTokenizerFast
+    from transformers import AutoTokenizer, BertConfig, BertForSequenceClassification
 
     folder.mkdir(parents=True)
     words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "llama", "eat", "grass", "stone"]
     (folder / "vocab.txt").write_text("\n".join(words))
-    BertTokenizerFast(vocab=str(folder / "vocab.txt"), model_max_length=64).save_pretrained(folder)
     sizes = {"hidden_size": 16, "num_attention_heads": 2, "num_hidden_layers": 1, "intermediate_size": 32}
-    config = BertConfig(vocab_size=len(words), max_position_embeddings=64, num_labels=1, **sizes)
+    config = BertConfig.from_dict(
+        {"vocab_size": len(words), "max_position_embeddings": 64, "id2label": {"0": "relevance"}, **sizes}
+    )
     BertForSequenceClassification(config).save_pretrained(folder)
+    AutoTokenizer.from_pretrained(folder, model_max_length=64).save_pretrained(folder)
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")

@@ -13,7 +13,8 @@ import torch
 from torch.nn.functional import cross_entropy
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from tiny_model.lessons import Limits, Teacher
+from tiny_model.curriculum import Course, Stage
+from tiny_model.lessons import Teacher
 from tiny_model.prompt import BEGIN_OF_TEXT, END_OF_TEXT, END_OF_TURN, PADDING
 from tiny_model.tokenizer import VOCABULARY, Encoder, token_id
 
@@ -24,34 +25,11 @@ POOL = 384
 
 
 @dataclass(frozen=True)
-class Stage:
-    """One step of the curriculum. The rest of the mixture goes to reading."""
-
-    tokens: int
-    batch_tokens: int
-    limits: Limits
-    copying: float
-    chatting: float
-    prose: float
-
-
-# Looking back is learned on short texts first; long texts only make sense after that.
-CURRICULUM = (
-    Stage(1_500_000, 2048, Limits(sentences=2, turns=4, nonsense=0.3), 0.50, 0.15, 0.00),
-    Stage(4_000_000, 3072, Limits(sentences=4, turns=4, nonsense=0.3), 0.12, 0.18, 0.04),
-    Stage(6_000_000, 4096, Limits(sentences=12, turns=4), 0.05, 0.18, 0.04),
-    Stage(4_500_000, 4096, Limits(sentences=30, turns=4), 0.04, 0.18, 0.03),
-    Stage(2_500_000, 4096, Limits(sentences=110, turns=5), 0.04, 0.18, 0.02),
-)
-
-
-@dataclass(frozen=True)
 class Settings:
-    """What a training run depends on, apart from the curriculum."""
+    """What a training run depends on, apart from its course."""
 
     seed: int = 7
     threads: int = 2
-    learning_rate: float = 4e-3
     weight_decay: float = 0.05
     scale: float = 1.0
     report_every: int = 50
@@ -138,23 +116,23 @@ def answer_logits(model: LlamaForCausalLM, inputs: torch.Tensor, targets: torch.
     return logits.float()
 
 
-def _optimizers(model: LlamaForCausalLM, settings: Settings) -> list[torch.optim.Optimizer]:
+def _optimizers(model: LlamaForCausalLM, rate: float, weight_decay: float) -> list[torch.optim.Optimizer]:
     """Muon for the matrices of the layers, AdamW for the embedding and the norms."""
     matrices = [p for p in model.model.layers.parameters() if p.ndim == 2]
     chosen = {id(p) for p in matrices}
     others = [p for p in model.parameters() if id(p) not in chosen]
     muon = torch.optim.Muon(
         matrices,
-        lr=settings.learning_rate,
-        weight_decay=settings.weight_decay,
+        lr=rate,
+        weight_decay=weight_decay,
         adjust_lr_fn="match_rms_adamw",
     )
-    adam = torch.optim.AdamW(others, lr=settings.learning_rate, betas=(0.9, 0.98), weight_decay=0.0)
+    adam = torch.optim.AdamW(others, lr=rate, betas=(0.9, 0.98), weight_decay=0.0)
     return [muon, adam]
 
 
 def rate_factor(progress: float) -> float:
-    """Rise for two percent of the run, hold, and fall over the last forty percent."""
+    """Rise for two percent of a course, hold, and fall over the last forty percent."""
     if progress < 0.02:
         return max(progress / 0.02, 0.01)
     return 1.0 if progress < 0.6 else max(0.03, (1.0 - progress) / 0.4)
@@ -163,25 +141,26 @@ def rate_factor(progress: float) -> float:
 def train(
     model: LlamaForCausalLM,
     encoder: Encoder,
+    course: Course,
     settings: Settings,
     save: Callable[[], None],
     report: Callable[[str], None] = print,
 ) -> None:
-    """Take the model through the curriculum."""
+    """Take the model through a course."""
     torch.set_num_threads(settings.threads)
     batches = Batches(encoder, settings.seed)
-    optimizers = _optimizers(model, settings)
-    total = sum(stage.tokens for stage in CURRICULUM) * settings.scale
+    optimizers = _optimizers(model, course.learning_rate, settings.weight_decay)
+    total = course.tokens * settings.scale
     seen, step, started = 0, 0, time.monotonic()
     losses: list[float] = []
     model.train()
-    for number, stage in enumerate(CURRICULUM):
+    for number, stage in enumerate(course.stages):
         end_of_stage = seen + stage.tokens * settings.scale
         for inputs, targets in batches.of(stage):
             factor = rate_factor(seen / total)
             for optimizer in optimizers:
                 for group in optimizer.param_groups:
-                    group["lr"] = settings.learning_rate * factor
+                    group["lr"] = course.learning_rate * factor
             with torch.autocast("cpu", dtype=torch.bfloat16):
                 logits = answer_logits(model, inputs, targets)
             loss = cross_entropy(logits, targets[targets != IGNORED])

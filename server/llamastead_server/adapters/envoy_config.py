@@ -30,7 +30,9 @@ _VERBS = ("get", "put", "post", "delete", "patch")
 _VARIABLE = re.compile(r"\{([A-Za-z0-9_]+)(?:=[^}]*)?\}")
 _LOOPBACK_ORIGIN = r"https?://(localhost|127\.0\.0\.1|\[::1\])(:[0-9]+)?"
 # Names nobody can register and point at this machine: addresses, names without a dot, and reserved ends.
-_OWN_HOSTS = r"(?i)(([a-z0-9_-]+\.)*(localhost|local|internal)|[a-z0-9_-]+|[0-9]+(\.[0-9]+){3}|\[[0-9a-f:.]+\])\.?(:[0-9]+)?"
+_OWN_HOSTS = (
+    r"(?i)(([a-z0-9_-]+\.)*(localhost|local|internal)|[a-z0-9_-]+|[0-9]+(\.[0-9]+){3}|\[[0-9a-f:.]+\])\.?(:[0-9]+)?"
+)
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,7 +20,7 @@ from llamastead_server.domain.sessions import Sessions
 from llamastead_server.domain.sources import Source
 from llamastead_server.services import plain
 from llamastead_server.services.chat_json import CompletionHead, source_json, usage_json
-from llamastead_server.services.http_body import event_stream, json_body, sse_done, sse_event
+from llamastead_server.services.http_body import DONE, json_body, late_errors, sse_event
 
 _Context = grpc.aio.ServicerContext[object, object]
 _NOT_IN_BODY = {"namespace", "project", "session_id", "no_session"}
@@ -43,7 +43,7 @@ class ChatServicer(chat_pb2_grpc.ChatServiceServicer):
             head = CompletionHead.of(turn.started.model)
             if chat.stream:
                 await context.send_initial_metadata(_headers(turn.started))
-                stream = event_stream(_events(head, chat, turn), None)
+                stream = late_errors(_events(head, chat, turn))
                 async with aclosing(cast("AsyncGenerator[httpbody_pb2.HttpBody, None]", stream)) as bodies:
                     async for body in bodies:
                         yield body
@@ -125,7 +125,7 @@ class ChatServicer(chat_pb2_grpc.ChatServiceServicer):
         return chat_pb2.DeleteAllChatSessionsResponse(message=f"Deleted {count} session(s)", count=count)
 
 
-async def _events(head: CompletionHead, chat: ChatRequest, turn: ChatTurn) -> AsyncIterator[bytes]:
+async def _events(head: CompletionHead, chat: ChatRequest, turn: ChatTurn) -> AsyncIterator[httpbody_pb2.HttpBody]:
     sources = _sources(chat, turn.started)
     if sources is not None:
         yield sse_event({"type": "sources", "sources": [source_json(source) for source in sources]})
@@ -137,7 +137,7 @@ async def _events(head: CompletionHead, chat: ChatRequest, turn: ChatTurn) -> As
             yield sse_event(head.last(event.reason))
             if chat.include_usage:
                 yield sse_event(head.usage(event.usage))
-            yield sse_done()
+            yield DONE
 
 
 async def _whole(turn: ChatTurn) -> tuple[Sequence[TextDelta], TurnFinished]:
