@@ -154,11 +154,15 @@ def _measure(
 
 def _check(samples: Mapping[int, Mapping[str, Sequence[Sample]]], scale: Scale) -> None:
     """Makes sure that all ways did the same work."""
-    every = [sample for taken in samples.values() for way in taken.values() for sample in way]
-    streams = [stream for sample in every for stream in sample.streams]
-    prompts = {stream.prompt_tokens for stream in streams}
-    if len(prompts) != 1 or {stream.tokens for stream in streams} != {scale.tokens}:
-        raise RuntimeError(f"the ways did not do the same work: prompts of {prompts} tokens")
+    work: dict[str, set[tuple[int, int]]] = {}
+    for taken in samples.values():
+        for name, way in taken.items():
+            work.setdefault(name, set()).update(
+                (stream.prompt_tokens, stream.tokens) for sample in way for stream in sample.streams
+            )
+    done = set().union(*work.values())
+    if len(done) != 1 or {tokens for _, tokens in done} != {scale.tokens}:
+        raise RuntimeError(f"the ways did not do the same work, in (prompt, answer) tokens: {work}")
 
 
 def _result(samples: Mapping[int, Mapping[str, Sequence[Sample]]], model: str, scale: Scale) -> Result:

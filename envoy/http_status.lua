@@ -1,98 +1,182 @@
--- Gives REST answers what gRPC cannot say: statuses it has no code for, and the documented error bodies.
+-- Gives REST answers the statuses, bodies and headers that gRPC has no words for. Native gRPC and gRPC-Web pass untouched.
 --
--- The filter stands before the transcoder, so it sees requests before it and answers after it. Headers must be used
--- before body(): that call yields, and afterwards they are out of scope.
+-- It stands before the transcoder in the filter chain, so it sees requests before they become gRPC and answers after
+-- they have become JSON. Bodies of errors come from three places, and leave in one of two shapes:
+--   the server's own errors, whole, in the metadata `x-http-status` and `x-http-body`;
+--   errors that gRPC itself makes, as the transcoder's `{"code":5,"message":"…","details":[]}`;
+--   errors that Envoy makes, as `{"detail":"…"}`.
+--
+-- `adapters/envoy_config.py` puts before this text `local ENDPOINTS = {{pattern, methods, raw}, …}`: a Lua pattern for each path of the
+-- contract, the methods it takes, and whether it takes bodies other than JSON.
 
--- `code` and OpenAI `type` of errors that Envoy or gRPC itself raises; the server's own come with their body.
-local codes = {
+local KINDS = {
   ["400"] = {"invalid_request", "invalid_request_error"},
+  ["403"] = {"permission_denied", "permission_error"},
   ["404"] = {"not_found", "invalid_request_error"},
+  ["405"] = {"method_not_allowed", "invalid_request_error"},
   ["408"] = {"request_timeout", "timeout_error"},
   ["413"] = {"payload_too_large", "invalid_request_error"},
   ["415"] = {"unsupported_media_type", "invalid_request_error"},
+  ["426"] = {"upgrade_required", "invalid_request_error"},
   ["429"] = {"rate_limited", "rate_limit_error"},
   ["431"] = {"headers_too_large", "invalid_request_error"},
-  ["499"] = {"cancelled", "invalid_request_error"},
   ["501"] = {"not_supported", "server_error"},
+  ["502"] = {"unavailable", "server_error"},
   ["503"] = {"unavailable", "server_error"},
-  ["504"] = {"request_timeout", "timeout_error"},
+  ["504"] = {"timeout", "timeout_error"},
 }
-local internal = {"internal", "server_error"}
 
--- Errors raised inside gRPC's core under a status that means something else here.
-local remapped = {
+-- What Envoy says in these cases is either nothing or about its own insides.
+local MESSAGES = {
+  ["403"] = "The request comes from a web origin or for a host name that this server does not serve.",
+  ["404"] = "Not Found",
+  ["405"] = "Method Not Allowed",
+  ["413"] = "The request's body is larger than this server takes.",
+  ["431"] = "The request's headers are larger than this server takes.",
+  ["502"] = "The server broke off its answer.",
+  ["503"] = "The server is starting, stopping or overloaded; try again shortly.",
+  ["504"] = "The server did not answer in time.",
+}
+
+-- Errors made inside gRPC that have a status of their own in HTTP.
+local CORE_ERRORS = {
   {"larger than max", "413"},
   {"metadata size exceeds", "431"},
 }
 
 local function is_grpc(content_type)
-  return content_type:find("^application/grpc") ~= nil
+  return content_type:sub(1, 16) == "application/grpc"
 end
 
--- LlamaHome's paths; /api/v1 is another road to LlamaFarm's.
+local function endpoint(path)
+  local bare = path:gsub("[?#].*$", ""):gsub("(.)/+$", "%1")
+  local found = nil
+  for _, entry in ipairs(ENDPOINTS) do
+    if bare:find(entry[1]) then
+      if found == nil then found = {methods = {}, raw = false} end
+      for _, method in ipairs(entry[2]) do table.insert(found.methods, method) end
+      found.raw = found.raw or entry[3]
+    end
+  end
+  return found
+end
+
+-- LlamaHome's paths are /api/… and /v1/api/…; LlamaFarm's are /v1/… and, as an alias, /api/v1/….
 local function is_home(path)
-  return path:find("^/v1/api/") ~= nil or (path:find("^/api/") ~= nil and path:find("^/api/v1/") == nil)
+  return path:sub(1, 8) == "/v1/api/" or (path:sub(1, 5) == "/api/" and path:sub(1, 8) ~= "/api/v1/")
+end
+
+local function error_body(path, status, literal)
+  local kind = KINDS[status] or {"internal", "server_error"}
+  if is_home(path) then
+    return '{"error":{"code":"' .. kind[1] .. '","message":' .. literal .. ',"details":{}}}'
+  end
+  return '{"detail":' .. literal .. ',"error":{"message":' .. literal .. ',"type":"' .. kind[2] .. '","code":"'
+    .. kind[1] .. '"}}'
+end
+
+local function remember(handle, name, value)
+  handle:streamInfo():dynamicMetadata():set("llamastead", name, value)
 end
 
 function envoy_on_request(handle)
   local headers = handle:headers()
-  headers:remove("x-http-status")
-  headers:remove("x-http-body")
+  local path = headers:get(":path") or "/"
+  local content_type = headers:get("content-type")
+  -- Only the server, the transcoder and this script say these.
+  for _, name in ipairs({"x-http-status", "x-http-body", "x-envoy-original-path", "x-envoy-original-method"}) do
+    headers:remove(name)
+  end
   local id = headers:get("x-request-id")
   if id ~= nil and (#id > 128 or not id:find("^%w[%w._:-]*$")) then headers:remove("x-request-id") end
-  local content_type = headers:get("content-type")
   if content_type ~= nil and is_grpc(content_type) then return end
-  handle:streamInfo():dynamicMetadata():set("llamastead", "path", headers:get(":path"))
   local method = headers:get(":method")
-  local has_body = method == "POST" or method == "PUT" or method == "PATCH"
-  if has_body and content_type ~= nil and headers:get("content-length") ~= "0"
-     and not content_type:lower():find("^application/json") and not content_type:lower():find("^multipart/form%-data") then
-    handle:respond({[":status"] = "415"},
-      "This content type is not read here: send application/json, or multipart/form-data to upload a file.")
+  remember(handle, "path", path)
+  remember(handle, "method", method)
+  if content_type == nil or headers:get("content-length") == "0" then return end
+  if method ~= "POST" and method ~= "PUT" and method ~= "PATCH" then return end
+  if content_type:lower():find("^%s*application/json%s*$") or content_type:lower():find("^%s*application/json%s*;") then
+    return
   end
+  local target = endpoint(path)
+  if target ~= nil and not target.raw then
+    handle:respond({[":status"] = "415"}, "Send the body as JSON, with the header Content-Type: application/json.")
+  end
+end
+
+local function finish(headers, status)
+  headers:remove("grpc-status")
+  headers:remove("grpc-message")
+  headers:remove("grpc-accept-encoding")
+  headers:remove("grpc-status-details-bin")
+  headers:replace("x-content-type-options", "nosniff")
+  if status == "503" and headers:get("retry-after") == nil then headers:add("retry-after", "2") end
 end
 
 function envoy_on_response(handle)
   local headers = handle:headers()
   local content_type = headers:get("content-type") or ""
   if is_grpc(content_type) then return end
+  local memory = handle:streamInfo():dynamicMetadata():get("llamastead")
+  local path = memory and memory["path"] or "/"
   local status = headers:get("x-http-status") or headers:get(":status")
-  headers:replace(":status", status)
+  local whole = headers:get("x-http-body")
   headers:remove("x-http-status")
-  headers:remove("grpc-status")
-  headers:remove("grpc-message")
-  headers:remove("grpc-accept-encoding")
-  headers:replace("x-content-type-options", "nosniff")
-  if content_type:find("^text/event%-stream") then
-    headers:replace("cache-control", "no-cache")
-    headers:replace("x-accel-buffering", "no")
-  end
-  local body = headers:get("x-http-body")
-  if body ~= nil then
-    headers:remove("x-http-body")
+  headers:remove("x-http-body")
+  headers:replace(":status", status)
+
+  if whole ~= nil then
+    finish(headers, status)
     headers:replace("content-type", "application/json")
-    handle:body(true):setBytes(body)
+    -- `headers` is of no use after this call, which may wait.
+    handle:body(true):setBytes(whole)
     return
   end
-  if tonumber(status) < 400 or content_type:find("^application/json") == nil then return end
-  local metadata = handle:streamInfo():dynamicMetadata():get("llamastead")
-  if metadata == nil then return end
-  local buffer = handle:body(true)
-  local text = buffer:getBytes(0, buffer:length())
+  if tonumber(status) < 400 then
+    finish(headers, status)
+    if content_type:sub(1, 17) == "text/event-stream" then
+      headers:replace("cache-control", "no-cache")
+      headers:replace("x-accel-buffering", "no")
+    end
+    return
+  end
+
+  if memory and memory["method"] == "HEAD" then
+    -- No path takes HEAD, and its answer has no body to complete.
+    local target = status == "404" and endpoint(path)
+    if target then
+      headers:replace(":status", "405")
+      headers:replace("allow", table.concat(target.methods, ", "))
+    end
+    return finish(headers, status)
+  end
+  if not content_type:find("^application/json") then return finish(headers, status) end
+  local body = handle:body(true)
+  headers = handle:headers()
+  local text = body:getBytes(0, body:length())
   -- Both forms hold the message as a JSON string, which goes over as it is.
-  local message = text:match('^{"code":%d+,"message":(".*"),"details":%[') or text:match('^{"detail":(".*")}%s*$')
-  if message == nil then return end
-  for _, entry in ipairs(remapped) do
-    if message:find(entry[1], 1, true) then
-      status = entry[2]
-      handle:headers():replace(":status", status)
+  local literal = text:match('^{"code":%d+,"message":(".*"),"details":%[')
+  local by_envoy = literal == nil
+  if by_envoy then literal = text:match('^{"detail":(".*")}%s*$') end
+  if literal == nil then return finish(headers, status) end
+  for _, known in ipairs(CORE_ERRORS) do
+    if literal:find(known[1], 1, true) then status = known[2] end
+  end
+  if by_envoy and status == "404" then
+    local target = endpoint(path)
+    if target ~= nil then
+      status = "405"
+      headers:replace("allow", table.concat(target.methods, ", "))
     end
   end
-  local code = codes[status] or internal
-  if is_home(metadata["path"]) then
-    buffer:setBytes('{"error":{"code":"' .. code[1] .. '","message":' .. message .. ',"details":{}}}')
-  else
-    buffer:setBytes('{"detail":' .. message .. ',"error":{"message":' .. message .. ',"type":"' .. code[2]
-      .. '","code":"' .. code[1] .. '"}}')
+  if status == "400" and by_envoy then
+    literal = literal == '""' and '"The request cannot be read."' or '"The request cannot be read: ' .. literal:sub(2)
+  elseif MESSAGES[status] ~= nil and (by_envoy or status ~= "404") then
+    literal = '"' .. MESSAGES[status] .. '"'
+  elseif literal == '""' then
+    literal = '"The request cannot be served."'
   end
+  headers:replace(":status", status)
+  finish(headers, status)
+  body:setBytes(error_body(path, status, literal))
 end

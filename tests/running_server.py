@@ -71,7 +71,7 @@ class RunningServer:
                 cwd=self.folder,
             )
         deadline = time.monotonic() + START_LIMIT
-        while "is ready" not in self.log[before:]:
+        while "Stop with Ctrl-C" not in self.log[before:]:
             if self.process.poll() is not None:
                 raise AssertionError(f"the server ended with {self.process.returncode}:\n{self.log[before:]}")
             if time.monotonic() > deadline:

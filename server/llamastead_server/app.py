@@ -167,6 +167,16 @@ async def _start(stack: AsyncExitStack, settings: Settings, example: str | None)
     stack.callback(sweeping.cancel)
 
     socket = folder.sockets / "server.sock"
+    gateway = EnvoyGateway(
+        GatewayOptions(
+            host=settings.host,
+            port=settings.port,
+            server_socket=socket,
+            folder=folder.sockets,
+            max_body_bytes=settings.max_body_bytes,
+            cors_origins=settings.cors_origins,
+        )
+    )
     server = build_server(
         [
             ChatServicer(turns, sessions, configs),
@@ -175,25 +185,13 @@ async def _start(stack: AsyncExitStack, settings: Settings, example: str | None)
             ModelServicer(configs, models),
             ProjectServicer(projects),
             RetrievalServicer(retriever, RetrievalHealth(configs, embedder, store, chunks)),
-            SystemServicer(version("llamastead"), str(settings.data_dir), _checks(models, embedder, database)),
+            SystemServicer(version("llamastead"), str(settings.data_dir), _checks(models, embedder, database, gateway)),
             TaskServicer(tasks),
         ],
         host=settings.host,
         grpc_port=settings.grpc_port,
         socket=socket,
         tokens=settings.api_tokens,
-    )
-    gateway = EnvoyGateway(
-        GatewayOptions(
-            host="127.0.0.1" if settings.host == "localhost" else settings.host,
-            port=settings.port,
-            server_socket=socket,
-            folder=folder.sockets,
-            template=_ROOT / "envoy" / "envoy.yaml",
-            descriptors=_ROOT / "gen" / "descriptors.binpb",
-            max_body_bytes=settings.max_body_bytes,
-            cors_origins=settings.cors_origins,
-        )
     )
     # In reverse: no new connections, then the running calls' grace, then the connections' end.
     stack.push_async_callback(gateway.stop)
@@ -240,7 +238,9 @@ def _vector_store(settings: Settings) -> MilvusStore:
     return MilvusStore.embedded(settings.data_dir)
 
 
-def _checks(models: LocalModelRegistry, embedder: WorkerEmbedder, database: Database) -> Sequence[HealthCheck]:
+def _checks(
+    models: LocalModelRegistry, embedder: WorkerEmbedder, database: Database, gateway: EnvoyGateway
+) -> Sequence[HealthCheck]:
     async def engine() -> Health:
         card = models.resolve(None)
         broken = card.state == "failed"
@@ -254,9 +254,14 @@ def _checks(models: LocalModelRegistry, embedder: WorkerEmbedder, database: Data
         await database.read(lambda connection: connection.execute(select(1)).scalar())
         return Health(message="The database answers.")
 
+    async def reachable() -> Health:
+        healthy = await gateway.is_healthy()
+        return Health() if healthy else Health("unhealthy", "Envoy does not answer; it is being started again.")
+
     return (
         HealthCheck("universal-runtime", engine),
         HealthCheck("rag-service", retrieval),
+        HealthCheck("gateway", reachable),
         # What the documented names stand for here: the task runner's queue is in the database.
         HealthCheck("database", sql, services=("celery", "redis")),
     )

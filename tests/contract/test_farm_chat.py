@@ -196,7 +196,12 @@ def test_content_parts_stop_seed_and_logprobs_are_effective(http: httpx.Client) 
 
 
 def test_a_json_schema_shapes_the_answer(http: httpx.Client) -> None:
-    schema = {"type": "object", "properties": {"ok": {"type": "boolean"}}, "required": ["ok"]}
+    schema = {
+        "type": "object",
+        "properties": {"ok": {"type": "boolean"}},
+        "required": ["ok"],
+        "additionalProperties": False,
+    }
     form = {"type": "json_schema", "json_schema": {"name": "reply", "schema": schema}}
     answer = http.post(CHAT, json={**HELLO, "max_tokens": 64, "response_format": form}).json()
     assert isinstance(json.loads(answer["choices"][0]["message"]["content"])["ok"], bool)

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llamastead_server.domain.fusion import estimated_tokens, keyword_score, ranked, vector_score, weighted
+from llamastead_server.domain.fusion import estimated_tokens, greater, keyword_score, ranked, vector_score, weighted
 
 SCORES = st.dictionaries(st.text(max_size=3), st.floats(0, 1))
 
@@ -28,6 +28,10 @@ def test_scores_are_between_0_and_1(value: float) -> None:
 def test_a_missing_side_counts_as_zero() -> None:
     fused = weighted({"a": 0.8, "b": 0.6}, {"b": 0.5, "c": 1.0}, 0.75)
     assert fused == pytest.approx({"a": 0.6, "b": 0.575, "c": 0.25})
+
+
+def test_the_greater_of_two_scores_counts() -> None:
+    assert greater({"a": 0.8, "b": 0.1}, {"b": 0.2, "c": 0.3}) == {"a": 0.8, "b": 0.2, "c": 0.3}
 
 
 @given(SCORES, SCORES, st.floats(0, 1))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import tempfile
 from collections.abc import AsyncIterator, Sequence
@@ -12,8 +11,7 @@ from typing import Any
 
 import httpx
 
-from llamastead_server.adapters.envoy import EnvoyGateway
-from llamastead_server.adapters.envoy_config import GatewayOptions
+from llamastead_server.adapters.envoy import EnvoyGateway, GatewayOptions
 from llamastead_server.services import server
 from tests.running_server import free_port
 
@@ -36,21 +34,21 @@ class Running:
 
 @contextlib.asynccontextmanager
 async def running(
-    servicers: Sequence[object], *, tokens: Sequence[str] = (), drain: float = 1.0, **options: Any
+    servicers: Sequence[object] = (), *, tokens: Sequence[str] = (), **options: Any
 ) -> AsyncIterator[Running]:
     """Starts both for one block."""
     port, grpc_port = free_port(), free_port()
-    with tempfile.TemporaryDirectory() as folder:
-        socket = Path(folder, "server.sock")
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        socket = folder / "server.sock"
         grpc_server = server.build(servicers, host="127.0.0.1", grpc_port=grpc_port, socket=socket, tokens=tokens)
-        await grpc_server.start()
-        await grpc_server.set_serving(True)
+        gateway = EnvoyGateway(GatewayOptions("127.0.0.1", port, socket, folder, **options))
         try:
-            gateway = EnvoyGateway(GatewayOptions("127.0.0.1", port, socket, **options), drain=drain, threads=1)
-            async with (
-                gateway,
-                httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=20) as http,
-            ):
+            await grpc_server.start()
+            await grpc_server.set_serving(True)
+            await gateway.start()
+            async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=20) as http:
                 yield Running(gateway, grpc_server, port, grpc_port, http)
         finally:
-            await asyncio.shield(grpc_server.stop(0))
+            await gateway.stop()
+            await grpc_server.stop(0)

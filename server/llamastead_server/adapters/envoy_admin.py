@@ -36,21 +36,17 @@ class EnvoyAdmin:
                 )
         return False
 
-    async def active_requests(self) -> int:
-        """Number of requests being served."""
-        _, body = await self._ask("GET", "/stats?filter=^http\\.main\\.downstream_rq_active$&format=json")
-        return sum(int(stat["value"]) for stat in json.loads(body)["stats"])
-
     async def drain(self) -> None:
         """Refuses new connections, and closes each open one after the request it serves."""
         await self._ask("POST", "/healthcheck/fail")
-        await self._ask("POST", "/drain_listeners?inboundonly")
+        await self._ask("POST", "/drain_listeners")
 
     async def _ask(self, method: str, path: str) -> tuple[int, bytes]:
         async with asyncio.timeout(_ANSWER_SECONDS):
             reader, writer = await asyncio.open_unix_connection(str(self._socket))
             try:
-                writer.write(f"{method} {path} HTTP/1.0\r\nhost: admin\r\ncontent-length: 0\r\n\r\n".encode())
+                request = f"{method} {path} HTTP/1.1\r\nhost: admin\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
+                writer.write(request.encode())
                 answer = bytearray()
                 while data := await reader.read(65536):
                     answer += data
@@ -62,4 +58,15 @@ class EnvoyAdmin:
         words = head.split(b" ", 2)
         if len(words) < 2 or not words[1].isdigit():
             raise OSError("the admin interface's answer is not HTTP")
-        return int(words[1]), body
+        return int(words[1]), _joined(body) if b"\r\ntransfer-encoding: chunked" in head.lower() else body
+
+
+def _joined(chunked: bytes) -> bytes:
+    """The content of a chunked body."""
+    content = bytearray()
+    while chunked:
+        size, _, rest = chunked.partition(b"\r\n")
+        length = int(size, 16)
+        content += rest[:length]
+        chunked = rest[length + 2 :] if length else b""
+    return bytes(content)

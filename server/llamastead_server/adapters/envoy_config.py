@@ -16,13 +16,13 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
-import yaml
 from google.api import annotations_pb2, http_pb2
 from google.protobuf import descriptor_pb2
 
 _PACKAGE = Path(__file__).parent.parent
 # Links into the source tree; files in an installed package.
-_TEMPLATES = _PACKAGE / "envoy"
+TEMPLATE = _PACKAGE / "envoy" / "envoy.yaml"
+"""The configuration's template."""
 DESCRIPTORS = _PACKAGE / "descriptors.binpb"
 """Descriptors of the public contract."""
 
@@ -37,25 +37,33 @@ _OWN_HOSTS = (
 
 @dataclass(frozen=True, slots=True)
 class GatewayOptions:
-    """What differs from one gateway to another.
+    """What the gateway's configuration is made from.
 
-    Args:
-        host: IP address or name to listen on.
+    Attributes:
+        host: Address to listen on.
         port: Port to listen on.
-        upstream: Where the gRPC server is: the path of a Unix socket, or `host:port`.
+        server_socket: Where the gRPC server is: its Unix socket, or `host:port`.
+        folder: Private folder for the configuration and the admin socket.
+        template: `envoy/envoy.yaml`; `http_status.lua` lies beside it.
+        descriptors: Descriptor set of the public services.
         max_body_bytes: Largest JSON body.
-        cors_origins: Web origins that may call, beside loopback ones; `*` for any.
+        cors_origins: Web origins allowed beside loopback ones; `*` allows any.
         websocket_port: Loopback port of the WebSocket server; None when there is none.
         max_connections: Most client connections at once.
+        start_timeout: Longest time until it answers, in seconds.
     """
 
     host: str
     port: int
-    upstream: Path | str
+    server_socket: Path | str
+    folder: Path
+    template: Path = TEMPLATE
+    descriptors: Path = DESCRIPTORS
     max_body_bytes: int = 4 << 20
-    cors_origins: tuple[str, ...] = ()
+    cors_origins: Sequence[str] = ()
     websocket_port: int | None = None
     max_connections: int = 4096
+    start_timeout: float = 30.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,7 +126,7 @@ class Contract:
             for service in file.service:
                 services.append(f"{file.package}.{service.name}")
                 for method in service.method:
-                    rule = method.options.Extensions[annotations_pb2.http]
+                    rule: http_pb2.HttpRule = method.options.Extensions[annotations_pb2.http]  # type: ignore[index]
                     for each in (rule, *rule.additional_bindings):
                         bindings += _binding(each, bodies[method.input_type])
         return cls(tuple(services), tuple(bindings))
@@ -131,43 +139,44 @@ def _binding(rule: http_pb2.HttpRule, fields: Mapping[str, str]) -> Iterator[Bin
         yield Binding(getattr(rule, verb), verb.upper(), raw)
 
 
-def render(options: GatewayOptions, admin_address: Mapping[str, Any], descriptors: str | Path = DESCRIPTORS) -> str:
-    """Makes the configuration, as JSON.
+def configuration(
+    options: GatewayOptions, admin_address: Mapping[str, Any], descriptors: str | Path | None = None
+) -> str:
+    """The template with every placeholder filled in by a JSON value, which YAML reads as it is.
 
     Args:
         options: What to listen on, and where the server is.
-        admin_address: Envoy's `Address` of the admin interface.
-        descriptors: Path of the descriptors as Envoy sees it.
+        admin_address: Envoy's `Address` of its admin interface.
+        descriptors: Path of the descriptors as Envoy sees it, if it sees another one.
     """
-    contract = Contract.read(DESCRIPTORS)
+    contract = Contract.read(options.descriptors)
     origins = _origins(options.cors_origins)
     has_websocket = options.websocket_port is not None
     websocket = {"socket_address": {"address": "127.0.0.1", "port_value": options.websocket_port}}
     values = {
         "admin_address": admin_address,
-        "host": "127.0.0.1" if options.host == "localhost" else options.host,
+        "host": options.host,
         "port": options.port,
         "max_connections": options.max_connections,
         "max_body_bytes": options.max_body_bytes,
         "cors_origins": origins,
         "origin_rules": [{"header": {"name": "origin", "string_match": match}} for match in origins],
         "hosts": _OWN_HOSTS if _is_loopback(options.host) else ".*",
-        "lua": _lua(contract),
-        "descriptors": str(descriptors),
+        "http_status_lua": _script(options.template.with_name("http_status.lua"), contract),
+        "descriptors": str(descriptors or options.descriptors),
         "services": contract.services,
         "path_variables": sorted({name for binding in contract.bindings for name in binding.variables}),
-        "raw_body_paths": "|".join(binding.regex for binding in contract.bindings if binding.raw) or "/-",
-        "upstream_discovery": "STRICT_DNS" if isinstance(options.upstream, str) else "STATIC",
-        "upstream_address": _address(options.upstream),
-        "websocket_cluster": "websocket" if has_websocket else "none",
+        "raw_body_paths": "|".join(binding.regex for binding in contract.bindings if binding.raw),
+        "server_discovery": "STATIC" if isinstance(options.server_socket, Path) else "STRICT_DNS",
+        "server_address": _address(options.server_socket),
+        "websocket_cluster": "websocket" if has_websocket else "nowhere",
         "websocket_endpoints": [{"lb_endpoints": [{"endpoint": {"address": websocket}}]}] if has_websocket else [],
     }
-    template = Template((_TEMPLATES / "envoy.yaml").read_text("utf-8"))
-    filled = template.substitute({name: json.dumps(value) for name, value in values.items()})
-    return json.dumps(yaml.safe_load(filled), indent=2)
+    template = Template(options.template.read_text("utf-8"))
+    return template.substitute({name: json.dumps(value) for name, value in values.items()})
 
 
-def _lua(contract: Contract) -> str:
+def _script(path: Path, contract: Contract) -> str:
     """The script, with the table of endpoints it works from."""
     methods: dict[str, list[Binding]] = {}
     for binding in contract.bindings:
@@ -178,7 +187,7 @@ def _lua(contract: Contract) -> str:
         for pattern, bindings in methods.items()
     ]
     table = "\n".join(["local ENDPOINTS = {", *rows, "}"])
-    return f"{table}\n{(_TEMPLATES / 'http_status.lua').read_text('utf-8')}"
+    return f"{table}\n{path.read_text('utf-8')}"
 
 
 def _origins(configured: Sequence[str]) -> list[dict[str, Any]]:
@@ -212,10 +221,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--max-body-bytes", type=int, default=4 << 20, help="largest JSON body (default: 4 MiB)")
     given = parser.parse_args(arguments)
     options = GatewayOptions(
-        given.host, given.port, given.upstream, given.max_body_bytes, cors_origins=tuple(given.cors_origin)
+        given.host,
+        given.port,
+        given.upstream,
+        Path(),
+        max_body_bytes=given.max_body_bytes,
+        cors_origins=tuple(given.cors_origin),
     )
     admin = {"socket_address": {"address": "127.0.0.1", "port_value": 9901}}
-    sys.stdout.write(render(options, admin, given.descriptors) + "\n")
+    sys.stdout.write(configuration(options, admin, given.descriptors))
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Mapping
 
 _LEVELS = {"DEBUG": logging.DEBUG, "INFO": logging.INFO, "WARNING": logging.WARNING, "ERROR": logging.ERROR}
 _LONGEST_LINE = 8192
@@ -14,10 +15,12 @@ class WorkerOutput:
 
     Args:
         logger: Where the lines go.
+        levels: The words for levels.
     """
 
-    def __init__(self, logger: logging.Logger) -> None:
+    def __init__(self, logger: logging.Logger, levels: Mapping[str, int] = _LEVELS) -> None:
         self._log = logger
+        self._levels = levels
         self.last_line = ""
 
     async def forward(self, stream: asyncio.StreamReader) -> None:
@@ -35,6 +38,6 @@ class WorkerOutput:
         text = line.decode(errors="replace").rstrip()
         if text:
             level, _, rest = text.partition(" ")
-            known = _LEVELS.get(level)
+            known = self._levels.get(level)
             self.last_line = rest if known is not None else text
             self._log.log(known or logging.INFO, "%s", self.last_line)

@@ -10,10 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import os
-import shutil
 import sys
-import tempfile
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
@@ -23,6 +20,7 @@ from typing import Literal
 import grpc
 
 from llamastead_server.adapters.child_process import end, epitaph
+from llamastead_server.adapters.socket_folder import socket_folder
 from llamastead_server.adapters.worker_output import WorkerOutput
 from llamastead_server.domain.errors import Unavailable
 
@@ -216,7 +214,10 @@ class WorkerProcess:
 
     async def _run_once(self) -> bool:
         """Runs one process to its end; tells whether it ever got ready."""
-        folder = Path(tempfile.mkdtemp(prefix=f"llamastead-{os.getpid()}-"))
+        with socket_folder() as folder:
+            return await self._run_in(folder)
+
+    async def _run_in(self, folder: Path) -> bool:
         output = WorkerOutput(self._log)
         self._kill_reason = ""
         reading: asyncio.Task[None] | None = None
@@ -254,7 +255,6 @@ class WorkerProcess:
                 reading.cancel()
             if channel is not None:
                 await channel.close(1.0)
-            shutil.rmtree(folder, ignore_errors=True)
 
     async def _watch(self, process: asyncio.subprocess.Process, socket: Path) -> str:
         """Waits for readiness, then listens to the heart; returns the reason to kill the worker."""

@@ -23,14 +23,17 @@ def keyword_score(bm25: float) -> float:
     return positive / (positive + _HALF_WAY)
 
 
-def weighted(
-    first: Mapping[str, float], second: Mapping[str, float], weight: float, *, missing: float = 0.0
-) -> dict[str, float]:
-    """`weight` times the first score plus the rest of the second, over all ids of both."""
+def weighted(first: Mapping[str, float], second: Mapping[str, float], weight: float) -> dict[str, float]:
+    """`weight` times the first score plus the rest of the second, over all ids of both; a missing one is 0."""
     return {
-        chunk_id: weight * first.get(chunk_id, missing) + (1.0 - weight) * second.get(chunk_id, missing)
+        chunk_id: weight * first.get(chunk_id, 0.0) + (1.0 - weight) * second.get(chunk_id, 0.0)
         for chunk_id in {**first, **second}
     }
+
+
+def greater(first: Mapping[str, float], second: Mapping[str, float]) -> dict[str, float]:
+    """The greater of both scores, over all ids of both."""
+    return {chunk_id: max(first.get(chunk_id, 0.0), second.get(chunk_id, 0.0)) for chunk_id in {**first, **second}}
 
 
 def ranked(scores: Mapping[str, float], threshold: float) -> Sequence[tuple[str, float]]:

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 
 FEEDBACK_CHUNKS = 5
 """Chunks, best first, whose words are considered."""
-ORIGINAL_WEIGHT = 0.7
-"""Share of the query's own words in the keyword score; the rest goes to the words added."""
+ADDED_WEIGHT = 0.3
+"""What the keyword score of the added words counts, beside 1 for the query's own words."""
 
 _TERMS = 8
 _WORD = re.compile(r"[^\W\d_][\w-]{2,39}")

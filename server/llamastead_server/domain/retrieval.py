@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from llamastead_server.domain.errors import Conflict, InvalidRequest
-from llamastead_server.domain.fusion import estimated_tokens, keyword_score, ranked, vector_score, weighted
+from llamastead_server.domain.fusion import estimated_tokens, greater, keyword_score, ranked, vector_score, weighted
 from llamastead_server.domain.names import ProjectRef
 from llamastead_server.domain.ports import (
     Chunk,
@@ -20,7 +20,7 @@ from llamastead_server.domain.ports import (
     ProjectStore,
     VectorStore,
 )
-from llamastead_server.domain.query_expansion import FEEDBACK_CHUNKS, ORIGINAL_WEIGHT, expansion_terms
+from llamastead_server.domain.query_expansion import ADDED_WEIGHT, FEEDBACK_CHUNKS, expansion_terms
 from llamastead_server.domain.retrieval_plan import RetrievalQuery, SearchPlan, plan
 from llamastead_server.domain.sources import Source
 
@@ -188,7 +188,8 @@ class Retriever:
         if not terms:
             return scores
         added = await self._store.search_keyword(collection, " ".join(terms), wanted.candidates, wanted.filters)
-        return weighted(scores, _keyword_scores(added), ORIGINAL_WEIGHT)
+        # The greater one, not the sum: a chunk that has the query's own words keeps its place.
+        return greater(scores, {chunk_id: ADDED_WEIGHT * score for chunk_id, score in _keyword_scores(added).items()})
 
     async def _distinct(self, ref: ProjectRef, ranking: Sequence[tuple[str, float]], wanted: int) -> list[Hit]:
         """The best `wanted` chunks, each text of a file once: the same file may be in two datasets."""

@@ -76,8 +76,14 @@ def usage_json(usage: Usage) -> dict[str, Any]:
 
 
 def logprobs_json(entries: Sequence[TokenLogprob]) -> dict[str, Any]:
-    """Log probabilities of an answer's tokens."""
-    return {"content": [{**_token(entry), "top_logprobs": [_token(top) for top in entry.top]} for entry in entries]}
+    """Log probabilities of an answer's tokens; the token that ends it has no text and is none of them."""
+    return {
+        "content": [
+            {**_token(entry), "top_logprobs": [_token(top) for top in entry.top]}
+            for entry in entries
+            if entry.token_bytes
+        ]
+    }
 
 
 def source_json(source: Source) -> dict[str, Any]:

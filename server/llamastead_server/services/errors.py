@@ -103,12 +103,11 @@ def error_object(error: errors.LlamasteadError, path: str) -> dict[str, Any]:
     """
     row = rendering(error)
     message, details = _bounded(error)
-    described: dict[str, Any] = {"code": row.reason.lower(), "message": message}
-    if not is_home_path(path):
-        described = {"message": message, "type": row.type, "code": row.reason.lower()}
-    if details:
-        described["details"] = details
-    return described
+    code = row.reason.lower()
+    if is_home_path(path):
+        return {"code": code, "message": message, "details": details}
+    described: dict[str, Any] = {"message": message, "type": row.type, "code": code}
+    return {**described, "details": details} if details else described
 
 
 def json_body(error: errors.LlamasteadError, path: str) -> str:

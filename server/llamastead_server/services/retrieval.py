@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import grpc
-from google.protobuf import json_format, struct_pb2
+from google.protobuf import struct_pb2
 
 from llamastead.v1 import retrieval_pb2, retrieval_pb2_grpc
 from llamastead_server.domain.names import project_ref
@@ -14,6 +13,7 @@ from llamastead_server.domain.ports import Chunk
 from llamastead_server.domain.retrieval import Hit, Retriever
 from llamastead_server.domain.retrieval_health import ComponentHealth, DatabaseHealth, RetrievalHealth
 from llamastead_server.domain.retrieval_plan import RetrievalQuery
+from llamastead_server.services.plain import from_struct, to_struct
 
 _Context = grpc.aio.ServicerContext[Any, Any]
 
@@ -66,21 +66,20 @@ def metadata(chunk: Chunk) -> struct_pb2.Struct:
     }
     if chunk.page is not None:
         known["page"] = chunk.page
-    return json_format.ParseDict(known, struct_pb2.Struct())
+    return to_struct(known)
 
 
 def _query(request: retrieval_pb2.QueryRequest) -> RetrievalQuery:
     def optional(field: str) -> Any:
         return getattr(request, field) if request.HasField(field) else None  # type: ignore[arg-type]
 
-    filters: Mapping[str, Any] = json_format.MessageToDict(request.metadata_filters)
     return RetrievalQuery(
         query=request.query,
         database=request.database or None,
         top_k=optional("top_k"),
         score_threshold=optional("score_threshold"),
         retrieval_strategy=request.retrieval_strategy or None,
-        metadata_filters=filters,
+        metadata_filters=from_struct(request.metadata_filters),
         distance_metric=request.distance_metric or None,
         hybrid_alpha=optional("hybrid_alpha"),
         rerank_model=request.rerank_model or None,

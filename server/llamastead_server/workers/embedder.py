@@ -129,6 +129,8 @@ async def _serve(arguments: argparse.Namespace) -> None:
     await child.serve(
         arguments.socket, lambda server: embedder_pb2_grpc.add_EmbedderServiceServicer_to_server(servicer, server)
     )
+    # There is nothing to save, and an orderly end would wait for a model that is still loading.
+    os._exit(0)
 
 
 def main() -> None:
