@@ -19,6 +19,7 @@ from typing import Any, Self
 
 import xllamacpp
 
+from benchmarks.random_llama import rendered
 from benchmarks.streams import Reader, Stream, burst, joining
 from llamastead_server.domain.gguf_header import read_header
 from llamastead_server.workers.llamacpp import LoadOptions, server_parameters
@@ -88,7 +89,7 @@ def _complete(server: Any, prompt: str, tokens: int, reader: Reader) -> Stream |
         return stopped
 
     started = time.perf_counter()
-    server.handle_completions({**_GREEDY, "prompt": prompt, "max_tokens": tokens}, hear)
+    server.handle_completions({**_GREEDY, "prompt": rendered(prompt), "max_tokens": tokens}, hear)
     if stopped:
         return None
     usage = last.get("usage")

@@ -24,7 +24,7 @@ from llamastead_server.domain.query_expansion import ADDED_WEIGHT, FEEDBACK_CHUN
 from llamastead_server.domain.retrieval_plan import RetrievalQuery, SearchPlan, plan
 from llamastead_server.domain.sources import Source
 
-_FEWEST_FETCHED = 20
+_SPARE = 3
 
 
 class ChunkStore(Protocol):
@@ -195,7 +195,8 @@ class Retriever:
         """The best `wanted` chunks, each text of a file once: the same file may be in two datasets."""
         hits: list[Hit] = []
         seen: set[tuple[str, str]] = set()
-        step = max(_FEWEST_FETCHED, 2 * wanted)
+        # A few more than wanted, so that a duplicate rarely costs a second round.
+        step = wanted + max(_SPARE, wanted // 4)
         for start in range(0, len(ranking), step):
             part = ranking[start : start + step]
             # A chunk that is in the vector store only is being deleted.
