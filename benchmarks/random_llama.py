@@ -154,8 +154,9 @@ def _byte_letters() -> Sequence[str]:
 def _add_weights(writer: gguf.GGUFWriter, shape: Shape, silent: int) -> None:
     draw = np.random.default_rng(0)
 
-    def matrix(name: str, rows: int, columns: int, zero_rows: int = 0) -> None:
-        weights: NDArray[np.float32] = draw.standard_normal((rows, columns), dtype=np.float32) / np.sqrt(columns)
+    def matrix(name: str, rows: int, columns: int, *, size: float = 1.0, zero_rows: int = 0) -> None:
+        weights: NDArray[np.float32] = draw.standard_normal((rows, columns), dtype=np.float32)
+        weights *= np.float32(size / np.sqrt(columns))
         weights[:zero_rows] = 0
         kind = gguf.GGMLQuantizationType.Q8_0
         writer.add_tensor(name, gguf.quantize(weights, kind), raw_dtype=kind)
@@ -176,7 +177,8 @@ def _add_weights(writer: gguf.GGUFWriter, shape: Shape, silent: int) -> None:
         matrix(block + "ffn_up.weight", shape.feed_forward, shape.width)
         matrix(block + "ffn_down.weight", shape.width, shape.feed_forward)
     norm("output_norm.weight")
-    matrix("output.weight", shape.vocabulary, shape.width, zero_rows=silent)
+    # Logits this far apart make a few tokens likely, as in a trained model; sampling costs more if all are.
+    matrix("output.weight", shape.vocabulary, shape.width, size=6.0, zero_rows=silent)
 
 
 def main() -> None:

@@ -39,15 +39,18 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--only", choices=STEPS, action="append", help="run this step alone")
     parser.add_argument("--seed", type=int, default=training.Settings.seed)
     parser.add_argument("--threads", type=int, default=training.Settings.threads)
-    parser.add_argument("--course", type=int, default=0, help="go on from the trained folder with this course")
+    parser.add_argument(
+        "--course", type=int, action="append", help="teach this course alone; 1 goes on from the folder"
+    )
     parser.add_argument("--scale", type=float, default=1.0, help="length of the training, 1.0 for the full curriculum")
     parser.add_argument("--samples", type=int, default=200, help="questions for each skill")
     return parser.parse_args()
 
 
-def train(folder: Path, settings: training.Settings, first_course: int) -> None:
+def train(folder: Path, settings: training.Settings, chosen: list[int]) -> None:
     """Take a model through the courses; it rests in the folder between two of them."""
-    for number, course in enumerate(COURSES[first_course:], first_course):
+    for number in chosen:
+        course = COURSES[number]
         torch.manual_seed(settings.seed)
         if number == 0:
             tokenizer = train_tokenizer(settings.seed)
@@ -72,7 +75,7 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     if "train" in steps:
         settings = training.Settings(seed=options.seed, threads=options.threads, scale=options.scale)
-        train(options.folder, settings, options.course)
+        train(options.folder, settings, options.course or list(range(len(COURSES))))
     if "export" in steps:
         export.write_gguf(options.folder, options.gguf)
         export.check_gguf(options.folder, options.gguf)

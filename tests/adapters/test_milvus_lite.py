@@ -64,7 +64,22 @@ def test_a_killed_server_can_be_started_again_at_once(tmp_path: Path) -> None:
         process, _ = owner(tmp_path)
         end(process)
     lite = MilvusLite(tmp_path)
-    assert lite.start().startswith("unix:")
+    socket = Path(lite.start().removeprefix("unix:"))
+    # What the killed ones left is gone.
+    assert sorted(path.suffix for path in socket.parent.iterdir()) == ["", ".sock"]
+    lite.stop()
+
+
+def test_the_folder_is_not_opened_while_a_killed_server_s_child_still_has_it_open(tmp_path: Path) -> None:
+    process, child = owner(tmp_path)
+    os.kill(child, signal.SIGSTOP)
+    end(process)
+    with pytest.raises(Unavailable, match="in use"):
+        MilvusLite(tmp_path, wait=0.2).start()
+    os.kill(child, signal.SIGCONT)
+    lite = MilvusLite(tmp_path, wait=10)
+    lite.start()
+    assert not runs(child)
     lite.stop()
 
 

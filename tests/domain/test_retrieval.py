@@ -7,15 +7,17 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import pytest_asyncio
 
 from llamastead_server.adapters.embedder import WorkerEmbedder
 from llamastead_server.domain.config import ProjectConfig
 from llamastead_server.domain.errors import Conflict, InvalidRequest, NotFound
+from llamastead_server.domain.files import FileRecord
 from llamastead_server.domain.fusion import estimated_tokens, keyword_score, vector_score
 from llamastead_server.domain.names import ProjectRef
-from llamastead_server.domain.ports import Collection
+from llamastead_server.domain.ports import Chunk, Collection
 from llamastead_server.domain.retrieval import RetrievalResult, Retriever
 from llamastead_server.domain.retrieval_health import RetrievalHealth
 from llamastead_server.domain.retrieval_plan import RetrievalQuery
@@ -92,6 +94,35 @@ async def test_hybrid_scores_are_the_weighted_sides(parts: Stack, retriever: Ret
             expected = alpha * vector_score(cosines[hit.chunk.id])
             expected += (1 - alpha) * keyword_score(bm25.get(hit.chunk.id, 0.0))
             assert hit.score == pytest.approx(expected, abs=1e-5)
+
+
+async def test_a_keyword_hit_that_the_vector_search_does_not_reach_still_gets_its_vector_score(
+    parts: Stack, retriever: Retriever
+) -> None:
+    ref, query = ProjectRef("my-org", "crowd"), "xylophone"
+    await parts.make_project(ref)
+    towards = np.asarray(await parts.embedder.embed_query(query))
+    across = np.roll(towards, 1)
+    across = (across - (across @ towards) * towards) / np.linalg.norm(across - (across @ towards) * towards)
+
+    def leaning(cosine: float) -> list[float]:
+        return [float(value) for value in cosine * towards + np.sqrt(1 - cosine**2) * across]
+
+    texts = ["A xylophone has wooden bars.", *(f"Nothing of the kind, number {number}." for number in range(120))]
+    chunks = [Chunk(f"c{n:03}", "papers", "f" * 64, "f.txt", n, text) for n, text in enumerate(texts)]
+    record = FileRecord(ref, "papers", "f" * 64, "f.txt", "text/plain", 0, 0.0, "processed")
+    await parts.chunks.complete("main_db", record, chunks)
+    await parts.chunks.remember_embedding(ref, "main_db", MODEL, len(towards))
+    collection = Collection(ref, "main_db", len(towards))
+    await parts.vectors.create(collection)
+    await parts.vectors.upsert(collection, chunks, [leaning(0.2), *[leaning(0.5)] * 120])
+    # A hundred others fill the vector side's list.
+    nearest = await parts.vectors.search_vector(collection, leaning(1.0), 100, {})
+    assert "c000" not in {match.chunk_id for match in nearest}
+    bm25 = (await parts.vectors.search_keyword(collection, query, 5, {}))[0].score
+    best = (await ask(retriever, query, ref)).hits[0]
+    assert best.chunk.id == "c000"
+    assert best.score == pytest.approx(0.5 * vector_score(0.2) + 0.5 * keyword_score(bm25), abs=1e-4)
 
 
 async def test_a_score_does_not_depend_on_the_other_results(retriever: Retriever) -> None:

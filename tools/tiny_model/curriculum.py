@@ -24,6 +24,7 @@ class Course:
     """Some stages under one schedule of the learning rate."""
 
     learning_rate: float
+    hold: float  # the share of the course after which the rate begins to fall
     stages: tuple[Stage, ...]
 
     @property
@@ -35,6 +36,7 @@ class Course:
 # Looking back is learned on short texts first; long texts only make sense after that.
 FOUNDATION = Course(
     learning_rate=4e-3,
+    hold=0.6,
     stages=(
         Stage(1_500_000, 2048, Limits(sentences=2, turns=4, nonsense=0.3), 0.50, 0.15, 0.00),
         Stage(4_000_000, 3072, Limits(sentences=4, turns=4, nonsense=0.3), 0.12, 0.18, 0.04),
@@ -47,12 +49,13 @@ FOUNDATION = Course(
 # Finding the right sentence is learned best from many questions about one text, without
 # the prose, whose loss drowns that of the questions.
 RETRIEVAL = Course(
-    learning_rate=3e-3,
+    learning_rate=2.5e-3,
+    hold=0.1,
     stages=(
-        Stage(3_500_000, 3072, Limits(sentences=6, turns=8, scenes=0.45), 0.02, 0.10, 0.00),
-        Stage(3_500_000, 4096, Limits(sentences=16, turns=8, scenes=0.45), 0.02, 0.10, 0.00),
-        Stage(2_000_000, 4096, Limits(sentences=40, turns=8, scenes=0.45), 0.02, 0.10, 0.00),
-        Stage(1_000_000, 4096, Limits(sentences=110, turns=8, scenes=0.45), 0.02, 0.10, 0.00),
+        Stage(2_000_000, 3072, Limits(4, turns=10, scenes=0.45, plainness=0.6), 0.02, 0.08, 0.00),
+        Stage(2_500_000, 4096, Limits(12, turns=10, scenes=0.45, plainness=0.6), 0.02, 0.08, 0.00),
+        Stage(1_000_000, 4096, Limits(32, turns=10, scenes=0.45, plainness=0.6), 0.02, 0.10, 0.00),
+        Stage(500_000, 4096, Limits(110, turns=10, scenes=0.45, plainness=0.6), 0.02, 0.10, 0.00),
     ),
 )
 

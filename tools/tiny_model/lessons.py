@@ -39,6 +39,7 @@ class Limits:
     documents: int = MAX_DOCUMENTS
     nonsense: float = 0.15
     scenes: float = 0.0
+    plainness: float = 0.0
 
 
 @dataclass
@@ -207,12 +208,14 @@ class Teacher:
     def reading(self, limits: Limits) -> list[Message]:
         """A conversation about documents."""
         words = self.words
+        words.plainness = limits.plainness
         page = self._page(limits)
         sentences = page.sentences
         words.rng.shuffle(sentences)
         documents = self._documents(sentences, limits.documents)
         turns = [self._question(page) for _ in range(words.rng.randint(1, limits.turns))]
         turns = [(self._casual(question), answer) for question, answer in turns]
+        words.plainness = 0.0
         return _conversation(system_text(self._project_prompt(), documents), turns)
 
     def chatting(self) -> list[Message]:

@@ -131,11 +131,11 @@ def _optimizers(model: LlamaForCausalLM, rate: float, weight_decay: float) -> li
     return [muon, adam]
 
 
-def rate_factor(progress: float) -> float:
-    """Rise for two percent of a course, hold, and fall over the last forty percent."""
+def rate_factor(progress: float, hold: float) -> float:
+    """Rise for two percent of a course, hold, and fall to the end."""
     if progress < 0.02:
         return max(progress / 0.02, 0.01)
-    return 1.0 if progress < 0.6 else max(0.03, (1.0 - progress) / 0.4)
+    return 1.0 if progress < hold else max(0.03, (1.0 - progress) / (1.0 - hold))
 
 
 def train(
@@ -157,7 +157,7 @@ def train(
     for number, stage in enumerate(course.stages):
         end_of_stage = seen + stage.tokens * settings.scale
         for inputs, targets in batches.of(stage):
-            factor = rate_factor(seen / total)
+            factor = rate_factor(seen / total, course.hold)
             for optimizer in optimizers:
                 for group in optimizer.param_groups:
                     group["lr"] = course.learning_rate * factor

@@ -70,6 +70,7 @@ class Words:
 
     def __init__(self, rng: random.Random) -> None:
         self.rng = rng
+        self.plainness = 0.0  # the share of names that are real words, which are shorter to read
 
     def pick(self, options: Sequence[T]) -> T:
         """Return one of the options."""
@@ -91,7 +92,7 @@ class Words:
 
     def word(self) -> str:
         """Return a lower-case word, known or invented."""
-        draw = self.rng.random()
+        draw = self.rng.random() * (1.0 - self.plainness / 2)
         if draw < 0.5:
             return self.pick(corpus_words()).lower()
         if draw < 0.7:
@@ -105,7 +106,9 @@ class Words:
         return letters + self.pick(("", "-", "-", " ")) + digits
 
     def proper(self) -> str:
-        """Return a made-up proper name."""
+        """Return a made-up proper name, or a real word as a name."""
+        if self.plainness and self.chance(self.plainness):
+            return self.pick(self.pick((corpus_words(), NOUNS, LAST_NAMES, CITIES))).capitalize()
         name = self.letters() if self.chance(0.15) else self.invented()
         return name.upper() if self.chance(0.06) else name.capitalize()
 

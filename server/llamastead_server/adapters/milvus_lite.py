@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import hashlib
 import importlib.util
 import logging
 import os
+import secrets
 import shutil
 import socket
 import subprocess
@@ -83,12 +85,12 @@ class MilvusLite:
         self._end_child()
         self._take_guard()
         assert self._guard is not None
-        # A fresh folder each time: pymilvus remembers a failed connection by its address.
-        self._runtime = Path(tempfile.mkdtemp(prefix=f"llamastead-milvus-{os.getpid()}-"))
-        lifeline = self._runtime / "lifeline"
+        runtime = self._make_runtime()
+        lifeline = runtime / "lifeline"
         self._lifeline = lifeline.open("a")
         fcntl.lockf(self._lifeline, fcntl.LOCK_EX)
-        path = self._runtime / "milvus.sock"
+        # A fresh name each time: pymilvus remembers a failed connection by its address.
+        path = runtime / f"{secrets.token_hex(4)}.sock"
         libraries = _library_folder()
         self._process = subprocess.Popen(
             [libraries / "milvus", self.data_file, f"unix:{path}", "ERROR", lifeline],
@@ -130,6 +132,22 @@ class MilvusLite:
             else:
                 self._guard = guard
                 return
+
+    def _make_runtime(self) -> Path:
+        """Makes the folder for socket and lifeline, in the system's temporary folder: a socket's path must be short.
+
+        Its name follows from the data folder, so the one that a killed server left is found and replaced.
+        """
+        named = hashlib.sha256(str(self._folder.resolve()).encode()).hexdigest()[:12]
+        runtime = Path(tempfile.gettempdir()) / f"llamastead-milvus-{os.getuid()}-{named}"
+        shutil.rmtree(runtime, ignore_errors=True)
+        try:
+            runtime.mkdir(mode=0o700)
+        except OSError as error:
+            self.stop()
+            raise Unavailable(f"The embedded vector store can't make its folder for sockets: {error}.") from error
+        self._runtime = runtime
+        return runtime
 
     def _await_socket(self, path: Path) -> None:
         deadline = time.monotonic() + _START_SECONDS

@@ -171,6 +171,7 @@ def _bounded(error: errors.LlamasteadError) -> tuple[str, dict[str, str]]:
     details: dict[str, str] = {}
     room = _DETAILS_BYTES
     for name, value in error.details.items():
+        name, value = _cut(name, room), _cut(value, room)
         room -= len(name.encode()) + len(value.encode())
         if room < 0:
             break
@@ -179,5 +180,6 @@ def _bounded(error: errors.LlamasteadError) -> tuple[str, dict[str, str]]:
 
 
 def _cut(text: str, limit: int) -> str:
+    """Text that is at most `limit` bytes of sound UTF-8."""
     encoded = text.encode(errors="replace")
-    return encoded.decode() if len(encoded) <= limit else encoded[: limit - 3].decode(errors="ignore") + "…"
+    return encoded.decode() if len(encoded) <= limit else encoded[: max(limit - 3, 0)].decode(errors="ignore") + "…"

@@ -253,12 +253,14 @@ class CreateChatCompletionRequest(_message.Message):
 
     @_builtins.property
     def tools(self) -> _containers.RepeatedCompositeFieldContainer[_struct_pb2.Struct]:
-        """Functions the model may call, as OpenAI's `{"type": "function", "function": {"name", "description", "parameters"}}`."""
+        """Functions the model may call, as OpenAI's `{"type": "function", "function": {"name", "description", "parameters"}}`.
+        Not implemented yet: a request with tools is refused with 400.
+        """
 
     @_builtins.property
     def tool_choice(self) -> _struct_pb2.Value:
         """Whether a tool is called: `none`, `auto`, `required` or `{"type": "function", "function": {"name"}}`.
-        Default: `auto` when there are tools.
+        Default: `auto` when there are tools. Only `none` and `auto` are taken yet.
         """
 
     @_builtins.property

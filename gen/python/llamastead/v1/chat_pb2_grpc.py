@@ -93,17 +93,18 @@ class ChatServiceServicer:
 
         Response headers:
         - X-Session-ID: The session of this turn. Absent in stateless mode.
-        - X-Llamastead-Trimmed: Number of old messages left out because the history no longer fits the model.
+        - X-Llamastead-Trimmed: What was left out because it no longer fits the model, as `turns=2, chunks=1`: the oldest
+        turns of the history, and the retrieved chunks with the lowest scores. Absent when nothing was.
 
         Content types:
         - application/json: ChatCompletion
         - text/event-stream: ChatCompletionChunk
 
         Errors:
-        - 400: A value is malformed or out of range, or the prompt does not fit the model's context window.
+        - 400: A value is malformed, or the prompt does not fit the model's context window.
         - 404: The project, the model or the database does not exist.
         - 408: The answer was not ready within the time allowed.
-        - 422: `messages` is empty or holds no message to answer.
+        - 422: A value is out of range, or `messages` is empty or holds no message to answer.
         - 503: The model is still loading or its engine is down; `Retry-After` says when to try again.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -142,11 +143,11 @@ class ChatServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def DeleteChatSession(self, request, context):
-        """Deletes a session and its history. Deleting a session that does not exist succeeds.
+        """Deletes a session and its history. A turn that is running in it still answers, but keeps nothing.
 
         Errors:
         - 400: A name or the session id is not valid.
-        - 404: The project does not exist.
+        - 404: The project or the session does not exist.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

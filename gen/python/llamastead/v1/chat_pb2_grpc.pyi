@@ -53,17 +53,18 @@ class ChatServiceStub:
 
     Response headers:
     - X-Session-ID: The session of this turn. Absent in stateless mode.
-    - X-Llamastead-Trimmed: Number of old messages left out because the history no longer fits the model.
+    - X-Llamastead-Trimmed: What was left out because it no longer fits the model, as `turns=2, chunks=1`: the oldest
+      turns of the history, and the retrieved chunks with the lowest scores. Absent when nothing was.
 
     Content types:
     - application/json: ChatCompletion
     - text/event-stream: ChatCompletionChunk
 
     Errors:
-    - 400: A value is malformed or out of range, or the prompt does not fit the model's context window.
+    - 400: A value is malformed, or the prompt does not fit the model's context window.
     - 404: The project, the model or the database does not exist.
     - 408: The answer was not ready within the time allowed.
-    - 422: `messages` is empty or holds no message to answer.
+    - 422: A value is out of range, or `messages` is empty or holds no message to answer.
     - 503: The model is still loading or its engine is down; `Retry-After` says when to try again.
     """
     CreateChatCompletion: _grpc.UnaryUnaryMultiCallable[_chat_pb2.CreateChatCompletionRequest, _chat_pb2.ChatCompletion]
@@ -86,11 +87,11 @@ class ChatServiceStub:
     - 404: The project does not exist.
     """
     DeleteChatSession: _grpc.UnaryUnaryMultiCallable[_chat_pb2.DeleteChatSessionRequest, _chat_pb2.DeleteChatSessionResponse]
-    """Deletes a session and its history. Deleting a session that does not exist succeeds.
+    """Deletes a session and its history. A turn that is running in it still answers, but keeps nothing.
 
     Errors:
     - 400: A name or the session id is not valid.
-    - 404: The project does not exist.
+    - 404: The project or the session does not exist.
     """
     DeleteAllChatSessions: _grpc.UnaryUnaryMultiCallable[_chat_pb2.DeleteAllChatSessionsRequest, _chat_pb2.DeleteAllChatSessionsResponse]
     """Deletes all sessions of a project.
@@ -124,17 +125,18 @@ class ChatServiceAsyncStub(ChatServiceStub):
 
     Response headers:
     - X-Session-ID: The session of this turn. Absent in stateless mode.
-    - X-Llamastead-Trimmed: Number of old messages left out because the history no longer fits the model.
+    - X-Llamastead-Trimmed: What was left out because it no longer fits the model, as `turns=2, chunks=1`: the oldest
+      turns of the history, and the retrieved chunks with the lowest scores. Absent when nothing was.
 
     Content types:
     - application/json: ChatCompletion
     - text/event-stream: ChatCompletionChunk
 
     Errors:
-    - 400: A value is malformed or out of range, or the prompt does not fit the model's context window.
+    - 400: A value is malformed, or the prompt does not fit the model's context window.
     - 404: The project, the model or the database does not exist.
     - 408: The answer was not ready within the time allowed.
-    - 422: `messages` is empty or holds no message to answer.
+    - 422: A value is out of range, or `messages` is empty or holds no message to answer.
     - 503: The model is still loading or its engine is down; `Retry-After` says when to try again.
     """
     CreateChatCompletion: _aio.UnaryUnaryMultiCallable[_chat_pb2.CreateChatCompletionRequest, _chat_pb2.ChatCompletion]  # type: ignore[assignment]
@@ -157,11 +159,11 @@ class ChatServiceAsyncStub(ChatServiceStub):
     - 404: The project does not exist.
     """
     DeleteChatSession: _aio.UnaryUnaryMultiCallable[_chat_pb2.DeleteChatSessionRequest, _chat_pb2.DeleteChatSessionResponse]  # type: ignore[assignment]
-    """Deletes a session and its history. Deleting a session that does not exist succeeds.
+    """Deletes a session and its history. A turn that is running in it still answers, but keeps nothing.
 
     Errors:
     - 400: A name or the session id is not valid.
-    - 404: The project does not exist.
+    - 404: The project or the session does not exist.
     """
     DeleteAllChatSessions: _aio.UnaryUnaryMultiCallable[_chat_pb2.DeleteAllChatSessionsRequest, _chat_pb2.DeleteAllChatSessionsResponse]  # type: ignore[assignment]
     """Deletes all sessions of a project.
@@ -198,17 +200,18 @@ class ChatServiceServicer(metaclass=_abc_1.ABCMeta):
 
         Response headers:
         - X-Session-ID: The session of this turn. Absent in stateless mode.
-        - X-Llamastead-Trimmed: Number of old messages left out because the history no longer fits the model.
+        - X-Llamastead-Trimmed: What was left out because it no longer fits the model, as `turns=2, chunks=1`: the oldest
+          turns of the history, and the retrieved chunks with the lowest scores. Absent when nothing was.
 
         Content types:
         - application/json: ChatCompletion
         - text/event-stream: ChatCompletionChunk
 
         Errors:
-        - 400: A value is malformed or out of range, or the prompt does not fit the model's context window.
+        - 400: A value is malformed, or the prompt does not fit the model's context window.
         - 404: The project, the model or the database does not exist.
         - 408: The answer was not ready within the time allowed.
-        - 422: `messages` is empty or holds no message to answer.
+        - 422: A value is out of range, or `messages` is empty or holds no message to answer.
         - 503: The model is still loading or its engine is down; `Retry-After` says when to try again.
         """
 
@@ -255,11 +258,11 @@ class ChatServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _chat_pb2.DeleteChatSessionRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_chat_pb2.DeleteChatSessionResponse, _abc.Awaitable[_chat_pb2.DeleteChatSessionResponse]]:
-        """Deletes a session and its history. Deleting a session that does not exist succeeds.
+        """Deletes a session and its history. A turn that is running in it still answers, but keeps nothing.
 
         Errors:
         - 400: A name or the session id is not valid.
-        - 404: The project does not exist.
+        - 404: The project or the session does not exist.
         """
 
     @_abc_1.abstractmethod

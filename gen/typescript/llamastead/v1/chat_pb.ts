@@ -287,6 +287,7 @@ export type CreateChatCompletionRequest = Message<"llamastead.v1.CreateChatCompl
 
   /**
    * Functions the model may call, as OpenAI's `{"type": "function", "function": {"name", "description", "parameters"}}`.
+   * Not implemented yet: a request with tools is refused with 400.
    *
    * @generated from field: repeated google.protobuf.Struct tools = 30;
    */
@@ -294,7 +295,7 @@ export type CreateChatCompletionRequest = Message<"llamastead.v1.CreateChatCompl
 
   /**
    * Whether a tool is called: `none`, `auto`, `required` or `{"type": "function", "function": {"name"}}`.
-   * Default: `auto` when there are tools.
+   * Default: `auto` when there are tools. Only `none` and `auto` are taken yet.
    *
    * @generated from field: google.protobuf.Value tool_choice = 31;
    */
@@ -957,17 +958,18 @@ export const ChatService: GenService<{
    *
    * Response headers:
    * - X-Session-ID: The session of this turn. Absent in stateless mode.
-   * - X-Llamastead-Trimmed: Number of old messages left out because the history no longer fits the model.
+   * - X-Llamastead-Trimmed: What was left out because it no longer fits the model, as `turns=2, chunks=1`: the oldest
+   *   turns of the history, and the retrieved chunks with the lowest scores. Absent when nothing was.
    *
    * Content types:
    * - application/json: ChatCompletion
    * - text/event-stream: ChatCompletionChunk
    *
    * Errors:
-   * - 400: A value is malformed or out of range, or the prompt does not fit the model's context window.
+   * - 400: A value is malformed, or the prompt does not fit the model's context window.
    * - 404: The project, the model or the database does not exist.
    * - 408: The answer was not ready within the time allowed.
-   * - 422: `messages` is empty or holds no message to answer.
+   * - 422: A value is out of range, or `messages` is empty or holds no message to answer.
    * - 503: The model is still loading or its engine is down; `Retry-After` says when to try again.
    *
    * @generated from rpc llamastead.v1.ChatService.CreateChatCompletionHttp
@@ -1018,11 +1020,11 @@ export const ChatService: GenService<{
     output: typeof GetChatHistoryResponseSchema;
   },
   /**
-   * Deletes a session and its history. Deleting a session that does not exist succeeds.
+   * Deletes a session and its history. A turn that is running in it still answers, but keeps nothing.
    *
    * Errors:
    * - 400: A name or the session id is not valid.
-   * - 404: The project does not exist.
+   * - 404: The project or the session does not exist.
    *
    * @generated from rpc llamastead.v1.ChatService.DeleteChatSession
    */
