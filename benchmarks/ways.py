@@ -29,7 +29,7 @@ def worker(channel: grpc.Channel) -> Complete:
     def complete(prompt: str, tokens: int, reader: Reader) -> Stream | None:
         request = engine_pb2.GenerateRequest(
             messages=[engine_pb2.Message(role="user", content=prompt)],
-            sampling=engine_pb2.Sampling(temperature=0),
+            sampling=engine_pb2.Sampling(temperature=0, top_p=1),
             max_tokens=tokens,
         )
         return _grpc_stream(channel, _WORKER_METHOD, request.SerializeToString(), _worker_event, reader)
@@ -45,6 +45,7 @@ def typed(channel: grpc.Channel, project: str) -> Complete:
             namespace=NAMESPACE,
             project=project,
             temperature=0,
+            top_p=1,
             max_tokens=tokens,
             rag_enabled=False,
             no_session=True,
@@ -66,6 +67,7 @@ def rest(port: int, project: str) -> Complete:
             "stream": True,
             "stream_options": {"include_usage": True},
             "temperature": 0,
+            "top_p": 1,
             "max_tokens": tokens,
             "rag_enabled": False,
         }
