@@ -5,6 +5,8 @@ TORCH_INDEX ?=
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
+# setuptools warns of every editable installation.
+EDITABLE := PYTHONWARNINGS=ignore $(PIP) --editable
 TORCH := torch$(shell sed -n 's/^torch\(==.*\)/\1/p' constraints.txt)
 
 .DEFAULT_GOAL := help
@@ -53,9 +55,9 @@ $(VENV)/.run: constraints.txt pyproject.toml
 	@echo "Installing Llamastead into $(VENV): some minutes the first time."
 	$(PIP) --upgrade pip
 	$(PIP) $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) $(TORCH)
-	$(PIP) --editable .
+	$(EDITABLE) .
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.run
-	$(PIP) --editable '.[dev]'
+	$(EDITABLE) '.[dev]'
 	@touch $@

@@ -35,7 +35,12 @@ class EmbeddingModel:
 
     def __init__(self, folder: Path, threads: int) -> None:
         # Nothing is fetched, whatever a model's files refer to. Read at import, hence before it.
-        os.environ.update(HF_HUB_OFFLINE="1", TRANSFORMERS_OFFLINE="1", TOKENIZERS_PARALLELISM="false")
+        os.environ.update(
+            HF_HUB_OFFLINE="1",
+            TRANSFORMERS_OFFLINE="1",
+            TOKENIZERS_PARALLELISM="false",
+            HF_HUB_DISABLE_PROGRESS_BARS="1",
+        )
         import torch
         from sentence_transformers import SentenceTransformer
 
