@@ -83,10 +83,9 @@ function envoy_on_request(handle)
   local headers = handle:headers()
   local path = headers:get(":path") or "/"
   local content_type = headers:get("content-type")
-  -- Only the server, the transcoder and this script say these.
-  for _, name in ipairs({"x-http-status", "x-http-body", "x-envoy-original-path", "x-envoy-original-method"}) do
-    headers:remove(name)
-  end
+  -- Only the server says these. (Envoy itself removes `x-envoy-…` headers that clients send.)
+  headers:remove("x-http-status")
+  headers:remove("x-http-body")
   local id = headers:get("x-request-id")
   if id ~= nil and (#id > 128 or not id:find("^%w[%w._:-]*$")) then headers:remove("x-request-id") end
   if content_type ~= nil and is_grpc(content_type) then return end

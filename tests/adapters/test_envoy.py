@@ -193,3 +193,15 @@ def test_a_killed_server_leaves_no_gateway() -> None:
         pid = int(parent.stdout.readline())
         parent.kill()
     assert not wait_until_gone([pid])
+
+
+async def test_an_envoy_of_its_own_serves_a_server_it_reaches_by_name(tmp_path: Path) -> None:
+    async with running([ScriptedChat()]) as behind:
+        options = GatewayOptions("127.0.0.1", free_port(), f"localhost:{behind.grpc_port}", tmp_path)
+        gateway = EnvoyGateway(options)
+        await gateway.start()
+        try:
+            async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{options.port}") as http:
+                assert (await http.get(HISTORY)).status_code == 200
+        finally:
+            await gateway.stop()

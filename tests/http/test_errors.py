@@ -187,7 +187,8 @@ async def test_json_that_grows_past_grpcs_limit_is_413(chat: ScriptedChat) -> No
 
 
 async def test_headers_over_the_limit_are_431(gateway: Running) -> None:
-    for size in (10_000, 40_000):
+    # gRPC's own limit refuses at random well below it.
+    for size in (10_000, *[40_000] * 15):
         assert (await gateway.http.get(HISTORY, headers={"x-long": "a" * size})).status_code == 200
     answer = await gateway.http.get(HISTORY, headers={"x-long": "a" * 60_000})
     assert (answer.status_code, farm_error(answer)["code"]) == (431, "headers_too_large")
