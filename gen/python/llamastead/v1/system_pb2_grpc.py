@@ -26,7 +26,7 @@ if _version_not_supported:
 
 
 class SystemServiceStub:
-    """Says what this server is and whether it works. Needs no token unless configured so.
+    """Says what this server is and whether it works. Only `GetInfo` needs a token when tokens are set.
     """
 
     def __init__(self, channel):
@@ -58,7 +58,7 @@ class SystemServiceStub:
 
 
 class SystemServiceServicer:
-    """Says what this server is and whether it works. Needs no token unless configured so.
+    """Says what this server is and whether it works. Only `GetInfo` needs a token when tokens are set.
     """
 
     def GetRoot(self, request, context):
@@ -69,7 +69,7 @@ class SystemServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def GetInfo(self, request, context):
-        """Returns the version and where data is kept.
+        """Returns the version and where data is kept. Needs a token when tokens are set, since it shows a path.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -122,7 +122,7 @@ def add_SystemServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class SystemService:
-    """Says what this server is and whether it works. Needs no token unless configured so.
+    """Says what this server is and whether it works. Only `GetInfo` needs a token when tokens are set.
     """
 
     @staticmethod

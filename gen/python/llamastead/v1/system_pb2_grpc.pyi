@@ -27,7 +27,7 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class SystemServiceStub:
-    """Says what this server is and whether it works. Needs no token unless configured so."""
+    """Says what this server is and whether it works. Only `GetInfo` needs a token when tokens are set."""
 
     @_typing.overload
     def __new__(cls, channel: _grpc.Channel) -> _Self: ...
@@ -36,7 +36,7 @@ class SystemServiceStub:
     GetRoot: _grpc.UnaryUnaryMultiCallable[_system_pb2.GetRootRequest, _system_pb2.GetRootResponse]
     """Greets."""
     GetInfo: _grpc.UnaryUnaryMultiCallable[_system_pb2.GetInfoRequest, _system_pb2.GetInfoResponse]
-    """Returns the version and where data is kept."""
+    """Returns the version and where data is kept. Needs a token when tokens are set, since it shows a path."""
     GetHealth: _grpc.UnaryUnaryMultiCallable[_system_pb2.SystemServiceGetHealthRequest, _system_pb2.SystemServiceGetHealthResponse]
     """Returns the health of the server and its parts. The status is in the body; the answer is 200 as long as the
     server can answer at all.
@@ -46,13 +46,13 @@ class SystemServiceStub:
 
 @_typing.type_check_only
 class SystemServiceAsyncStub(SystemServiceStub):
-    """Says what this server is and whether it works. Needs no token unless configured so."""
+    """Says what this server is and whether it works. Only `GetInfo` needs a token when tokens are set."""
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     GetRoot: _aio.UnaryUnaryMultiCallable[_system_pb2.GetRootRequest, _system_pb2.GetRootResponse]  # type: ignore[assignment]
     """Greets."""
     GetInfo: _aio.UnaryUnaryMultiCallable[_system_pb2.GetInfoRequest, _system_pb2.GetInfoResponse]  # type: ignore[assignment]
-    """Returns the version and where data is kept."""
+    """Returns the version and where data is kept. Needs a token when tokens are set, since it shows a path."""
     GetHealth: _aio.UnaryUnaryMultiCallable[_system_pb2.SystemServiceGetHealthRequest, _system_pb2.SystemServiceGetHealthResponse]  # type: ignore[assignment]
     """Returns the health of the server and its parts. The status is in the body; the answer is 200 as long as the
     server can answer at all.
@@ -61,7 +61,7 @@ class SystemServiceAsyncStub(SystemServiceStub):
     """Says that the process lives. For container orchestration."""
 
 class SystemServiceServicer(metaclass=_abc_1.ABCMeta):
-    """Says what this server is and whether it works. Needs no token unless configured so."""
+    """Says what this server is and whether it works. Only `GetInfo` needs a token when tokens are set."""
 
     @_abc_1.abstractmethod
     def GetRoot(
@@ -77,7 +77,7 @@ class SystemServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _system_pb2.GetInfoRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_system_pb2.GetInfoResponse, _abc.Awaitable[_system_pb2.GetInfoResponse]]:
-        """Returns the version and where data is kept."""
+        """Returns the version and where data is kept. Needs a token when tokens are set, since it shows a path."""
 
     @_abc_1.abstractmethod
     def GetHealth(

@@ -300,7 +300,7 @@ export const GetLivenessResponseSchema: GenMessage<GetLivenessResponse> = /*@__P
   messageDesc(file_llamastead_v1_system, 9);
 
 /**
- * Says what this server is and whether it works. Needs no token unless configured so.
+ * Says what this server is and whether it works. Only `GetInfo` needs a token when tokens are set.
  *
  * @generated from service llamastead.v1.SystemService
  */
@@ -316,7 +316,7 @@ export const SystemService: GenService<{
     output: typeof GetRootResponseSchema;
   },
   /**
-   * Returns the version and where data is kept.
+   * Returns the version and where data is kept. Needs a token when tokens are set, since it shows a path.
    *
    * @generated from rpc llamastead.v1.SystemService.GetInfo
    */
