@@ -22,7 +22,7 @@ from llamastead_server.adapters.data_folder import DataFolder
 from llamastead_server.adapters.database import Database
 from llamastead_server.adapters.document_reader import KreuzbergReader
 from llamastead_server.adapters.embedder import WorkerEmbedder
-from llamastead_server.adapters.envoy import EnvoyGateway, GatewayOptions
+from llamastead_server.adapters.envoy import EnvoyGateway, GatewayOptions, check_port
 from llamastead_server.adapters.example_catalogue import ExampleCatalogue
 from llamastead_server.adapters.file_store import SqlFileStore
 from llamastead_server.adapters.milvus_store import MilvusStore
@@ -51,6 +51,7 @@ from llamastead_server.services.examples import ExampleServicer
 from llamastead_server.services.models import ModelServicer
 from llamastead_server.services.projects import ProjectServicer
 from llamastead_server.services.retrieval import RetrievalServicer
+from llamastead_server.services.server import GrpcServer, ServerLimits
 from llamastead_server.services.server import build as build_server
 from llamastead_server.services.system import SystemServicer
 from llamastead_server.services.tasks import TaskServicer
@@ -60,6 +61,8 @@ _log = logging.getLogger("llamastead")
 _ROOT = Path(__file__).parent.parent.parent
 _ON_BOARD_MODELS = Path(__file__).parent / "models"
 _SWEEP_INTERVAL = 60.0
+_LAST_WORDS = 2.0
+"""Seconds that streams get to tell their clients that the server stops."""
 
 
 def run(settings: Settings, *, example: str | None) -> int:
@@ -113,12 +116,19 @@ async def _serve(settings: Settings, example: str | None, stop: asyncio.Event) -
             starting.cancel()
             stopped.cancel()
             await asyncio.wait([starting, stopped])
-            _log.info("stopping")
+            if stop.is_set():
+                _log.info("stopping")
 
 
 async def _start(stack: AsyncExitStack, settings: Settings, example: str | None) -> None:
     """Starts every part, each on what stands before it; the stack stops them in reverse."""
     folder = stack.enter_context(DataFolder(settings.data_dir))
+    catalogue = ExampleCatalogue(settings.examples_dir or _ROOT / "examples")
+    # What can't work is said before the seconds that models take to load.
+    check_port(settings.host, settings.port, "LLAMASTEAD_PORT")
+    check_port(settings.host, settings.grpc_port, "LLAMASTEAD_GRPC_PORT")
+    if example is not None:
+        await catalogue.get(example)
     url = settings.database_url
     database = await stack.enter_async_context(Database(url) if url else Database.in_folder(settings.data_dir))
     models = LocalModelRegistry(
@@ -149,10 +159,14 @@ async def _start(stack: AsyncExitStack, settings: Settings, example: str | None)
     turns = ChatTurns(configs, models, retriever, sessions, request_timeout=settings.request_timeout)
     resources = (tasks, datasets, sessions)
     projects = Projects(
-        configs, ProjectTemplates(settings.data_dir / "templates"), lambda: models.default_model, resources
+        configs,
+        ProjectTemplates(settings.data_dir / "templates"),
+        lambda: models.default_model,
+        resources,
+        datasets.filled,
     )
     examples = Examples(
-        ExampleCatalogue(settings.examples_dir or _ROOT / "examples"),
+        catalogue,
         configs,
         datasets,
         tasks,
@@ -192,16 +206,29 @@ async def _start(stack: AsyncExitStack, settings: Settings, example: str | None)
         grpc_port=settings.grpc_port,
         socket=socket,
         tokens=settings.api_tokens,
+        limits=ServerLimits(message_bytes=2 * settings.max_body_bytes),
     )
     # In reverse: no new connections, then the running calls' grace, then the connections' end.
     stack.push_async_callback(gateway.stop)
-    stack.push_async_callback(server.stop, settings.shutdown_grace)
+    stack.push_async_callback(_end_calls, server, models, settings.shutdown_grace)
     stack.push_async_callback(gateway.drain)
     await server.start()
     await server.set_serving(True)
     await gateway.start()
     if example is not None:
         await _import_example(examples, tasks, example)
+
+
+async def _end_calls(server: GrpcServer, models: LocalModelRegistry, grace: float) -> None:
+    """Gives running calls their grace, then takes the engines away from those that are left.
+
+    Cancelled at once, a stream would look complete to its client; so it fails, and can say so in a last event.
+    """
+    stopping = asyncio.create_task(server.stop(grace + _LAST_WORDS))
+    await asyncio.wait([stopping], timeout=grace)
+    if not stopping.done():
+        await models.close()
+    await stopping
 
 
 async def _all(*starts: Coroutine[Any, Any, Any]) -> Sequence[Any]:

@@ -15,9 +15,10 @@ from llamastead_server.settings import Settings
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command and returns its exit status."""
-    # Workers are spawned, never forked, so gRPC need not prepare for forks, nor tell about it.
+    # Workers are spawned, never forked, so gRPC need not prepare for forks. What its core would print is no use to
+    # an operator; errors that matter reach the log as exceptions.
     os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
-    os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     parser = _parser()
     options = parser.parse_args(arguments)
     try:

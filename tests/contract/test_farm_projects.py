@@ -36,7 +36,7 @@ def test_each_template_makes_a_project(http: httpx.Client, template: str) -> Non
     http.delete(f"/v1/projects/my-org/{name}")
     answer = http.post("/v1/projects/my-org", json={"name": name, "config_template": template})
     assert answer.status_code == 200, answer.text
-    assert bool(answer.json()["project"]["config"].get("rag", {}).get("databases")) == (template == "rag")
+    assert bool(answer.json()["project"]["config"].get("rag", {}).get("databases")) == (template in ("server", "rag"))
 
 
 def test_list_projects_answers_total_and_projects(http: httpx.Client, project: str) -> None:

@@ -60,6 +60,15 @@ def test_an_unknown_database_or_strategy_is_refused(dataset: httpx.Client) -> No
         assert "absent" in answer.json()["detail"]
 
 
+@pytest.mark.parametrize("strategy", ["vector", "keyword", "hybrid"])
+def test_a_database_without_documents_finds_nothing(dataset: httpx.Client, strategy: str) -> None:
+    assert dataset.post(f"{PROJECT}/datasets/research_papers/process").status_code == 200
+    answer = dataset.post(f"{PROJECT}/rag/query", json={"query": "moon", "retrieval_strategy": strategy})
+    assert (answer.status_code, answer.json()["results"]) == (200, [])
+    chat = {"messages": [{"role": "user", "content": "Hello!"}], "max_tokens": 4}
+    assert dataset.post(f"{PROJECT}/chat/completions", json=chat).status_code == 200
+
+
 def test_upload_answers_name_and_hash(dataset: httpx.Client) -> None:
     answer = dataset.post(f"{PROJECT}/datasets/research_papers/data", files={"file": ("paper1.pdf", PAPER)})
     assert answer.status_code == 200, answer.text

@@ -7,7 +7,13 @@ import pytest
 
 from llamastead_server.adapters.project_files import ProjectFiles
 from llamastead_server.adapters.project_templates import ProjectTemplates
-from llamastead_server.domain.errors import AlreadyExists, Conflict, InvalidRequest, NotFound, ValidationFailed
+from llamastead_server.domain.errors import (
+    AlreadyExists,
+    Conflict,
+    InvalidRequest,
+    NotFound,
+    ValidationFailed,
+)
 from llamastead_server.domain.names import ProjectRef
 from llamastead_server.domain.projects import Projects
 
@@ -29,12 +35,16 @@ def log() -> list[str]:
     return []
 
 
+async def filled(ref: ProjectRef) -> set[str]:
+    return {"papers"} if ref.name == "library" else set()
+
+
 @pytest.fixture
 def projects(tmp_path: Path, log: list[str]) -> Projects:
     folder = tmp_path / "projects"
     resources = [Resource(name, log, (folder / "org" / "bot").exists) for name in ("vectors", "sessions")]
     templates = ProjectTemplates(tmp_path / "templates")
-    return Projects(ProjectFiles(folder), templates, lambda: "tiny-llama", resources)
+    return Projects(ProjectFiles(folder), templates, lambda: "tiny-llama", resources, filled)
 
 
 @pytest.mark.parametrize("template", [None, "default", "server", "rag", "advanced"])
@@ -45,7 +55,7 @@ async def test_each_template_makes_a_valid_project_with_the_servers_model(
     assert project.config is not None
     assert (project.raw["namespace"], project.raw["name"]) == REF
     assert project.config.runtime.select(None).model == "tiny-llama"
-    assert bool(project.config.rag.databases) == (template in ("rag", "advanced"))
+    assert bool(project.config.rag.databases) == (template in ("server", "rag", "advanced"))
     assert "${" not in str(project.raw)
 
 
@@ -113,9 +123,28 @@ async def test_replacing_an_unknown_project_is_not_found(projects: Projects) -> 
 
 async def test_deleting_takes_everything_and_the_folder_last(projects: Projects, log: list[str]) -> None:
     created = await projects.create(REF)
+    log.clear()
     assert await projects.delete(REF) == created
     assert log == ["vectors of org/bot, folder there", "sessions of org/bot, folder there"]
     with pytest.raises(NotFound):
         await projects.get(REF)
     with pytest.raises(NotFound):
         await projects.delete(REF)
+
+
+async def test_a_new_project_begins_without_what_one_of_its_name_left_behind(
+    projects: Projects, log: list[str]
+) -> None:
+    await projects.create(REF)
+    assert log == ["vectors of org/bot, folder gone", "sessions of org/bot, folder gone"]
+
+
+async def test_a_configuration_may_not_lose_datasets_that_hold_files(projects: Projects) -> None:
+    ref = ProjectRef("org", "library")
+    before = await projects.create(ref, "rag")
+    raw = {"version": "v1", "runtime": {"model": "x"}}
+    with pytest.raises(Conflict, match="papers"):
+        await projects.replace(ref, raw)
+    assert await projects.get(ref) == before
+    kept = {**raw, "datasets": [{"name": "papers", "database": "main_db"}]}
+    assert (await projects.replace(ref, kept)).raw["datasets"] == kept["datasets"]

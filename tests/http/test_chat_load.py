@@ -98,11 +98,15 @@ def test_a_stream_that_reaches_the_window_ends_with_length(small: RunningServer)
 
 
 def test_stopping_the_server_ends_a_running_stream_and_exits_cleanly(tmp_path: Path) -> None:
-    settings = {"LLAMASTEAD_SHUTDOWN_GRACE": "1"}
+    settings = {"LLAMASTEAD_SHUTDOWN_GRACE": "0"}
     with (
         running(tmp_path, "--example", "quickstart_rag", settings=settings) as server,
         httpx.stream("POST", server.url + CHAT, json={**LONG, "stream": True}, timeout=60) as answer,
     ):
-        next(answer.iter_lines())
+        lines = answer.iter_lines()
+        next(lines)
         assert server.stop() == 0
+        *_, last = [line for line in lines if line]
+    # Not `[DONE]`, and not just an end: the client must see that the answer is not complete.
+    assert "error" in json.loads(last.removeprefix("data: "))
     assert "Traceback" not in server.log

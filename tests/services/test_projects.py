@@ -22,10 +22,14 @@ CONTEXT = cast("grpc.aio.ServicerContext[Any, Any]", None)
 NAMES = {"namespace": "org", "project": "bot"}
 
 
+async def no_datasets(ref: object) -> list[str]:
+    return []
+
+
 @pytest.fixture
 def service(tmp_path: Path) -> ProjectServicer:
     templates = ProjectTemplates(tmp_path / "templates")
-    return ProjectServicer(Projects(ProjectFiles(tmp_path / "projects"), templates, lambda: "tiny", ()))
+    return ProjectServicer(Projects(ProjectFiles(tmp_path / "projects"), templates, lambda: "tiny", (), no_datasets))
 
 
 async def test_a_projects_life(service: ProjectServicer) -> None:

@@ -83,12 +83,11 @@ class WorkerEmbedder:
         return self._worker
 
     async def dimension(self) -> int:
-        """Length of a vector."""
+        """Length of a vector; raises `Unavailable` while the worker is down, also when the length is known."""
+        stub = self._stub()
         if not self._dimension:
             try:
-                status = await self._stub().GetEmbedderStatus(
-                    embedder_pb2.GetEmbedderStatusRequest(), timeout=_QUERY_SECONDS
-                )
+                status = await stub.GetEmbedderStatus(embedder_pb2.GetEmbedderStatusRequest(), timeout=_QUERY_SECONDS)
             except grpc.aio.AioRpcError as error:
                 raise _translated(error) from error
             self._dimension = status.dimension

@@ -50,7 +50,7 @@ class EnvoyGateway:
         Raises:
             Unavailable: The port is taken, or Envoy does not start; the message says why.
         """
-        _check_port(self._options.host, self._options.port)
+        check_port(self._options.host, self._options.port, "LLAMASTEAD_PORT")
         # Only its owner may use the socket: mode 0600.
         admin_address = {"pipe": {"path": str(self._admin_socket), "mode": 0o600}}
         self._configuration.write_text(configuration(self._options, admin_address), "utf-8")
@@ -142,7 +142,8 @@ class EnvoyGateway:
             await child_process.end(self._process, _STOP_GRACE)
 
 
-def _check_port(host: str, port: int) -> None:
+def check_port(host: str, port: int, setting: str) -> None:
+    """Raises `Unavailable`, naming the setting to change, when a port cannot be listened on."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with socket.socket(family) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -150,6 +151,6 @@ def _check_port(host: str, port: int) -> None:
             probe.bind((host, port))
         except OSError as error:
             raise Unavailable(
-                f"Port {port} on {host} can't be used ({error.strerror}). Stop what uses it, or set LLAMASTEAD_PORT to "
+                f"Port {port} on {host} can't be used ({error.strerror}). Stop what uses it, or set {setting} to "
                 "another."
             ) from None

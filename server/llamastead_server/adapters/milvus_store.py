@@ -133,7 +133,13 @@ class MilvusStore:
     ) -> Sequence[Match]:
         """The chunks that share words with the query, best first, scored by BM25."""
         words = milvus_schema.searchable(query[:_LONGEST_QUERY])
-        return await self._search(collection, words, "sparse", "BM25", limit, render(filters))
+        try:
+            return await self._search(collection, words, "sparse", "BM25", limit, render(filters))
+        except Unavailable:
+            # BM25 divides by the number of chunks: Milvus fails on a collection that never held one.
+            if await self.count(collection.project, collection.database):
+                raise
+            return []
 
     async def vector_scores(
         self, collection: Collection, vector: Sequence[float], chunk_ids: Sequence[str]
@@ -294,4 +300,5 @@ def _worded(error: Exception) -> Exception:
         return error
     if getattr(error, "code", None) == _CONNECTION_FAILED:
         return Unavailable("The vector store does not answer; try again shortly.", retry_after=2.0)
-    return Unavailable(f"The vector store failed: {error}", retry_after=2.0)
+    _log.error("the vector store failed: %s", error)
+    return Unavailable("The vector store failed; the server's log tells why.", retry_after=2.0)

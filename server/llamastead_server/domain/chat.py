@@ -195,6 +195,7 @@ class ChatTurns:
         turns, new = session.conversation(request.turns)
         engine = await stack.enter_async_context(self._models.lease(model.model))
         prompt = Prompt.assemble(configured, request.system, sources, turns)
+        prompt.check_size(engine)
         if not prompt.surely_fits(engine, parameters.token_limit):
             prompt = await prompt.fit(engine, parameters.token_limit)
         prompt, events = await _generate(stack, engine, request, parameters, prompt)

@@ -185,7 +185,12 @@ class Rag(_Section):
         for database in self.databases:
             if database.name == wanted:
                 return database
-        configured = ", ".join(database.name for database in self.databases) or "none"
+        if not self.databases:
+            raise NotFound(
+                f"Database {wanted or '(default)'!r} not found: this project has none. Make it from the template `rag`, or "
+                "add `rag.databases` to its configuration."
+            )
+        configured = ", ".join(database.name for database in self.databases)
         raise NotFound(f"Database {wanted or '(default)'!r} not found. Configured: {configured}.")
 
     def strategy_names(self) -> Sequence[str]:

@@ -38,9 +38,10 @@ class ValidationFailed(InvalidRequest):
 class ContextLengthExceeded(InvalidRequest):
     """The prompt does not fit the model's context window."""
 
-    def __init__(self, prompt_tokens: int, context_length: int) -> None:
+    def __init__(self, prompt_tokens: int, context_length: int, *, at_least: bool = False) -> None:
+        size = f"at least {prompt_tokens}" if at_least else str(prompt_tokens)
         super().__init__(
-            f"The prompt has {prompt_tokens} tokens, but this model's context window holds "
+            f"The prompt has {size} tokens, but this model's context window holds "
             f"{context_length} tokens, answer included. Shorten the messages.",
             details={"prompt_tokens": str(prompt_tokens), "context_length": str(context_length)},
         )

@@ -138,6 +138,9 @@ class Examples:
         filled = json.loads(json.dumps(example.config, default=str).replace(_MODEL, json.dumps(self._default_model())))
         config = ProjectConfig.parse({**filled, "namespace": ref.namespace, "name": ref.name, "datasets": []})
         await self._projects.create(ref, config)
+        # What a project of this name left behind whose folder was removed by hand must not show up in this one.
+        for resource in self._resources:
+            await resource.delete_project(ref)
         complete = False
         try:
             for dataset in example.datasets:

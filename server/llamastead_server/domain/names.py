@@ -19,7 +19,10 @@ _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u206
 _WINDOWS_DEVICES = frozenset(
     ["con", "prn", "aux", "nul", *(f"com{i}" for i in range(10)), *(f"lpt{i}" for i in range(10))]
 )
-_RULE = "1 to 100 letters, digits, '.', '_' or '-', starting with a letter or digit"
+_RULE = (
+    "1 to 100 letters, digits, '.', '_' or '-', starting with a letter or digit, not ending with '.', and no name that "
+    "some systems reserve for devices"
+)
 
 
 class ProjectRef(NamedTuple):

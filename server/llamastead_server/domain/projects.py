@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from typing import Any
 
 from llamastead_server.domain.config import ProjectConfig
-from llamastead_server.domain.errors import AlreadyExists, InvalidRequest, NotFound
+from llamastead_server.domain.errors import AlreadyExists, Conflict, InvalidRequest, NotFound
 from llamastead_server.domain.names import ProjectRef
 from llamastead_server.domain.ports import Project, ProjectResource, ProjectStore
 from llamastead_server.domain.templates import Templates, TemplateSource
@@ -19,7 +19,8 @@ class Projects:
         store: Their configurations.
         templates: What new projects are made from.
         default_model: Gives the model that templates name.
-        resources: What else belongs to projects, in the order it is deleted: vectors, files, sessions, tasks.
+        resources: What else belongs to projects, in the order it is deleted.
+        filled_datasets: Gives the names of a project's datasets that hold files.
     """
 
     def __init__(
@@ -28,11 +29,13 @@ class Projects:
         templates: TemplateSource,
         default_model: Callable[[], str],
         resources: Sequence[ProjectResource],
+        filled_datasets: Callable[[ProjectRef], Awaitable[Collection[str]]],
     ) -> None:
         self._store = store
         self._templates = Templates(templates)
         self._default_model = default_model
         self._resources = resources
+        self._filled_datasets = filled_datasets
 
     async def list_projects(self, namespace: str) -> Sequence[Project]:
         """The projects of a namespace by name, broken ones with their error."""
@@ -52,6 +55,9 @@ class Projects:
         if await self._exists(ref):
             raise AlreadyExists(f"Project {ref} already exists.")
         config = await self._templates.render(template, ref, model=self._default_model())
+        # What a project of this name left behind whose folder was removed by hand must not show up in this one.
+        for resource in self._resources:
+            await resource.delete_project(ref)
         return await self._store.create(ref, config)
 
     async def replace(self, ref: ProjectRef, raw: Mapping[str, Any]) -> Project:
@@ -60,6 +66,7 @@ class Projects:
         Raises:
             InvalidRequest: The configuration names another project.
             ValidationFailed: It breaks a rule; nothing was written.
+            Conflict: It leaves out a dataset that holds files, which nobody could reach or delete any more.
         """
         named = {"name": ref.name, "namespace": ref.namespace}
         for key, own in named.items():
@@ -71,7 +78,15 @@ class Projects:
                 )
         # A project that does not exist is the first thing to say, whatever the configuration holds.
         await self._store.get(ref)
-        return await self._store.replace(ref, ProjectConfig.parse({**raw, **named}))
+        config = ProjectConfig.parse({**raw, **named})
+        lost = set(await self._filled_datasets(ref)) - {dataset.name for dataset in config.datasets}
+        if lost:
+            raise Conflict(
+                f"The configuration leaves out datasets that hold files: {', '.join(sorted(lost))}. Keep them under "
+                "`datasets`, or delete them first.",
+                details={"field": "config.datasets"},
+            )
+        return await self._store.replace(ref, config)
 
     async def delete(self, ref: ProjectRef) -> Project:
         """Deletes a project with all that belongs to it, and gives it as it was.

@@ -13,13 +13,15 @@ from math import ceil
 from typing import Any, Protocol
 
 from llamastead_server.domain.config import PromptMessage
-from llamastead_server.domain.errors import ValidationFailed
+from llamastead_server.domain.errors import ContextLengthExceeded, ValidationFailed
 from llamastead_server.domain.generation import Message, TokenCount
 from llamastead_server.domain.sources import Source, context, document
 
 _ANSWER_TOKENS = 256
 _TEMPLATE_TOKENS = 64
 _TEMPLATE_TOKENS_PER_MESSAGE = 16
+_LONGEST_TOKEN_BYTES = 256
+"""No vocabulary has a longer token: the longest are runs of 128 spaces or so."""
 _VARIABLE = re.compile(r"\{\{\s*([A-Za-z_]\w*)\s*(?:\|([^{}]*))?\}\}")
 
 
@@ -104,6 +106,16 @@ class Prompt:
         messages = self.messages
         size = sum(len(message.content.encode()) + _TEMPLATE_TOKENS_PER_MESSAGE for message in messages)
         return size + _TEMPLATE_TOKENS <= room(counter.context_length, max_tokens)
+
+    def check_size(self, counter: TokenCounter) -> None:
+        """Refuses a turn that no tokenizer could make fit, without the seconds that counting it would take.
+
+        Raises:
+            ContextLengthExceeded: Even if each token stood for as many bytes as the longest of any vocabulary.
+        """
+        least = sum(len(message.content.encode()) for message in self.current) // _LONGEST_TOKEN_BYTES
+        if least > counter.context_length:
+            raise ContextLengthExceeded(least, counter.context_length, at_least=True)
 
     async def fit(self, counter: TokenCounter, max_tokens: int | None) -> Prompt:
         """Trims passages and old turns until the prompt leaves room for the answer.

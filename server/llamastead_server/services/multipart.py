@@ -142,7 +142,7 @@ class MultipartBody:
         if self._file is not None:
             raise InvalidRequest("The form has two files: send one per request.")
         content_type = self._headers.get(b"content-type", b"").decode("latin-1").split(";")[0].strip()
-        self._file = (options[b"filename"].decode(errors="replace"), content_type or None)
+        self._file = (_unescaped(options[b"filename"].decode(errors="replace")), content_type or None)
         self._in_file = True
 
     def _on_part_data(self, data: bytes, start: int, end: int) -> None:
@@ -154,3 +154,8 @@ class MultipartBody:
 
     def _on_end(self) -> None:
         self._complete = True
+
+
+def _unescaped(filename: str) -> str:
+    """Undoes what browsers and curl do to a name that would break the header (WHATWG, multipart/form-data)."""
+    return filename.replace("%22", '"').replace("%0D", "\r").replace("%0A", "\n")
