@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 import sys
@@ -31,6 +32,12 @@ def configure(level: str, log_format: Literal["text", "json"], stream: TextIO | 
     for own in ("llamastead", "llamastead_server"):
         logging.getLogger(own).setLevel(level)
     logging.captureWarnings(True)
+    logging.getLogger("grpc._cython.cygrpc").addFilter(_is_no_cancellation)
+
+
+def _is_no_cancellation(record: logging.LogRecord) -> bool:
+    """gRPC calls it an error, with a traceback, when a stopping server cancels the calls that are left."""
+    return record.exc_info is None or not isinstance(record.exc_info[1], asyncio.CancelledError)
 
 
 class TextFormatter(logging.Formatter):

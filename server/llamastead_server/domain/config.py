@@ -187,8 +187,8 @@ class Rag(_Section):
                 return database
         if not self.databases:
             raise NotFound(
-                f"Database {wanted or '(default)'!r} not found: this project has none. Make it from the template `rag`, or "
-                "add `rag.databases` to its configuration."
+                f"Database {wanted or '(default)'!r} not found: this project has none. Make it from the template "
+                "`rag`, or add `rag.databases` to its configuration."
             )
         configured = ", ".join(database.name for database in self.databases)
         raise NotFound(f"Database {wanted or '(default)'!r} not found. Configured: {configured}.")

@@ -58,10 +58,12 @@ async def serve(socket: Path, register: Callable[[grpc.aio.Server], None], *, gr
     stop = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
     await server.start()
-    try:
-        await stop.wait()
-    finally:
-        await server.stop(grace)
+    await stop.wait()
+    stopping = asyncio.create_task(server.stop(2 * grace))
+    await asyncio.wait([stopping], timeout=grace)
+    if not stopping.done():
+        # The calls that are left end with the process: gRPC would print a traceback for each that it cancels.
+        os._exit(0)
 
 
 def _exit_at_end_of_stdin() -> None:
