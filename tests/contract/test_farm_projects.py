@@ -125,3 +125,19 @@ def test_dot_segments_are_never_taken_for_a_name(http: httpx.Client, dots: str) 
     assert answer.json() == http.get("/info").json() or answer.status_code in (400, 404)
     assert http.delete(f"/v1/projects/default/quickstart/chat/sessions/{dots}").status_code in (400, 404, 405)
     assert http.get("/v1/projects/default/quickstart").status_code == 200
+
+
+@pytest.mark.parametrize("path", ["/v1/projects/%ff", "/v1/projects/default/quickstart/tasks/%ff"])
+def test_names_that_are_no_text_are_the_callers_error(http: httpx.Client, path: str) -> None:
+    answer = http.get(path)
+    assert answer.status_code == 400
+    assert "UTF-8" in answer.json()["detail"]
+
+
+def test_a_configuration_nested_too_deeply_is_refused(http: httpx.Client, project: str) -> None:
+    deep: object = 1
+    for _ in range(95):
+        deep = {"a": deep}
+    answer = http.put(project, json={"config": {"deep": deep}})
+    assert answer.status_code == 400
+    assert "google" not in answer.text

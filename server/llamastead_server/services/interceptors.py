@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, aclosing
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
 import grpc
+from google.protobuf.message import DecodeError
 
-from llamastead_server.domain.errors import NotSupported
+from llamastead_server.domain.errors import InvalidRequest, NotSupported
 from llamastead_server.services.metadata import CallMetadata, MetadataPairs
 
 _Context = grpc.aio.ServicerContext[Any, Any]
@@ -111,7 +112,7 @@ class CallInterceptor(_ServerInterceptor):
         if handler is None or method.startswith("/grpc."):
             return handler
         serializers = {
-            "request_deserializer": handler.request_deserializer,
+            "request_deserializer": _tolerant(handler.request_deserializer),
             "response_serializer": handler.response_serializer,
         }
         if handler.response_streaming:
@@ -171,8 +172,38 @@ def _call(method: str, context: _Context) -> Call:
     return Call(method, metadata, context, metadata.request_id)
 
 
+class _Malformed:
+    """Stands for a request that cannot be decoded, until the layers are there to refuse it."""
+
+
+def _tolerant(decode: Callable[[bytes], Any] | None) -> Callable[[bytes], Any] | None:
+    """Makes bytes that are no message the caller's error; gRPC would call them an internal one and show ours."""
+    if decode is None:
+        return None
+
+    def decoded(data: bytes) -> Any:
+        try:
+            return decode(data)
+        except DecodeError:
+            return _Malformed()
+
+    return decoded
+
+
+def _checked(request: Any) -> Any:
+    if isinstance(request, _Malformed):
+        raise InvalidRequest("The request cannot be read: it holds text that is not UTF-8, or is nested too deeply.")
+    return request
+
+
+async def _all_checked(requests: AsyncIterator[Any]) -> AsyncIterator[Any]:
+    async for request in requests:
+        yield _checked(request)
+
+
 def _answer(method: str, serve: Any, request: Any, context: CallContext) -> Any:
     """Calls the servicer; what the generated base class raises means that nobody has written the method yet."""
+    request = _all_checked(request) if hasattr(request, "__aiter__") else _checked(request)
     try:
         return serve(request, context)
     except NotImplementedError:
