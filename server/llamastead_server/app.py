@@ -1,10 +1,9 @@
-"""The composition root: builds the graph from the settings, starts it in order and stops it in reverse."""
+"""The composition root: builds the graph from the settings and starts it in order."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
-import signal
 import time
 from collections.abc import Coroutine, Sequence
 from contextlib import AsyncExitStack
@@ -12,10 +11,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import uvloop
 from sqlalchemy import select
 
-from llamastead_server import logs
 from llamastead_server.adapters.blob_store import FileBlobStore
 from llamastead_server.adapters.chunk_store import SqlChunkStore
 from llamastead_server.adapters.data_folder import DataFolder
@@ -65,12 +62,6 @@ _LAST_WORDS = 2.0
 """Seconds that streams get to tell their clients that the server stops."""
 
 
-def run(settings: Settings, *, example: str | None) -> int:
-    """Serves until SIGINT or SIGTERM and returns the exit status."""
-    logs.configure(settings.log_level, settings.log_format)
-    return uvloop.run(_until_signalled(settings, example))
-
-
 def model_catalog(settings: Settings) -> ModelCatalog:
     """The installed models, without anything running."""
     return ModelCatalog(
@@ -81,46 +72,7 @@ def model_catalog(settings: Settings) -> ModelCatalog:
     )
 
 
-async def _until_signalled(settings: Settings, example: str | None) -> int:
-    """Runs the server in a task of its own, so that a signal can also interrupt its start."""
-    stop = asyncio.Event()
-    serving = asyncio.create_task(_serve(settings, example, stop))
-
-    def signalled() -> None:
-        if stop.is_set():
-            serving.cancel()
-        stop.set()
-
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, signalled)
-    try:
-        await serving
-    except asyncio.CancelledError:
-        return 130
-    return 0
-
-
-async def _serve(settings: Settings, example: str | None, stop: asyncio.Event) -> None:
-    async with AsyncExitStack() as stack:
-        starting = asyncio.create_task(_start(stack, settings, example))
-        stopped = asyncio.create_task(stop.wait())
-        try:
-            await asyncio.wait([starting, stopped], return_when=asyncio.FIRST_COMPLETED)
-            if not starting.done():
-                return
-            await starting
-            print(_banner(settings, example), flush=True)
-            await stopped
-        finally:
-            starting.cancel()
-            stopped.cancel()
-            await asyncio.wait([starting, stopped])
-            if stop.is_set():
-                _log.info("stopping")
-
-
-async def _start(stack: AsyncExitStack, settings: Settings, example: str | None) -> None:
+async def start(stack: AsyncExitStack, settings: Settings, example: str | None) -> None:
     """Starts every part, each on what stands before it; the stack stops them in reverse."""
     folder = stack.enter_context(DataFolder(settings.data_dir))
     catalogue = ExampleCatalogue(settings.examples_dir or _ROOT / "examples")
@@ -306,30 +258,3 @@ async def _import_example(examples: Examples, tasks: TaskRunner, example: str) -
         async for task in tasks.watch(ref, task_id):
             if task.state == "FAILURE":
                 _log.error("processing the example failed: %s", task.error)
-
-
-def _banner(settings: Settings, example: str | None) -> str:
-    host = "localhost" if settings.host in ("127.0.0.1", "0.0.0.0", "::", "::1") else settings.host
-    url = f"http://{host}:{settings.port}"
-    token = " -H 'Authorization: Bearer <token>'" if settings.api_tokens else ""
-    if example is None:
-        attempt = f"curl -s{token} {url}/health"
-    else:
-        body = '{"messages": [{"role": "user", "content": "When does the barn gate close?"}]}'
-        attempt = (
-            f"curl -s{token} {url}/v1/projects/default/quickstart/chat/completions \\\n"
-            f"    -H 'Content-Type: application/json' -d '{body}'"
-        )
-    return f"""
-Llamastead {version("llamastead")} is ready.
-
-  REST, SSE, gRPC and gRPC-Web   {url}
-  gRPC without the gateway       {host}:{settings.grpc_port}
-  data                           {settings.data_dir}
-
-Try:
-  {attempt}
-
-The model on board is tiny, for trying things out. Get a real one: llamastead pull <org/repo[:file]>
-Stop with Ctrl-C.
-"""

@@ -52,9 +52,9 @@ def _parser() -> argparse.ArgumentParser:
 
 def _serve(settings: Settings, options: argparse.Namespace) -> int:
     # Imported here so that `llamastead models` need not wait for what only the server needs.
-    from llamastead_server import app
+    from llamastead_server import serving
 
-    return app.run(settings, example=options.example)
+    return serving.run(settings, example=options.example)
 
 
 def _pull(settings: Settings, options: argparse.Namespace) -> int:

@@ -1,0 +1,88 @@
+"""`llamastead serve`: the server from its start to its end."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+from contextlib import AsyncExitStack
+from importlib.metadata import version
+
+import uvloop
+
+from llamastead_server import app, logs
+from llamastead_server.settings import Settings
+
+_log = logging.getLogger("llamastead")
+
+
+def run(settings: Settings, *, example: str | None) -> int:
+    """Serves until SIGINT or SIGTERM and returns the exit status."""
+    logs.configure(settings.log_level, settings.log_format)
+    return uvloop.run(_until_signalled(settings, example))
+
+
+async def _until_signalled(settings: Settings, example: str | None) -> int:
+    """Runs the server in a task of its own, so that a signal can also interrupt its start."""
+    stop = asyncio.Event()
+    serving = asyncio.create_task(_serve(settings, example, stop))
+
+    def signalled() -> None:
+        if stop.is_set():
+            serving.cancel()
+        stop.set()
+
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, signalled)
+    try:
+        await serving
+    except asyncio.CancelledError:
+        return 130
+    return 0
+
+
+async def _serve(settings: Settings, example: str | None, stop: asyncio.Event) -> None:
+    async with AsyncExitStack() as stack:
+        starting = asyncio.create_task(app.start(stack, settings, example))
+        stopped = asyncio.create_task(stop.wait())
+        try:
+            await asyncio.wait([starting, stopped], return_when=asyncio.FIRST_COMPLETED)
+            if not starting.done():
+                return
+            await starting
+            print(_banner(settings, example), flush=True)
+            await stopped
+        finally:
+            starting.cancel()
+            stopped.cancel()
+            await asyncio.wait([starting, stopped])
+            if stop.is_set():
+                _log.info("stopping")
+
+
+def _banner(settings: Settings, example: str | None) -> str:
+    host = "localhost" if settings.host in ("127.0.0.1", "0.0.0.0", "::", "::1") else settings.host
+    url = f"http://{host}:{settings.port}"
+    token = " -H 'Authorization: Bearer <token>'" if settings.api_tokens else ""
+    if example is None:
+        attempt = f"curl -s{token} {url}/health"
+    else:
+        body = '{"messages": [{"role": "user", "content": "When does the barn gate close?"}]}'
+        attempt = (
+            f"curl -s{token} {url}/v1/projects/default/quickstart/chat/completions \\\n"
+            f"    -H 'Content-Type: application/json' -d '{body}'"
+        )
+    return f"""
+Llamastead {version("llamastead")} is ready.
+
+  REST, SSE, gRPC and gRPC-Web   {url}
+  gRPC without the gateway       {host}:{settings.grpc_port}
+  data                           {settings.data_dir}
+
+Try:
+  {attempt}
+
+The model on board is tiny, for trying things out. Get a real one: llamastead pull <org/repo[:file]>
+Stop with Ctrl-C.
+"""
