@@ -120,6 +120,16 @@ class Database(_Section):
     default_embedding_strategy: str | None = None
     default_retrieval_strategy: str | None = None
 
+    @model_validator(mode="after")
+    def _default_exists(self) -> Database:
+        names = [entry.name for entry in self.retrieval_strategies]
+        if names and self.default_retrieval_strategy is not None and self.default_retrieval_strategy not in names:
+            raise ValueError(
+                f"default_retrieval_strategy {self.default_retrieval_strategy!r} is not one of retrieval_strategies: "
+                f"{', '.join(names)}"
+            )
+        return self
+
     def retrieval_strategy(self, name: str | None) -> Strategy | None:
         """The configured strategy a name means; `None` is the default one; no match is `None`."""
         wanted = name or self.default_retrieval_strategy
@@ -233,6 +243,12 @@ class ProjectConfig(_Section):
             if dataset.name.lower() in seen:
                 raise ValueError(f"two datasets are named {dataset.name!r} (names are compared without case)")
             seen.add(dataset.name.lower())
+        databases = {database.name for database in self.rag.databases}
+        for dataset in self.datasets:
+            if databases and dataset.database not in databases:
+                raise ValueError(
+                    f"dataset {dataset.name!r} names the database {dataset.database!r}, which is not configured"
+                )
         known = {entry.name for entry in self.prompts if isinstance(entry, PromptSet)}
         for model in self.runtime.models:
             for prompt in model.prompts:
