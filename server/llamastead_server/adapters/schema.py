@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import sqlalchemy as sa
 
+from llamastead_server.domain.errors import Conflict
+
 metadata = sa.MetaData()
 
 _version = sa.Table("schema_version", metadata, sa.Column("version", sa.Integer, nullable=False))
@@ -121,13 +123,13 @@ def migrate(engine: sa.Engine) -> None:
     """Runs the steps this database has not seen, each in the transaction that records it.
 
     Raises:
-        RuntimeError: A newer server wrote this database.
+        Conflict: A newer server wrote this database.
     """
     with engine.begin() as connection:
         _version.create(connection, checkfirst=True)
         current = connection.execute(sa.select(sa.func.max(_version.c.version))).scalar() or 0
         if current > len(_STEPS):
-            raise RuntimeError(
+            raise Conflict(
                 f"The database is of version {current}, newer than this server's {len(_STEPS)}: upgrade the server."
             )
         for number, step in enumerate(_STEPS[current:], current + 1):

@@ -1,0 +1,75 @@
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import pytest
+import sqlalchemy as sa
+
+from llamastead_server.adapters import schema
+from llamastead_server.adapters.database import Database
+from llamastead_server.domain.errors import Conflict
+
+TASK = {
+    "namespace": "org",
+    "project": "bot",
+    "kind": "x",
+    "arguments": {},
+    "state": "PENDING",
+    "meta": {},
+    "created_at": 0.0,
+}
+
+
+def add(number: int) -> sa.Insert:
+    return schema.tasks.insert().values(id=str(number), **TASK)
+
+
+def count(connection: sa.Connection) -> int:
+    return connection.execute(sa.select(sa.func.count()).select_from(schema.tasks)).scalar_one()
+
+
+async def test_concurrent_writes_are_all_kept_and_survive_reopening(tmp_path: Path) -> None:
+    async with Database.in_folder(tmp_path) as database:
+        await asyncio.gather(*(database.write(lambda c, n=n: c.execute(add(n))) for n in range(50)))
+        assert await database.read(count) == 50
+    async with Database.in_folder(tmp_path) as database:
+        assert await database.read(count) == 50
+
+
+async def test_a_write_that_fails_leaves_nothing(tmp_path: Path) -> None:
+    def half(connection: sa.Connection) -> None:
+        connection.execute(add(1))
+        raise LookupError
+
+    async with Database.in_folder(tmp_path) as database:
+        with pytest.raises(LookupError):
+            await database.write(half)
+        assert await database.read(count) == 0
+
+
+async def test_a_write_goes_to_its_end_when_its_caller_is_cancelled(tmp_path: Path) -> None:
+    async with Database.in_folder(tmp_path) as database:
+        writing = asyncio.create_task(database.write(lambda connection: connection.execute(add(1))))
+        await asyncio.sleep(0)
+        writing.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await writing
+        await database.write(lambda connection: connection.execute(add(2)))
+        assert await database.read(count) == 2
+
+
+async def test_a_record_is_on_disk_when_its_write_returns(tmp_path: Path) -> None:
+    async with Database.in_folder(tmp_path) as database:
+        settings = await database.read(
+            lambda c: [c.exec_driver_sql(f"PRAGMA {name}").scalar() for name in ("journal_mode", "synchronous")]
+        )
+    assert settings == ["wal", 2]
+
+
+async def test_a_database_of_a_newer_server_is_refused(tmp_path: Path) -> None:
+    async with Database.in_folder(tmp_path) as database:
+        await database.write(lambda connection: connection.exec_driver_sql("INSERT INTO schema_version VALUES (99)"))
+    with pytest.raises(Conflict, match="newer than this server"):
+        async with Database.in_folder(tmp_path):
+            pass
