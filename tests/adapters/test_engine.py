@@ -258,13 +258,17 @@ async def test_leaving_a_stream_frees_its_slot(running: Running) -> None:
 
 
 async def test_leaving_while_the_prompt_is_processed_stops_the_processing(running: Running) -> None:
-    prompt = "".join(f" {number}" for number in range(500))
-    async with aclosing(running.engine.generate(GenerationRequest(prompt=prompt))) as events:
-        assert isinstance(await anext(events), Started)
-    await running.idle()
-    usage = finished(await running.events(prompt=prompt, max_tokens=1)).usage
-    assert usage.prompt_tokens > 1500
-    assert usage.cached_tokens < usage.prompt_tokens // 2
+    # How far the engine gets before the news arrives is chance, so one of several attempts has to show the stop.
+    shares = []
+    for attempt in range(5):
+        prompt = "".join(f" {attempt}{number}" for number in range(100, 500))
+        async with aclosing(running.engine.generate(GenerationRequest(prompt=prompt))) as events:
+            assert isinstance(await anext(events), Started)
+        await running.idle()
+        usage = finished(await running.events(prompt=prompt, max_tokens=1)).usage
+        assert usage.prompt_tokens > 1500
+        shares.append(usage.cached_tokens / usage.prompt_tokens)
+    assert min(shares) < 0.5
 
 
 async def test_a_killed_worker_fails_its_streams_and_serves_again(running: Running) -> None:
