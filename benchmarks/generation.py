@@ -83,7 +83,7 @@ class Way:
 
 def run(quick: bool) -> Result:
     """Measures 1, 4 and 8 streams."""
-    scale = Scale(3, 32, 3) if quick else Scale(12, 64, 12)
+    scale = Scale(3, 32, 3) if quick else Scale(12, 64, 8)
     model = random_llama.make(Path(tempfile.gettempdir()) / "llamastead-bench" / "models")
     with _ways(model) as (available, pids):
         samples = {count: _measure(available, count, scale, pids) for count in STREAMS}

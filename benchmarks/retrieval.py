@@ -21,8 +21,6 @@ from llamastead.v1 import retrieval_pb2
 MOST_RATIO = 1.5
 _PROJECT = "retrieval"
 _TOP_K = 5
-_CANDIDATES = 100
-"""Chunks per list that a hybrid search fuses for `_TOP_K` results."""
 _METHOD = "/llamastead.v1.RetrievalService/Query"
 _EMBED, _VECTOR, _KEYWORD = "embed", "Milvus, vectors", "Milvus, BM25"
 
@@ -51,8 +49,8 @@ def _raw_paths(embedder: RawEmbedder, milvus: RawMilvus) -> dict[str, Callable[[
     vector = embedder.embed([question("any")], query=True)[0]
     return {
         _EMBED: at_hand,
-        _VECTOR: lambda _: milvus.search_vector(vector, _CANDIDATES),
-        _KEYWORD: lambda query: milvus.search_keyword(query, _CANDIDATES),
+        _VECTOR: lambda _: milvus.search_vector(vector, _TOP_K),
+        _KEYWORD: lambda query: milvus.search_keyword(query, _TOP_K),
     }
 
 

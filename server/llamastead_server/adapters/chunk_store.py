@@ -28,8 +28,11 @@ class SqlChunkStore:
         def work(connection: sa.Connection) -> dict[str, Chunk]:
             found: dict[str, Chunk] = {}
             for start in range(0, len(ids), _IDS_PER_QUERY):
-                some = chunks.c.id.in_(ids[start : start + _IDS_PER_QUERY])
-                for row in connection.execute(sa.select(chunks).where(*_chunks_in(ref), some)):
+                # By id alone: with the project as a condition SQLite reads all of its chunks for a few.
+                some = sa.select(chunks).where(chunks.c.id.in_(ids[start : start + _IDS_PER_QUERY]))
+                for row in connection.execute(some):
+                    if (row.namespace, row.project) != (ref.namespace, ref.name):
+                        continue
                     found[row.id] = Chunk(
                         id=row.id,
                         dataset=row.dataset,
