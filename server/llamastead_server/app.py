@@ -119,10 +119,9 @@ async def start(stack: AsyncExitStack, settings: Settings, example: str | None) 
     )
     examples = Examples(
         catalogue,
-        configs,
+        projects,
         datasets,
         tasks,
-        resources,
         default_model=lambda: models.default_model,
     )
     await configs.sweep()

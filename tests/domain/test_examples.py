@@ -11,9 +11,11 @@ import pytest_asyncio
 
 from llamastead_server.adapters.embedder import WorkerEmbedder
 from llamastead_server.adapters.example_catalogue import ExampleCatalogue
+from llamastead_server.adapters.project_templates import ProjectTemplates
 from llamastead_server.domain.errors import AlreadyExists, NotFound
 from llamastead_server.domain.examples import Examples
 from llamastead_server.domain.names import ProjectRef
+from llamastead_server.domain.projects import Projects
 from llamastead_server.services.examples import example_message, human_size
 from tests.dataset_stack import MODEL, Stack, stack
 
@@ -36,9 +38,14 @@ async def parts(tmp_path: Path, embedder: WorkerEmbedder) -> AsyncIterator[Stack
 
 
 def examples(parts: Stack, folder: Path = ON_BOARD) -> Examples:
-    resources = [parts.tasks, parts.datasets]
-    catalogue = ExampleCatalogue(folder)
-    return Examples(catalogue, parts.projects, parts.datasets, parts.tasks, resources, default_model=lambda: "tiny")
+    projects = Projects(
+        parts.projects,
+        ProjectTemplates(folder),
+        lambda: "tiny",
+        [parts.tasks, parts.datasets],
+        parts.datasets.filled,
+    )
+    return Examples(ExampleCatalogue(folder), projects, parts.datasets, parts.tasks, default_model=lambda: "tiny")
 
 
 async def test_the_example_on_board_is_listed_as_documented(parts: Stack) -> None:

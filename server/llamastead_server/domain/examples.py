@@ -14,7 +14,7 @@ from llamastead_server.domain.config import ProjectConfig
 from llamastead_server.domain.datasets import Datasets
 from llamastead_server.domain.ingestion import PROCESS_DATASET
 from llamastead_server.domain.names import ProjectRef
-from llamastead_server.domain.ports import ProjectResource, ProjectStore
+from llamastead_server.domain.projects import Projects
 from llamastead_server.domain.tasks import TaskRunner
 
 _MODEL = json.dumps("${model}")
@@ -94,17 +94,15 @@ class Examples:
         projects: Where projects are made.
         datasets: Where their files go.
         tasks: What processes them.
-        resources: What must go when an import fails half way, as for a deleted project.
         default_model: Gives the model that `${model}` stands for.
     """
 
     def __init__(
         self,
         source: ExampleSource,
-        projects: ProjectStore,
+        projects: Projects,
         datasets: Datasets,
         tasks: TaskRunner,
-        resources: Sequence[ProjectResource],
         *,
         default_model: Callable[[], str],
     ) -> None:
@@ -112,7 +110,6 @@ class Examples:
         self._projects = projects
         self._datasets = datasets
         self._tasks = tasks
-        self._resources = resources
         self._default_model = default_model
 
     async def list_examples(self) -> Sequence[Example]:
@@ -137,10 +134,7 @@ class Examples:
         example = await self._source.get(example_id)
         filled = json.loads(json.dumps(example.config, default=str).replace(_MODEL, json.dumps(self._default_model())))
         config = ProjectConfig.parse({**filled, "namespace": ref.namespace, "name": ref.name, "datasets": []})
-        await self._projects.create(ref, config)
-        # What a project of this name left behind whose folder was removed by hand must not show up in this one.
-        for resource in self._resources:
-            await resource.delete_project(ref)
+        await self._projects.add(ref, config)
         complete = False
         try:
             for dataset in example.datasets:
@@ -155,10 +149,5 @@ class Examples:
             complete = True
         finally:
             if not complete:
-                await asyncio.shield(self._undo(ref))
+                await asyncio.shield(self._projects.delete(ref))
         return ImportedProject(ref, [dataset.name for dataset in example.datasets], [task.id for task in tasks])
-
-    async def _undo(self, ref: ProjectRef) -> None:
-        for resource in self._resources:
-            await resource.delete_project(ref)
-        await self._projects.delete(ref)

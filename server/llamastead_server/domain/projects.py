@@ -52,13 +52,13 @@ class Projects:
             AlreadyExists: The name is taken.
             NotFound: There is no such template.
         """
-        if await self._exists(ref):
-            raise AlreadyExists(f"Project {ref} already exists.")
-        config = await self._templates.render(template, ref, model=self._default_model())
-        # What a project of this name left behind whose folder was removed by hand must not show up in this one.
-        for resource in self._resources:
-            await resource.delete_project(ref)
-        return await self._store.create(ref, config)
+        await self._check_free(ref)
+        return await self._make(ref, await self._templates.render(template, ref, model=self._default_model()))
+
+    async def add(self, ref: ProjectRef, config: ProjectConfig) -> Project:
+        """Makes a project with a configuration; raises `AlreadyExists` when the name is taken."""
+        await self._check_free(ref)
+        return await self._make(ref, config)
 
     async def replace(self, ref: ProjectRef, raw: Mapping[str, Any]) -> Project:
         """Replaces a project's configuration; keys that `raw` leaves out are gone.
@@ -94,14 +94,22 @@ class Projects:
         The folder goes last: a crash leaves a project that is still listed and can be deleted again.
         """
         project = await self._store.get(ref)
-        for resource in self._resources:
-            await resource.delete_project(ref)
+        await self._delete_resources(ref)
         await self._store.delete(ref)
         return project
 
-    async def _exists(self, ref: ProjectRef) -> bool:
+    async def _check_free(self, ref: ProjectRef) -> None:
         try:
             await self._store.get(ref)
         except NotFound:
-            return False
-        return True
+            return
+        raise AlreadyExists(f"Project {ref} already exists.")
+
+    async def _make(self, ref: ProjectRef, config: ProjectConfig) -> Project:
+        # What a project of this name left behind whose folder was removed by hand must not show up in this one.
+        await self._delete_resources(ref)
+        return await self._store.create(ref, config)
+
+    async def _delete_resources(self, ref: ProjectRef) -> None:
+        for resource in self._resources:
+            await resource.delete_project(ref)
