@@ -258,7 +258,8 @@ async def test_leaving_a_stream_frees_its_slot(running: Running) -> None:
 
 
 async def test_leaving_while_the_prompt_is_processed_stops_the_processing(running: Running) -> None:
-    # How far the engine gets before the news arrives is chance, so one of several attempts has to show the stop.
+    # How far the engine gets before the news arrives is chance, so one of several attempts has to show that it did
+    # not get to the prompt's end, which leaves all but the last of its tokens in the cache.
     shares = []
     for attempt in range(5):
         prompt = "".join(f" {attempt}{number}" for number in range(100, 500))
@@ -268,7 +269,7 @@ async def test_leaving_while_the_prompt_is_processed_stops_the_processing(runnin
         usage = finished(await running.events(prompt=prompt, max_tokens=1)).usage
         assert usage.prompt_tokens > 1500
         shares.append(usage.cached_tokens / usage.prompt_tokens)
-    assert min(shares) < 0.5
+    assert min(shares) < 0.9
 
 
 async def test_a_killed_worker_fails_its_streams_and_serves_again(running: Running) -> None:
