@@ -4,11 +4,11 @@ import re
 
 import pytest
 
-from llamastead_server.domain.config import PromptMessage
 from llamastead_server.domain.errors import ValidationFailed
 from llamastead_server.domain.generation import Message
 from llamastead_server.domain.ports import Chunk
 from llamastead_server.domain.prompt import Prompt, fill, room
+from llamastead_server.domain.runtime_config import PromptMessage
 from llamastead_server.domain.sources import Source, context
 from tests.fake_engine import FakeEngine
 

@@ -4,8 +4,8 @@ from typing import Any
 
 import pytest
 
-from llamastead_server.domain.config import Database
 from llamastead_server.domain.errors import InvalidRequest, ValidationFailed
+from llamastead_server.domain.rag_config import Database
 from llamastead_server.domain.retrieval_plan import RetrievalQuery, SearchPlan, plan
 
 

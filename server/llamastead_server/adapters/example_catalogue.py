@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from llamastead_server.domain.config import Name
+from llamastead_server.domain.config_section import Name
 from llamastead_server.domain.errors import LlamasteadError, NotFound
 from llamastead_server.domain.examples import Example, ExampleDataset
 from llamastead_server.domain.names import path_inside

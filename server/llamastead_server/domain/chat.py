@@ -10,7 +10,7 @@ from typing import Protocol, cast
 
 from llamastead_server.domain import prompt as prompts
 from llamastead_server.domain.chat_request import ChatRequest, Parameters
-from llamastead_server.domain.config import ProjectConfig, RuntimeModel
+from llamastead_server.domain.config import ProjectConfig
 from llamastead_server.domain.errors import ContextLengthExceeded, EngineFailed, ModelNotFound, NotFound, RequestTimeout
 from llamastead_server.domain.generation import (
     Delta,
@@ -25,6 +25,7 @@ from llamastead_server.domain.generation import (
 from llamastead_server.domain.names import ProjectRef
 from llamastead_server.domain.ports import Engine, ModelRegistry, ProjectStore
 from llamastead_server.domain.prompt import Prompt, Trimmed
+from llamastead_server.domain.runtime_config import RuntimeModel
 from llamastead_server.domain.sessions import Sessions, SessionTurn
 from llamastead_server.domain.sources import Source
 

@@ -6,14 +6,14 @@ from fnmatch import fnmatch
 from pathlib import PurePath
 
 from llamastead_server.domain.chunking import ChunkSettings
-from llamastead_server.domain.config import (
+from llamastead_server.domain.errors import ValidationFailed
+from llamastead_server.domain.files import DocumentError
+from llamastead_server.domain.processing_config import (
     DEFAULT_CHUNK_OVERLAP,
     DEFAULT_CHUNK_SIZE,
     DataProcessingStrategy,
     Parser,
 )
-from llamastead_server.domain.errors import ValidationFailed
-from llamastead_server.domain.files import DocumentError
 
 
 class ParsingRules:

@@ -12,9 +12,9 @@ from dataclasses import dataclass, replace
 from math import ceil
 from typing import Any, Protocol
 
-from llamastead_server.domain.config import PromptMessage
 from llamastead_server.domain.errors import ContextLengthExceeded, ValidationFailed
 from llamastead_server.domain.generation import Message, TokenCount
+from llamastead_server.domain.runtime_config import PromptMessage
 from llamastead_server.domain.sources import Source, context, document
 
 _ANSWER_TOKENS = 256

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from llamastead_server.domain.config import Database, Strategy
 from llamastead_server.domain.errors import InvalidRequest, ValidationFailed
+from llamastead_server.domain.rag_config import Database, Strategy
 
 Kind = Literal["vector", "keyword", "hybrid"]
 DEFAULT_TOP_K = 5

@@ -6,10 +6,10 @@ import grpc
 
 from llamastead.v1 import model_pb2, model_pb2_grpc
 from llamastead_server.domain import names
-from llamastead_server.domain.config import RuntimeModel
 from llamastead_server.domain.errors import InvalidRequest, ModelNotFound, NotFound, NotSupported
 from llamastead_server.domain.generation import ModelCard
 from llamastead_server.domain.ports import ModelRegistry, ProjectStore
+from llamastead_server.domain.runtime_config import RuntimeModel
 from llamastead_server.services import plain
 
 _GIGA = 1024**3
