@@ -45,6 +45,7 @@ SCALARS: dict[FieldDescriptorProto.Type.ValueType, Json] = {
     FieldDescriptorProto.TYPE_BYTES: {"type": "string", "contentEncoding": "base64"},
     FieldDescriptorProto.TYPE_BOOL: {"type": "boolean"},
     FieldDescriptorProto.TYPE_DOUBLE: {"type": "number", "format": "double"},
+    FieldDescriptorProto.TYPE_FLOAT: {"type": "number", "format": "float"},
     FieldDescriptorProto.TYPE_INT32: {"type": "integer", "format": "int32"},
     FieldDescriptorProto.TYPE_UINT32: {"type": "integer", "format": "uint32", "minimum": 0},
 }

@@ -113,7 +113,7 @@ class ModelSettings(_message.Message):
     default_model: _builtins.str
     """Model that `llama3.3` stands for and that requests use which name none."""
     max_tokens: _builtins.int
-    """Most tokens to generate for a prompt; at least 1. Default: 100."""
+    """Most tokens to generate for a prompt or a raw completion; at least 1. Chats are not bounded by it. Default: 100."""
     temperature: _builtins.float
     """Sampling temperature. Range: 0 to 2. Default: 0.7."""
     top_p: _builtins.float
@@ -167,6 +167,7 @@ class SystemSettings(_message.Message):
     MAX_BATCH_OPERATIONS_PER_MINUTE_FIELD_NUMBER: _builtins.int
     REQUEST_TIMEOUT_SECONDS_FIELD_NUMBER: _builtins.int
     LOG_LEVEL_FIELD_NUMBER: _builtins.int
+    CACHE_SIZE_FIELD_NUMBER: _builtins.int
     max_requests_per_minute: _builtins.int
     """Requests a token or an address may make per minute; 0 is no limit. Default: 60."""
     max_concurrent_streams: _builtins.int
@@ -174,9 +175,13 @@ class SystemSettings(_message.Message):
     max_batch_operations_per_minute: _builtins.int
     """Batch operations, such as processing a dataset, per token or address and minute; 0 is no limit. Default: 5."""
     request_timeout_seconds: _builtins.float
-    """Time an answer that is not streamed may take, in seconds; at least 1. Default: 300."""
+    """Time one answer may take, in seconds, more than 0. Default: 600."""
     log_level: _builtins.str
     """Least severe log level kept: `DEBUG`, `INFO`, `WARNING`, `ERROR` or `CRITICAL`. Default: `INFO`."""
+    cache_size: _builtins.str
+    """Memory each engine may keep for prompts it has seen, such as `256MB` or `2GB`; `0` keeps none. Models that are
+    loaded take it up when they are loaded next. Default: `256MB`.
+    """
     def __init__(
         self,
         *,
@@ -185,11 +190,14 @@ class SystemSettings(_message.Message):
         max_batch_operations_per_minute: _builtins.int | None = ...,
         request_timeout_seconds: _builtins.float | None = ...,
         log_level: _builtins.str | None = ...,
+        cache_size: _builtins.str | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_log_level", b"_log_level", "_max_batch_operations_per_minute", b"_max_batch_operations_per_minute", "_max_concurrent_streams", b"_max_concurrent_streams", "_max_requests_per_minute", b"_max_requests_per_minute", "_request_timeout_seconds", b"_request_timeout_seconds", "log_level", b"log_level", "max_batch_operations_per_minute", b"max_batch_operations_per_minute", "max_concurrent_streams", b"max_concurrent_streams", "max_requests_per_minute", b"max_requests_per_minute", "request_timeout_seconds", b"request_timeout_seconds"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_cache_size", b"_cache_size", "_log_level", b"_log_level", "_max_batch_operations_per_minute", b"_max_batch_operations_per_minute", "_max_concurrent_streams", b"_max_concurrent_streams", "_max_requests_per_minute", b"_max_requests_per_minute", "_request_timeout_seconds", b"_request_timeout_seconds", "cache_size", b"cache_size", "log_level", b"log_level", "max_batch_operations_per_minute", b"max_batch_operations_per_minute", "max_concurrent_streams", b"max_concurrent_streams", "max_requests_per_minute", b"max_requests_per_minute", "request_timeout_seconds", b"request_timeout_seconds"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_log_level", b"_log_level", "_max_batch_operations_per_minute", b"_max_batch_operations_per_minute", "_max_concurrent_streams", b"_max_concurrent_streams", "_max_requests_per_minute", b"_max_requests_per_minute", "_request_timeout_seconds", b"_request_timeout_seconds", "log_level", b"log_level", "max_batch_operations_per_minute", b"max_batch_operations_per_minute", "max_concurrent_streams", b"max_concurrent_streams", "max_requests_per_minute", b"max_requests_per_minute", "request_timeout_seconds", b"request_timeout_seconds"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_cache_size", b"_cache_size", "_log_level", b"_log_level", "_max_batch_operations_per_minute", b"_max_batch_operations_per_minute", "_max_concurrent_streams", b"_max_concurrent_streams", "_max_requests_per_minute", b"_max_requests_per_minute", "_request_timeout_seconds", b"_request_timeout_seconds", "cache_size", b"cache_size", "log_level", b"log_level", "max_batch_operations_per_minute", b"max_batch_operations_per_minute", "max_concurrent_streams", b"max_concurrent_streams", "max_requests_per_minute", b"max_requests_per_minute", "request_timeout_seconds", b"request_timeout_seconds"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__cache_size: _TypeAlias = _typing.Literal["cache_size"]  # noqa: Y015
+    _WhichOneofArgType__cache_size: _TypeAlias = _typing.Literal["_cache_size", b"_cache_size"]  # noqa: Y015
     _WhichOneofReturnType__log_level: _TypeAlias = _typing.Literal["log_level"]  # noqa: Y015
     _WhichOneofArgType__log_level: _TypeAlias = _typing.Literal["_log_level", b"_log_level"]  # noqa: Y015
     _WhichOneofReturnType__max_batch_operations_per_minute: _TypeAlias = _typing.Literal["max_batch_operations_per_minute"]  # noqa: Y015
@@ -200,6 +208,8 @@ class SystemSettings(_message.Message):
     _WhichOneofArgType__max_requests_per_minute: _TypeAlias = _typing.Literal["_max_requests_per_minute", b"_max_requests_per_minute"]  # noqa: Y015
     _WhichOneofReturnType__request_timeout_seconds: _TypeAlias = _typing.Literal["request_timeout_seconds"]  # noqa: Y015
     _WhichOneofArgType__request_timeout_seconds: _TypeAlias = _typing.Literal["_request_timeout_seconds", b"_request_timeout_seconds"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__cache_size) -> _WhichOneofReturnType__cache_size | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__log_level) -> _WhichOneofReturnType__log_level | None: ...
     @_typing.overload

@@ -26,7 +26,12 @@ if _version_not_supported:
 
 
 class ConfigServiceStub:
-    """Reads and changes the server's run-time configuration. Changes hold until the next start unless they are saved.
+    """Reads and changes the server's run-time configuration. Changes take effect on the next request and hold until the
+    next start unless they are saved.
+
+    What a request says itself comes first; then what its project configures for the model; then `ConfigureModel`; then
+    `ModelSettings`. A setting changed here comes before the saved one, that before the environment's, and that before
+    the built-in default.
     """
 
     def __init__(self, channel):
@@ -63,7 +68,12 @@ class ConfigServiceStub:
 
 
 class ConfigServiceServicer:
-    """Reads and changes the server's run-time configuration. Changes hold until the next start unless they are saved.
+    """Reads and changes the server's run-time configuration. Changes take effect on the next request and hold until the
+    next start unless they are saved.
+
+    What a request says itself comes first; then what its project configures for the model; then `ConfigureModel`; then
+    `ModelSettings`. A setting changed here comes before the saved one, that before the environment's, and that before
+    the built-in default.
     """
 
     def Config(self, request, context):
@@ -106,7 +116,8 @@ class ConfigServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ResetConfig(self, request, context):
-        """Resets the configuration in force to its defaults. A saved one stays on disk until it is saved again.
+        """Resets the configuration in force to its defaults: the environment's settings, else the built-in ones. A saved
+        configuration stays on disk until it is saved again.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -149,7 +160,12 @@ def add_ConfigServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class ConfigService:
-    """Reads and changes the server's run-time configuration. Changes hold until the next start unless they are saved.
+    """Reads and changes the server's run-time configuration. Changes take effect on the next request and hold until the
+    next start unless they are saved.
+
+    What a request says itself comes first; then what its project configures for the model; then `ConfigureModel`; then
+    `ModelSettings`. A setting changed here comes before the saved one, that before the environment's, and that before
+    the built-in default.
     """
 
     @staticmethod

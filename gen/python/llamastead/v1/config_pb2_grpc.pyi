@@ -27,7 +27,13 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class ConfigServiceStub:
-    """Reads and changes the server's run-time configuration. Changes hold until the next start unless they are saved."""
+    """Reads and changes the server's run-time configuration. Changes take effect on the next request and hold until the
+    next start unless they are saved.
+
+    What a request says itself comes first; then what its project configures for the model; then `ConfigureModel`; then
+    `ModelSettings`. A setting changed here comes before the saved one, that before the environment's, and that before
+    the built-in default.
+    """
 
     @_typing.overload
     def __new__(cls, channel: _grpc.Channel) -> _Self: ...
@@ -56,11 +62,19 @@ class ConfigServiceStub:
     - 500: The file could not be written.
     """
     ResetConfig: _grpc.UnaryUnaryMultiCallable[_config_pb2.ResetConfigRequest, _config_pb2.ResetConfigResponse]
-    """Resets the configuration in force to its defaults. A saved one stays on disk until it is saved again."""
+    """Resets the configuration in force to its defaults: the environment's settings, else the built-in ones. A saved
+    configuration stays on disk until it is saved again.
+    """
 
 @_typing.type_check_only
 class ConfigServiceAsyncStub(ConfigServiceStub):
-    """Reads and changes the server's run-time configuration. Changes hold until the next start unless they are saved."""
+    """Reads and changes the server's run-time configuration. Changes take effect on the next request and hold until the
+    next start unless they are saved.
+
+    What a request says itself comes first; then what its project configures for the model; then `ConfigureModel`; then
+    `ModelSettings`. A setting changed here comes before the saved one, that before the environment's, and that before
+    the built-in default.
+    """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     Config: _aio.UnaryUnaryMultiCallable[_config_pb2.ConfigRequest, _config_pb2.ConfigResponse]  # type: ignore[assignment]
@@ -86,10 +100,18 @@ class ConfigServiceAsyncStub(ConfigServiceStub):
     - 500: The file could not be written.
     """
     ResetConfig: _aio.UnaryUnaryMultiCallable[_config_pb2.ResetConfigRequest, _config_pb2.ResetConfigResponse]  # type: ignore[assignment]
-    """Resets the configuration in force to its defaults. A saved one stays on disk until it is saved again."""
+    """Resets the configuration in force to its defaults: the environment's settings, else the built-in ones. A saved
+    configuration stays on disk until it is saved again.
+    """
 
 class ConfigServiceServicer(metaclass=_abc_1.ABCMeta):
-    """Reads and changes the server's run-time configuration. Changes hold until the next start unless they are saved."""
+    """Reads and changes the server's run-time configuration. Changes take effect on the next request and hold until the
+    next start unless they are saved.
+
+    What a request says itself comes first; then what its project configures for the model; then `ConfigureModel`; then
+    `ModelSettings`. A setting changed here comes before the saved one, that before the environment's, and that before
+    the built-in default.
+    """
 
     @_abc_1.abstractmethod
     def Config(
@@ -143,6 +165,8 @@ class ConfigServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _config_pb2.ResetConfigRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_config_pb2.ResetConfigResponse, _abc.Awaitable[_config_pb2.ResetConfigResponse]]:
-        """Resets the configuration in force to its defaults. A saved one stays on disk until it is saved again."""
+        """Resets the configuration in force to its defaults: the environment's settings, else the built-in ones. A saved
+        configuration stays on disk until it is saved again.
+        """
 
 def add_ConfigServiceServicer_to_server(servicer: ConfigServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

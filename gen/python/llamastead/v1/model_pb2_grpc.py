@@ -83,22 +83,27 @@ class ModelServiceServicer:
 
     def LoadModel(self, request, context):
         """Loads a model into memory and answers when it is ready. It becomes the active model. Loading a loaded model
-        succeeds at once. Others are unloaded, least recently used first, where memory demands it.
+        succeeds at once, unless `context_length` asks for another window: then it is loaded anew. Other models are
+        unloaded, least recently used first, where memory demands it. The sampling parameters become the model's defaults,
+        as `ConfigureModel` sets them.
 
         Errors:
-        - 400: `model_path` is missing or leads outside the models folder.
+        - 400: `model_path` is missing or leads outside the models folder, or a value is out of range.
         - 404: There is no such model.
+        - 409: The model is in use with another `context_length`.
         - 500: Loading failed, for example for lack of memory; the message says why.
+        - 503: All models that fit are in use; `Retry-After` says when to try again.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def UnloadModel(self, request, context):
-        """Unloads the active model and frees its memory. Answers it is giving are finished first.
+        """Unloads a model, by default the active one, and frees its memory. Answers it is giving get 30 seconds to end;
+        those that are left fail with 503. A later request that needs the model loads it again.
 
         Errors:
-        - 404: No model is loaded.
+        - 404: No model is loaded, or the named one is not.
         - 500: Unloading failed.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)

@@ -46,18 +46,23 @@ class ModelServiceStub:
     """Lists the models installed on this server."""
     LoadModel: _grpc.UnaryUnaryMultiCallable[_model_pb2.LoadModelRequest, _model_pb2.LoadModelResponse]
     """Loads a model into memory and answers when it is ready. It becomes the active model. Loading a loaded model
-    succeeds at once. Others are unloaded, least recently used first, where memory demands it.
+    succeeds at once, unless `context_length` asks for another window: then it is loaded anew. Other models are
+    unloaded, least recently used first, where memory demands it. The sampling parameters become the model's defaults,
+    as `ConfigureModel` sets them.
 
     Errors:
-    - 400: `model_path` is missing or leads outside the models folder.
+    - 400: `model_path` is missing or leads outside the models folder, or a value is out of range.
     - 404: There is no such model.
+    - 409: The model is in use with another `context_length`.
     - 500: Loading failed, for example for lack of memory; the message says why.
+    - 503: All models that fit are in use; `Retry-After` says when to try again.
     """
     UnloadModel: _grpc.UnaryUnaryMultiCallable[_model_pb2.UnloadModelRequest, _model_pb2.UnloadModelResponse]
-    """Unloads the active model and frees its memory. Answers it is giving are finished first.
+    """Unloads a model, by default the active one, and frees its memory. Answers it is giving get 30 seconds to end;
+    those that are left fail with 503. A later request that needs the model loads it again.
 
     Errors:
-    - 404: No model is loaded.
+    - 404: No model is loaded, or the named one is not.
     - 500: Unloading failed.
     """
 
@@ -79,18 +84,23 @@ class ModelServiceAsyncStub(ModelServiceStub):
     """Lists the models installed on this server."""
     LoadModel: _aio.UnaryUnaryMultiCallable[_model_pb2.LoadModelRequest, _model_pb2.LoadModelResponse]  # type: ignore[assignment]
     """Loads a model into memory and answers when it is ready. It becomes the active model. Loading a loaded model
-    succeeds at once. Others are unloaded, least recently used first, where memory demands it.
+    succeeds at once, unless `context_length` asks for another window: then it is loaded anew. Other models are
+    unloaded, least recently used first, where memory demands it. The sampling parameters become the model's defaults,
+    as `ConfigureModel` sets them.
 
     Errors:
-    - 400: `model_path` is missing or leads outside the models folder.
+    - 400: `model_path` is missing or leads outside the models folder, or a value is out of range.
     - 404: There is no such model.
+    - 409: The model is in use with another `context_length`.
     - 500: Loading failed, for example for lack of memory; the message says why.
+    - 503: All models that fit are in use; `Retry-After` says when to try again.
     """
     UnloadModel: _aio.UnaryUnaryMultiCallable[_model_pb2.UnloadModelRequest, _model_pb2.UnloadModelResponse]  # type: ignore[assignment]
-    """Unloads the active model and frees its memory. Answers it is giving are finished first.
+    """Unloads a model, by default the active one, and frees its memory. Answers it is giving get 30 seconds to end;
+    those that are left fail with 503. A later request that needs the model loads it again.
 
     Errors:
-    - 404: No model is loaded.
+    - 404: No model is loaded, or the named one is not.
     - 500: Unloading failed.
     """
 
@@ -127,12 +137,16 @@ class ModelServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_model_pb2.LoadModelResponse, _abc.Awaitable[_model_pb2.LoadModelResponse]]:
         """Loads a model into memory and answers when it is ready. It becomes the active model. Loading a loaded model
-        succeeds at once. Others are unloaded, least recently used first, where memory demands it.
+        succeeds at once, unless `context_length` asks for another window: then it is loaded anew. Other models are
+        unloaded, least recently used first, where memory demands it. The sampling parameters become the model's defaults,
+        as `ConfigureModel` sets them.
 
         Errors:
-        - 400: `model_path` is missing or leads outside the models folder.
+        - 400: `model_path` is missing or leads outside the models folder, or a value is out of range.
         - 404: There is no such model.
+        - 409: The model is in use with another `context_length`.
         - 500: Loading failed, for example for lack of memory; the message says why.
+        - 503: All models that fit are in use; `Retry-After` says when to try again.
         """
 
     @_abc_1.abstractmethod
@@ -141,10 +155,11 @@ class ModelServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _model_pb2.UnloadModelRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_model_pb2.UnloadModelResponse, _abc.Awaitable[_model_pb2.UnloadModelResponse]]:
-        """Unloads the active model and frees its memory. Answers it is giving are finished first.
+        """Unloads a model, by default the active one, and frees its memory. Answers it is giving get 30 seconds to end;
+        those that are left fail with 503. A later request that needs the model loads it again.
 
         Errors:
-        - 404: No model is loaded.
+        - 404: No model is loaded, or the named one is not.
         - 500: Unloading failed.
         """
 

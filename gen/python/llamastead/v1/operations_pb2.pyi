@@ -212,7 +212,7 @@ class ClearCacheResponse(_message.Message):
     message: _builtins.str
     """One sentence for people."""
     freed_bytes: _builtins.float
-    """Bytes freed, a whole number."""
+    """Bytes freed, a whole number; of memory, about."""
     @_builtins.property
     def cleared(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Caches that were cleared."""

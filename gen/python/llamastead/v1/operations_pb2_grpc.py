@@ -130,10 +130,12 @@ class OperationsServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ClearCache(self, request, context):
-        """Deletes temporary data. Models, files, databases and sessions are never touched.
+        """Deletes temporary data. Models, files, databases and sessions are never touched. To clear prompt caches the loaded
+        models are loaded anew, after the answers they are giving have ended; new requests wait for that.
 
         Errors:
         - 400: `cache_type` is unknown.
+        - 409: A model was still answering after 30 seconds; `Retry-After` says when to try again.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -188,7 +190,7 @@ class OperationsServiceServicer:
 
     def GetDiagnosticsHttp(self, request, context):
         """Checks what the server depends on: as one JSON object, or, when `stream` is true, as Server-Sent Events: one
-        `DiagnosticCheck` as each check ends, then the whole answer.
+        `DiagnosticCheck` as each check ends, then the whole answer, then `data: [DONE]`.
 
         Content types:
         - application/json: GetDiagnosticsResponse

@@ -55,10 +55,12 @@ class OperationsServiceStub:
     - 400: A level or a time is malformed, or `limit` is out of range.
     """
     ClearCache: _grpc.UnaryUnaryMultiCallable[_operations_pb2.ClearCacheRequest, _operations_pb2.ClearCacheResponse]
-    """Deletes temporary data. Models, files, databases and sessions are never touched.
+    """Deletes temporary data. Models, files, databases and sessions are never touched. To clear prompt caches the loaded
+    models are loaded anew, after the answers they are giving have ended; new requests wait for that.
 
     Errors:
     - 400: `cache_type` is unknown.
+    - 409: A model was still answering after 30 seconds; `Retry-After` says when to try again.
     """
     GetMetrics: _grpc.UnaryUnaryMultiCallable[_operations_pb2.GetMetricsRequest, _operations_pb2.GetMetricsResponse]
     """Returns the present metrics. For gRPC clients. `stream` and `interval_seconds` are for `WatchMetrics`."""
@@ -87,7 +89,7 @@ class OperationsServiceStub:
     """Checks what the server depends on and returns what it found. For gRPC clients."""
     GetDiagnosticsHttp: _grpc.UnaryStreamMultiCallable[_operations_pb2.GetDiagnosticsRequest, _httpbody_pb2.HttpBody]
     """Checks what the server depends on: as one JSON object, or, when `stream` is true, as Server-Sent Events: one
-    `DiagnosticCheck` as each check ends, then the whole answer.
+    `DiagnosticCheck` as each check ends, then the whole answer, then `data: [DONE]`.
 
     Content types:
     - application/json: GetDiagnosticsResponse
@@ -128,10 +130,12 @@ class OperationsServiceAsyncStub(OperationsServiceStub):
     - 400: A level or a time is malformed, or `limit` is out of range.
     """
     ClearCache: _aio.UnaryUnaryMultiCallable[_operations_pb2.ClearCacheRequest, _operations_pb2.ClearCacheResponse]  # type: ignore[assignment]
-    """Deletes temporary data. Models, files, databases and sessions are never touched.
+    """Deletes temporary data. Models, files, databases and sessions are never touched. To clear prompt caches the loaded
+    models are loaded anew, after the answers they are giving have ended; new requests wait for that.
 
     Errors:
     - 400: `cache_type` is unknown.
+    - 409: A model was still answering after 30 seconds; `Retry-After` says when to try again.
     """
     GetMetrics: _aio.UnaryUnaryMultiCallable[_operations_pb2.GetMetricsRequest, _operations_pb2.GetMetricsResponse]  # type: ignore[assignment]
     """Returns the present metrics. For gRPC clients. `stream` and `interval_seconds` are for `WatchMetrics`."""
@@ -160,7 +164,7 @@ class OperationsServiceAsyncStub(OperationsServiceStub):
     """Checks what the server depends on and returns what it found. For gRPC clients."""
     GetDiagnosticsHttp: _aio.UnaryStreamMultiCallable[_operations_pb2.GetDiagnosticsRequest, _httpbody_pb2.HttpBody]  # type: ignore[assignment]
     """Checks what the server depends on: as one JSON object, or, when `stream` is true, as Server-Sent Events: one
-    `DiagnosticCheck` as each check ends, then the whole answer.
+    `DiagnosticCheck` as each check ends, then the whole answer, then `data: [DONE]`.
 
     Content types:
     - application/json: GetDiagnosticsResponse
@@ -222,10 +226,12 @@ class OperationsServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _operations_pb2.ClearCacheRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_operations_pb2.ClearCacheResponse, _abc.Awaitable[_operations_pb2.ClearCacheResponse]]:
-        """Deletes temporary data. Models, files, databases and sessions are never touched.
+        """Deletes temporary data. Models, files, databases and sessions are never touched. To clear prompt caches the loaded
+        models are loaded anew, after the answers they are giving have ended; new requests wait for that.
 
         Errors:
         - 400: `cache_type` is unknown.
+        - 409: A model was still answering after 30 seconds; `Retry-After` says when to try again.
         """
 
     @_abc_1.abstractmethod
@@ -290,7 +296,7 @@ class OperationsServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_httpbody_pb2.HttpBody], _abc.AsyncIterator[_httpbody_pb2.HttpBody]]:
         """Checks what the server depends on: as one JSON object, or, when `stream` is true, as Server-Sent Events: one
-        `DiagnosticCheck` as each check ends, then the whole answer.
+        `DiagnosticCheck` as each check ends, then the whole answer, then `data: [DONE]`.
 
         Content types:
         - application/json: GetDiagnosticsResponse

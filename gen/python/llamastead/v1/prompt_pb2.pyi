@@ -30,12 +30,15 @@ class ProcessPromptRequest(_message.Message):
     FREQUENCY_PENALTY_FIELD_NUMBER: _builtins.int
     PRESENCE_PENALTY_FIELD_NUMBER: _builtins.int
     STREAM_FIELD_NUMBER: _builtins.int
+    TIMEOUT_FIELD_NUMBER: _builtins.int
     prompt: _builtins.str
     """The text to answer; not blank."""
     model: _builtins.str
     """Name or alias of an installed model. Default: `llama3.3`, which stands for the server's default model."""
     temperature: _builtins.float
-    """Sampling temperature; 0 always takes the likeliest token. Range: 0 to 2. Default: 0.7."""
+    """Sampling temperature; 0 always takes the likeliest token. Range: 0 to 2. Default: 0.7.
+    `/api/configure_model` and `/api/config` change this default and the next two.
+    """
     max_tokens: _builtins.int
     """Most tokens to generate; at least 1. Default: 100."""
     top_p: _builtins.float
@@ -48,6 +51,10 @@ class ProcessPromptRequest(_message.Message):
     """Whether `/api/process` streams its answer. `/api/process_prompt` refuses true, `/api/stream` refuses false.
     Default: false; at `/api/stream` true.
     """
+    timeout: _builtins.float
+    """Time the answer may take, in seconds, more than 0; a value above the server's own limit changes nothing.
+    Default: the server's limit, `system_settings.request_timeout_seconds`.
+    """
     def __init__(
         self,
         *,
@@ -59,10 +66,11 @@ class ProcessPromptRequest(_message.Message):
         frequency_penalty: _builtins.float | None = ...,
         presence_penalty: _builtins.float | None = ...,
         stream: _builtins.bool | None = ...,
+        timeout: _builtins.float | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_frequency_penalty", b"_frequency_penalty", "_max_tokens", b"_max_tokens", "_model", b"_model", "_presence_penalty", b"_presence_penalty", "_stream", b"_stream", "_temperature", b"_temperature", "_top_p", b"_top_p", "frequency_penalty", b"frequency_penalty", "max_tokens", b"max_tokens", "model", b"model", "presence_penalty", b"presence_penalty", "stream", b"stream", "temperature", b"temperature", "top_p", b"top_p"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_frequency_penalty", b"_frequency_penalty", "_max_tokens", b"_max_tokens", "_model", b"_model", "_presence_penalty", b"_presence_penalty", "_stream", b"_stream", "_temperature", b"_temperature", "_timeout", b"_timeout", "_top_p", b"_top_p", "frequency_penalty", b"frequency_penalty", "max_tokens", b"max_tokens", "model", b"model", "presence_penalty", b"presence_penalty", "stream", b"stream", "temperature", b"temperature", "timeout", b"timeout", "top_p", b"top_p"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_frequency_penalty", b"_frequency_penalty", "_max_tokens", b"_max_tokens", "_model", b"_model", "_presence_penalty", b"_presence_penalty", "_stream", b"_stream", "_temperature", b"_temperature", "_top_p", b"_top_p", "frequency_penalty", b"frequency_penalty", "max_tokens", b"max_tokens", "model", b"model", "presence_penalty", b"presence_penalty", "prompt", b"prompt", "stream", b"stream", "temperature", b"temperature", "top_p", b"top_p"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_frequency_penalty", b"_frequency_penalty", "_max_tokens", b"_max_tokens", "_model", b"_model", "_presence_penalty", b"_presence_penalty", "_stream", b"_stream", "_temperature", b"_temperature", "_timeout", b"_timeout", "_top_p", b"_top_p", "frequency_penalty", b"frequency_penalty", "max_tokens", b"max_tokens", "model", b"model", "presence_penalty", b"presence_penalty", "prompt", b"prompt", "stream", b"stream", "temperature", b"temperature", "timeout", b"timeout", "top_p", b"top_p"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__frequency_penalty: _TypeAlias = _typing.Literal["frequency_penalty"]  # noqa: Y015
     _WhichOneofArgType__frequency_penalty: _TypeAlias = _typing.Literal["_frequency_penalty", b"_frequency_penalty"]  # noqa: Y015
@@ -76,6 +84,8 @@ class ProcessPromptRequest(_message.Message):
     _WhichOneofArgType__stream: _TypeAlias = _typing.Literal["_stream", b"_stream"]  # noqa: Y015
     _WhichOneofReturnType__temperature: _TypeAlias = _typing.Literal["temperature"]  # noqa: Y015
     _WhichOneofArgType__temperature: _TypeAlias = _typing.Literal["_temperature", b"_temperature"]  # noqa: Y015
+    _WhichOneofReturnType__timeout: _TypeAlias = _typing.Literal["timeout"]  # noqa: Y015
+    _WhichOneofArgType__timeout: _TypeAlias = _typing.Literal["_timeout", b"_timeout"]  # noqa: Y015
     _WhichOneofReturnType__top_p: _TypeAlias = _typing.Literal["top_p"]  # noqa: Y015
     _WhichOneofArgType__top_p: _TypeAlias = _typing.Literal["_top_p", b"_top_p"]  # noqa: Y015
     @_typing.overload
@@ -90,6 +100,8 @@ class ProcessPromptRequest(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__stream) -> _WhichOneofReturnType__stream | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__temperature) -> _WhichOneofReturnType__temperature | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__timeout) -> _WhichOneofReturnType__timeout | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__top_p) -> _WhichOneofReturnType__top_p | None: ...
 

@@ -66,13 +66,13 @@ class PromptServiceServicer:
         """Answers a prompt in one message.
 
         Errors:
-        - 400: A value is malformed or out of range, `stream` is true, or the prompt does not fit the context window.
+        - 400: A value is malformed, `stream` is true, or the prompt does not fit the context window.
         - 403: The token may not use this model.
         - 404: The model is not installed.
         - 408: The answer was not ready within the time allowed.
         - 413: The body is larger than the server accepts.
         - 415: The body is not `application/json`.
-        - 422: `prompt` is blank.
+        - 422: `prompt` is blank, or a value is out of range.
         - 503: The model is still loading or its engine is down; `Retry-After` says when to try again.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -80,19 +80,22 @@ class PromptServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ProcessHttp(self, request, context):
-        """Answers a prompt as one JSON object, or as Server-Sent Events when `stream` is true. The last event is
-        `data: [DONE]`; a failure after the first token is an event `data: {"error": {...}}` without it.
+        """Answers a prompt as one JSON object, or, when `stream` is true, as `StreamHttp` does.
+
+        Headers:
+        - Accept: `application/x-ndjson` streams lines of JSON instead of Server-Sent Events.
 
         Content types:
         - application/json: ProcessPromptResponse
         - text/event-stream: StreamPromptResponse
+        - application/x-ndjson: StreamPromptResponse
 
         Errors:
-        - 400: A value is malformed or out of range, or the prompt does not fit the context window.
+        - 400: A value is malformed, or the prompt does not fit the context window.
         - 403: The token may not use this model.
         - 404: The model is not installed.
         - 408: The answer was not ready within the time allowed.
-        - 422: `prompt` is blank.
+        - 422: `prompt` is blank, or a value is out of range.
         - 503: The model is still loading or its engine is down; `Retry-After` says when to try again.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -100,16 +103,23 @@ class PromptServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def StreamHttp(self, request, context):
-        """Answers a prompt as Server-Sent Events, as `ProcessHttp` does when `stream` is true.
+        """Answers a prompt piece by piece, as Server-Sent Events or as lines of JSON. The last piece carries the totals;
+        after it comes the event `data: [DONE]`, and no such line. A failure after the first token is a last piece
+        `{"error": {...}}` without either.
+
+        Headers:
+        - Accept: `application/x-ndjson` streams lines of JSON instead of Server-Sent Events.
 
         Content types:
         - text/event-stream: StreamPromptResponse
+        - application/x-ndjson: StreamPromptResponse
 
         Errors:
-        - 400: A value is malformed or out of range, `stream` is false, or the prompt does not fit the context window.
+        - 400: A value is malformed, `stream` is false, or the prompt does not fit the context window.
         - 403: The token may not use this model.
         - 404: The model is not installed.
-        - 422: `prompt` is blank.
+        - 408: The first token was not ready within the time allowed.
+        - 422: `prompt` is blank, or a value is out of range.
         - 503: The model is still loading or its engine is down; `Retry-After` says when to try again.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)

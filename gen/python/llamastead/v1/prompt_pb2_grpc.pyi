@@ -38,42 +38,52 @@ class PromptServiceStub:
     """Answers a prompt in one message.
 
     Errors:
-    - 400: A value is malformed or out of range, `stream` is true, or the prompt does not fit the context window.
+    - 400: A value is malformed, `stream` is true, or the prompt does not fit the context window.
     - 403: The token may not use this model.
     - 404: The model is not installed.
     - 408: The answer was not ready within the time allowed.
     - 413: The body is larger than the server accepts.
     - 415: The body is not `application/json`.
-    - 422: `prompt` is blank.
+    - 422: `prompt` is blank, or a value is out of range.
     - 503: The model is still loading or its engine is down; `Retry-After` says when to try again.
     """
     ProcessHttp: _grpc.UnaryStreamMultiCallable[_prompt_pb2.ProcessPromptRequest, _httpbody_pb2.HttpBody]
-    """Answers a prompt as one JSON object, or as Server-Sent Events when `stream` is true. The last event is
-    `data: [DONE]`; a failure after the first token is an event `data: {"error": {...}}` without it.
+    """Answers a prompt as one JSON object, or, when `stream` is true, as `StreamHttp` does.
+
+    Headers:
+    - Accept: `application/x-ndjson` streams lines of JSON instead of Server-Sent Events.
 
     Content types:
     - application/json: ProcessPromptResponse
     - text/event-stream: StreamPromptResponse
+    - application/x-ndjson: StreamPromptResponse
 
     Errors:
-    - 400: A value is malformed or out of range, or the prompt does not fit the context window.
+    - 400: A value is malformed, or the prompt does not fit the context window.
     - 403: The token may not use this model.
     - 404: The model is not installed.
     - 408: The answer was not ready within the time allowed.
-    - 422: `prompt` is blank.
+    - 422: `prompt` is blank, or a value is out of range.
     - 503: The model is still loading or its engine is down; `Retry-After` says when to try again.
     """
     StreamHttp: _grpc.UnaryStreamMultiCallable[_prompt_pb2.ProcessPromptRequest, _httpbody_pb2.HttpBody]
-    """Answers a prompt as Server-Sent Events, as `ProcessHttp` does when `stream` is true.
+    """Answers a prompt piece by piece, as Server-Sent Events or as lines of JSON. The last piece carries the totals;
+    after it comes the event `data: [DONE]`, and no such line. A failure after the first token is a last piece
+    `{"error": {...}}` without either.
+
+    Headers:
+    - Accept: `application/x-ndjson` streams lines of JSON instead of Server-Sent Events.
 
     Content types:
     - text/event-stream: StreamPromptResponse
+    - application/x-ndjson: StreamPromptResponse
 
     Errors:
-    - 400: A value is malformed or out of range, `stream` is false, or the prompt does not fit the context window.
+    - 400: A value is malformed, `stream` is false, or the prompt does not fit the context window.
     - 403: The token may not use this model.
     - 404: The model is not installed.
-    - 422: `prompt` is blank.
+    - 408: The first token was not ready within the time allowed.
+    - 422: `prompt` is blank, or a value is out of range.
     - 503: The model is still loading or its engine is down; `Retry-After` says when to try again.
     """
     StreamPrompt: _grpc.UnaryStreamMultiCallable[_prompt_pb2.ProcessPromptRequest, _prompt_pb2.StreamPromptResponse]
@@ -91,42 +101,52 @@ class PromptServiceAsyncStub(PromptServiceStub):
     """Answers a prompt in one message.
 
     Errors:
-    - 400: A value is malformed or out of range, `stream` is true, or the prompt does not fit the context window.
+    - 400: A value is malformed, `stream` is true, or the prompt does not fit the context window.
     - 403: The token may not use this model.
     - 404: The model is not installed.
     - 408: The answer was not ready within the time allowed.
     - 413: The body is larger than the server accepts.
     - 415: The body is not `application/json`.
-    - 422: `prompt` is blank.
+    - 422: `prompt` is blank, or a value is out of range.
     - 503: The model is still loading or its engine is down; `Retry-After` says when to try again.
     """
     ProcessHttp: _aio.UnaryStreamMultiCallable[_prompt_pb2.ProcessPromptRequest, _httpbody_pb2.HttpBody]  # type: ignore[assignment]
-    """Answers a prompt as one JSON object, or as Server-Sent Events when `stream` is true. The last event is
-    `data: [DONE]`; a failure after the first token is an event `data: {"error": {...}}` without it.
+    """Answers a prompt as one JSON object, or, when `stream` is true, as `StreamHttp` does.
+
+    Headers:
+    - Accept: `application/x-ndjson` streams lines of JSON instead of Server-Sent Events.
 
     Content types:
     - application/json: ProcessPromptResponse
     - text/event-stream: StreamPromptResponse
+    - application/x-ndjson: StreamPromptResponse
 
     Errors:
-    - 400: A value is malformed or out of range, or the prompt does not fit the context window.
+    - 400: A value is malformed, or the prompt does not fit the context window.
     - 403: The token may not use this model.
     - 404: The model is not installed.
     - 408: The answer was not ready within the time allowed.
-    - 422: `prompt` is blank.
+    - 422: `prompt` is blank, or a value is out of range.
     - 503: The model is still loading or its engine is down; `Retry-After` says when to try again.
     """
     StreamHttp: _aio.UnaryStreamMultiCallable[_prompt_pb2.ProcessPromptRequest, _httpbody_pb2.HttpBody]  # type: ignore[assignment]
-    """Answers a prompt as Server-Sent Events, as `ProcessHttp` does when `stream` is true.
+    """Answers a prompt piece by piece, as Server-Sent Events or as lines of JSON. The last piece carries the totals;
+    after it comes the event `data: [DONE]`, and no such line. A failure after the first token is a last piece
+    `{"error": {...}}` without either.
+
+    Headers:
+    - Accept: `application/x-ndjson` streams lines of JSON instead of Server-Sent Events.
 
     Content types:
     - text/event-stream: StreamPromptResponse
+    - application/x-ndjson: StreamPromptResponse
 
     Errors:
-    - 400: A value is malformed or out of range, `stream` is false, or the prompt does not fit the context window.
+    - 400: A value is malformed, `stream` is false, or the prompt does not fit the context window.
     - 403: The token may not use this model.
     - 404: The model is not installed.
-    - 422: `prompt` is blank.
+    - 408: The first token was not ready within the time allowed.
+    - 422: `prompt` is blank, or a value is out of range.
     - 503: The model is still loading or its engine is down; `Retry-After` says when to try again.
     """
     StreamPrompt: _aio.UnaryStreamMultiCallable[_prompt_pb2.ProcessPromptRequest, _prompt_pb2.StreamPromptResponse]  # type: ignore[assignment]
@@ -147,13 +167,13 @@ class PromptServiceServicer(metaclass=_abc_1.ABCMeta):
         """Answers a prompt in one message.
 
         Errors:
-        - 400: A value is malformed or out of range, `stream` is true, or the prompt does not fit the context window.
+        - 400: A value is malformed, `stream` is true, or the prompt does not fit the context window.
         - 403: The token may not use this model.
         - 404: The model is not installed.
         - 408: The answer was not ready within the time allowed.
         - 413: The body is larger than the server accepts.
         - 415: The body is not `application/json`.
-        - 422: `prompt` is blank.
+        - 422: `prompt` is blank, or a value is out of range.
         - 503: The model is still loading or its engine is down; `Retry-After` says when to try again.
         """
 
@@ -163,19 +183,22 @@ class PromptServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _prompt_pb2.ProcessPromptRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_httpbody_pb2.HttpBody], _abc.AsyncIterator[_httpbody_pb2.HttpBody]]:
-        """Answers a prompt as one JSON object, or as Server-Sent Events when `stream` is true. The last event is
-        `data: [DONE]`; a failure after the first token is an event `data: {"error": {...}}` without it.
+        """Answers a prompt as one JSON object, or, when `stream` is true, as `StreamHttp` does.
+
+        Headers:
+        - Accept: `application/x-ndjson` streams lines of JSON instead of Server-Sent Events.
 
         Content types:
         - application/json: ProcessPromptResponse
         - text/event-stream: StreamPromptResponse
+        - application/x-ndjson: StreamPromptResponse
 
         Errors:
-        - 400: A value is malformed or out of range, or the prompt does not fit the context window.
+        - 400: A value is malformed, or the prompt does not fit the context window.
         - 403: The token may not use this model.
         - 404: The model is not installed.
         - 408: The answer was not ready within the time allowed.
-        - 422: `prompt` is blank.
+        - 422: `prompt` is blank, or a value is out of range.
         - 503: The model is still loading or its engine is down; `Retry-After` says when to try again.
         """
 
@@ -185,16 +208,23 @@ class PromptServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _prompt_pb2.ProcessPromptRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_httpbody_pb2.HttpBody], _abc.AsyncIterator[_httpbody_pb2.HttpBody]]:
-        """Answers a prompt as Server-Sent Events, as `ProcessHttp` does when `stream` is true.
+        """Answers a prompt piece by piece, as Server-Sent Events or as lines of JSON. The last piece carries the totals;
+        after it comes the event `data: [DONE]`, and no such line. A failure after the first token is a last piece
+        `{"error": {...}}` without either.
+
+        Headers:
+        - Accept: `application/x-ndjson` streams lines of JSON instead of Server-Sent Events.
 
         Content types:
         - text/event-stream: StreamPromptResponse
+        - application/x-ndjson: StreamPromptResponse
 
         Errors:
-        - 400: A value is malformed or out of range, `stream` is false, or the prompt does not fit the context window.
+        - 400: A value is malformed, `stream` is false, or the prompt does not fit the context window.
         - 403: The token may not use this model.
         - 404: The model is not installed.
-        - 422: `prompt` is blank.
+        - 408: The first token was not ready within the time allowed.
+        - 422: `prompt` is blank, or a value is out of range.
         - 503: The model is still loading or its engine is down; `Retry-After` says when to try again.
         """
 

@@ -13,7 +13,7 @@ import type { JsonObject, Message } from "@bufbuild/protobuf";
  * Describes the file llamastead/v1/model.proto.
  */
 export const file_llamastead_v1_model: GenFile = /*@__PURE__*/
-  fileDesc("ChlsbGFtYXN0ZWFkL3YxL21vZGVsLnByb3RvEg1sbGFtYXN0ZWFkLnYxIuQDCgxQcm9qZWN0TW9kZWwSDAoEbmFtZRgBIAEoCRIYCgtkZXNjcmlwdGlvbhgCIAEoCUgAiAEBEhAKCHByb3ZpZGVyGAMgASgJEg0KBW1vZGVsGAQgASgJEg8KB2RlZmF1bHQYBSABKAgSDwoHcHJvbXB0cxgGIAMoCRIaChJ0b29sX2NhbGxfc3RyYXRlZ3kYByABKAkSJgoFdG9vbHMYCCADKAsyFy5nb29nbGUucHJvdG9idWYuU3RydWN0EhMKC2tlZXBfbG9hZGVkGAkgASgIEhYKDnJ1bnRpbWVfc3RhdHVzGAogASgJEhYKDnJ1bnRpbWVfbG9hZGVkGAsgASgIEhwKD3J1bnRpbWVfbWVzc2FnZRgMIAEoCUgBiAEBEh8KEm1lbW9yeV91c2FnZV9ieXRlcxgNIAEoAUgCiAEBEh8KEm1lbW9yeV91c2FnZV9odW1hbhgOIAEoCUgDiAEBEhsKDnVwdGltZV9zZWNvbmRzGA8gASgBSASIAQFCDgoMX2Rlc2NyaXB0aW9uQhIKEF9ydW50aW1lX21lc3NhZ2VCFQoTX21lbW9yeV91c2FnZV9ieXRlc0IVChNfbWVtb3J5X3VzYWdlX2h1bWFuQhEKD191cHRpbWVfc2Vjb25kcyJPCg5Nb2RlbExpc3RFbnRyeRIKCgJpZBgBIAEoCRIOCgZvYmplY3QYAiABKAkSDwoHY3JlYXRlZBgDIAEoDRIQCghvd25lZF9ieRgEIAEoCSL8AQoFTW9kZWwSCgoCaWQYASABKAkSDAoEbmFtZRgCIAEoCRIPCgd2ZXJzaW9uGAMgASgJEhIKCnBhcmFtZXRlcnMYBCABKAkSFgoOY29udGV4dF9sZW5ndGgYBSABKA0SDAoEcGF0aBgGIAEoCRIOCgZmb3JtYXQYByABKAkSDgoGZW5naW5lGAggASgJEhIKCnNpemVfYnl0ZXMYCSABKAESDQoFc3RhdGUYCiABKAkSDgoGbG9hZGVkGAsgASgIEg8KB2FsaWFzZXMYDCADKAkSGQoMbWVtb3J5X2J5dGVzGA0gASgBSACIAQFCDwoNX21lbW9yeV9ieXRlcyJKChhMaXN0UHJvamVjdE1vZGVsc1JlcXVlc3QSFwoJbmFtZXNwYWNlGAEgASgJQgTiQQECEhUKB3Byb2plY3QYAiABKAlCBOJBAQIilAEKGUxpc3RQcm9qZWN0TW9kZWxzUmVzcG9uc2USDQoFdG90YWwYASABKA0SKwoGbW9kZWxzGAIgAygLMhsubGxhbWFzdGVhZC52MS5Qcm9qZWN0TW9kZWwSDgoGb2JqZWN0GAMgASgJEisKBGRhdGEYBCADKAsyHS5sbGFtYXN0ZWFkLnYxLk1vZGVsTGlzdEVudHJ5IhMKEUxpc3RNb2RlbHNSZXF1ZXN0In0KEkxpc3RNb2RlbHNSZXNwb25zZRIkCgZtb2RlbHMYASADKAsyFC5sbGFtYXN0ZWFkLnYxLk1vZGVsEhkKDGFjdGl2ZV9tb2RlbBgCIAEoCUgAiAEBEhUKDWRlZmF1bHRfbW9kZWwYAyABKAlCDwoNX2FjdGl2ZV9tb2RlbCJcChBMb2FkTW9kZWxSZXF1ZXN0EhgKCm1vZGVsX3BhdGgYASABKAlCBOJBAQISGwoOY29udGV4dF9sZW5ndGgYAiABKA1IAIgBAUIRCg9fY29udGV4dF9sZW5ndGgiQwoRTG9hZE1vZGVsUmVzcG9uc2USDgoGc3RhdHVzGAEgASgJEg8KB21lc3NhZ2UYAiABKAkSDQoFbW9kZWwYAyABKAkiMgoSVW5sb2FkTW9kZWxSZXF1ZXN0EhIKBW1vZGVsGAEgASgJSACIAQFCCAoGX21vZGVsIkUKE1VubG9hZE1vZGVsUmVzcG9uc2USDgoGc3RhdHVzGAEgASgJEg8KB21lc3NhZ2UYAiABKAkSDQoFbW9kZWwYAyABKAky6wQKDE1vZGVsU2VydmljZRLKAQoRTGlzdFByb2plY3RNb2RlbHMSJy5sbGFtYXN0ZWFkLnYxLkxpc3RQcm9qZWN0TW9kZWxzUmVxdWVzdBooLmxsYW1hc3RlYWQudjEuTGlzdFByb2plY3RNb2RlbHNSZXNwb25zZSJigtPkkwJcWi8SLS9hcGkvdjEvcHJvamVjdHMve25hbWVzcGFjZX0ve3Byb2plY3R9L21vZGVscxIpL3YxL3Byb2plY3RzL3tuYW1lc3BhY2V9L3twcm9qZWN0fS9tb2RlbHMSeAoKTGlzdE1vZGVscxIgLmxsYW1hc3RlYWQudjEuTGlzdE1vZGVsc1JlcXVlc3QaIS5sbGFtYXN0ZWFkLnYxLkxpc3RNb2RlbHNSZXNwb25zZSIlgtPkkwIfWhASDi92MS9hcGkvbW9kZWxzEgsvYXBpL21vZGVscxKDAQoJTG9hZE1vZGVsEh8ubGxhbWFzdGVhZC52MS5Mb2FkTW9kZWxSZXF1ZXN0GiAubGxhbWFzdGVhZC52MS5Mb2FkTW9kZWxSZXNwb25zZSIzgtPkkwItOgEqWhc6ASoiEi92MS9hcGkvbG9hZF9tb2RlbCIPL2FwaS9sb2FkX21vZGVsEo0BCgtVbmxvYWRNb2RlbBIhLmxsYW1hc3RlYWQudjEuVW5sb2FkTW9kZWxSZXF1ZXN0GiIubGxhbWFzdGVhZC52MS5VbmxvYWRNb2RlbFJlc3BvbnNlIjeC0+STAjE6ASpaGToBKiIUL3YxL2FwaS91bmxvYWRfbW9kZWwiES9hcGkvdW5sb2FkX21vZGVsYgZwcm90bzM", [file_google_api_annotations, file_google_api_field_behavior, file_google_protobuf_struct]);
+  fileDesc("ChlsbGFtYXN0ZWFkL3YxL21vZGVsLnByb3RvEg1sbGFtYXN0ZWFkLnYxIuQDCgxQcm9qZWN0TW9kZWwSDAoEbmFtZRgBIAEoCRIYCgtkZXNjcmlwdGlvbhgCIAEoCUgAiAEBEhAKCHByb3ZpZGVyGAMgASgJEg0KBW1vZGVsGAQgASgJEg8KB2RlZmF1bHQYBSABKAgSDwoHcHJvbXB0cxgGIAMoCRIaChJ0b29sX2NhbGxfc3RyYXRlZ3kYByABKAkSJgoFdG9vbHMYCCADKAsyFy5nb29nbGUucHJvdG9idWYuU3RydWN0EhMKC2tlZXBfbG9hZGVkGAkgASgIEhYKDnJ1bnRpbWVfc3RhdHVzGAogASgJEhYKDnJ1bnRpbWVfbG9hZGVkGAsgASgIEhwKD3J1bnRpbWVfbWVzc2FnZRgMIAEoCUgBiAEBEh8KEm1lbW9yeV91c2FnZV9ieXRlcxgNIAEoAUgCiAEBEh8KEm1lbW9yeV91c2FnZV9odW1hbhgOIAEoCUgDiAEBEhsKDnVwdGltZV9zZWNvbmRzGA8gASgBSASIAQFCDgoMX2Rlc2NyaXB0aW9uQhIKEF9ydW50aW1lX21lc3NhZ2VCFQoTX21lbW9yeV91c2FnZV9ieXRlc0IVChNfbWVtb3J5X3VzYWdlX2h1bWFuQhEKD191cHRpbWVfc2Vjb25kcyJPCg5Nb2RlbExpc3RFbnRyeRIKCgJpZBgBIAEoCRIOCgZvYmplY3QYAiABKAkSDwoHY3JlYXRlZBgDIAEoDRIQCghvd25lZF9ieRgEIAEoCSL8AQoFTW9kZWwSCgoCaWQYASABKAkSDAoEbmFtZRgCIAEoCRIPCgd2ZXJzaW9uGAMgASgJEhIKCnBhcmFtZXRlcnMYBCABKAkSFgoOY29udGV4dF9sZW5ndGgYBSABKA0SDAoEcGF0aBgGIAEoCRIOCgZmb3JtYXQYByABKAkSDgoGZW5naW5lGAggASgJEhIKCnNpemVfYnl0ZXMYCSABKAESDQoFc3RhdGUYCiABKAkSDgoGbG9hZGVkGAsgASgIEg8KB2FsaWFzZXMYDCADKAkSGQoMbWVtb3J5X2J5dGVzGA0gASgBSACIAQFCDwoNX21lbW9yeV9ieXRlcyJKChhMaXN0UHJvamVjdE1vZGVsc1JlcXVlc3QSFwoJbmFtZXNwYWNlGAEgASgJQgTiQQECEhUKB3Byb2plY3QYAiABKAlCBOJBAQIilAEKGUxpc3RQcm9qZWN0TW9kZWxzUmVzcG9uc2USDQoFdG90YWwYASABKA0SKwoGbW9kZWxzGAIgAygLMhsubGxhbWFzdGVhZC52MS5Qcm9qZWN0TW9kZWwSDgoGb2JqZWN0GAMgASgJEisKBGRhdGEYBCADKAsyHS5sbGFtYXN0ZWFkLnYxLk1vZGVsTGlzdEVudHJ5IhMKEUxpc3RNb2RlbHNSZXF1ZXN0In0KEkxpc3RNb2RlbHNSZXNwb25zZRIkCgZtb2RlbHMYASADKAsyFC5sbGFtYXN0ZWFkLnYxLk1vZGVsEhkKDGFjdGl2ZV9tb2RlbBgCIAEoCUgAiAEBEhUKDWRlZmF1bHRfbW9kZWwYAyABKAlCDwoNX2FjdGl2ZV9tb2RlbCK2AgoQTG9hZE1vZGVsUmVxdWVzdBIYCgptb2RlbF9wYXRoGAEgASgJQgTiQQECEhsKDmNvbnRleHRfbGVuZ3RoGAIgASgNSACIAQESGAoLdGVtcGVyYXR1cmUYAyABKAFIAYgBARIXCgptYXhfdG9rZW5zGAQgASgNSAKIAQESEgoFdG9wX3AYBSABKAFIA4gBARIdChBwcmVzZW5jZV9wZW5hbHR5GAYgASgBSASIAQESHgoRZnJlcXVlbmN5X3BlbmFsdHkYByABKAFIBYgBAUIRCg9fY29udGV4dF9sZW5ndGhCDgoMX3RlbXBlcmF0dXJlQg0KC19tYXhfdG9rZW5zQggKBl90b3BfcEITChFfcHJlc2VuY2VfcGVuYWx0eUIUChJfZnJlcXVlbmN5X3BlbmFsdHkiQwoRTG9hZE1vZGVsUmVzcG9uc2USDgoGc3RhdHVzGAEgASgJEg8KB21lc3NhZ2UYAiABKAkSDQoFbW9kZWwYAyABKAkiMgoSVW5sb2FkTW9kZWxSZXF1ZXN0EhIKBW1vZGVsGAEgASgJSACIAQFCCAoGX21vZGVsIkUKE1VubG9hZE1vZGVsUmVzcG9uc2USDgoGc3RhdHVzGAEgASgJEg8KB21lc3NhZ2UYAiABKAkSDQoFbW9kZWwYAyABKAky6wQKDE1vZGVsU2VydmljZRLKAQoRTGlzdFByb2plY3RNb2RlbHMSJy5sbGFtYXN0ZWFkLnYxLkxpc3RQcm9qZWN0TW9kZWxzUmVxdWVzdBooLmxsYW1hc3RlYWQudjEuTGlzdFByb2plY3RNb2RlbHNSZXNwb25zZSJigtPkkwJcWi8SLS9hcGkvdjEvcHJvamVjdHMve25hbWVzcGFjZX0ve3Byb2plY3R9L21vZGVscxIpL3YxL3Byb2plY3RzL3tuYW1lc3BhY2V9L3twcm9qZWN0fS9tb2RlbHMSeAoKTGlzdE1vZGVscxIgLmxsYW1hc3RlYWQudjEuTGlzdE1vZGVsc1JlcXVlc3QaIS5sbGFtYXN0ZWFkLnYxLkxpc3RNb2RlbHNSZXNwb25zZSIlgtPkkwIfWhASDi92MS9hcGkvbW9kZWxzEgsvYXBpL21vZGVscxKDAQoJTG9hZE1vZGVsEh8ubGxhbWFzdGVhZC52MS5Mb2FkTW9kZWxSZXF1ZXN0GiAubGxhbWFzdGVhZC52MS5Mb2FkTW9kZWxSZXNwb25zZSIzgtPkkwItOgEqWhc6ASoiEi92MS9hcGkvbG9hZF9tb2RlbCIPL2FwaS9sb2FkX21vZGVsEo0BCgtVbmxvYWRNb2RlbBIhLmxsYW1hc3RlYWQudjEuVW5sb2FkTW9kZWxSZXF1ZXN0GiIubGxhbWFzdGVhZC52MS5VbmxvYWRNb2RlbFJlc3BvbnNlIjeC0+STAjE6ASpaGToBKiIUL3YxL2FwaS91bmxvYWRfbW9kZWwiES9hcGkvdW5sb2FkX21vZGVsYgZwcm90bzM", [file_google_api_annotations, file_google_api_field_behavior, file_google_protobuf_struct]);
 
 /**
  * A model that a project's configuration names.
@@ -415,12 +415,47 @@ export type LoadModelRequest = Message<"llamastead.v1.LoadModelRequest"> & {
   modelPath: string;
 
   /**
-   * Tokens of context window to provide for. Range: 128 to 1048576. Default: the server's configured value, at
-   * most the model's own.
+   * Tokens of context window to provide for, at most the model's own. Range: 128 to 1048576.
+   * Default: the server's configured value.
    *
    * @generated from field: optional uint32 context_length = 2;
    */
   contextLength?: number | undefined;
+
+  /**
+   * Sampling temperature. Range: 0 to 2. Default: unchanged.
+   *
+   * @generated from field: optional double temperature = 3;
+   */
+  temperature?: number | undefined;
+
+  /**
+   * Most tokens to generate; at least 1. Default: unchanged.
+   *
+   * @generated from field: optional uint32 max_tokens = 4;
+   */
+  maxTokens?: number | undefined;
+
+  /**
+   * Nucleus sampling; 1 is off. Range: 0 to 1. Default: unchanged.
+   *
+   * @generated from field: optional double top_p = 5;
+   */
+  topP?: number | undefined;
+
+  /**
+   * Added against every token generated before. Range: -2 to 2. Default: unchanged.
+   *
+   * @generated from field: optional double presence_penalty = 6;
+   */
+  presencePenalty?: number | undefined;
+
+  /**
+   * Added against a token for each time it was generated before. Range: -2 to 2. Default: unchanged.
+   *
+   * @generated from field: optional double frequency_penalty = 7;
+   */
+  frequencyPenalty?: number | undefined;
 };
 
 /**
@@ -555,12 +590,16 @@ export const ModelService: GenService<{
   },
   /**
    * Loads a model into memory and answers when it is ready. It becomes the active model. Loading a loaded model
-   * succeeds at once. Others are unloaded, least recently used first, where memory demands it.
+   * succeeds at once, unless `context_length` asks for another window: then it is loaded anew. Other models are
+   * unloaded, least recently used first, where memory demands it. The sampling parameters become the model's defaults,
+   * as `ConfigureModel` sets them.
    *
    * Errors:
-   * - 400: `model_path` is missing or leads outside the models folder.
+   * - 400: `model_path` is missing or leads outside the models folder, or a value is out of range.
    * - 404: There is no such model.
+   * - 409: The model is in use with another `context_length`.
    * - 500: Loading failed, for example for lack of memory; the message says why.
+   * - 503: All models that fit are in use; `Retry-After` says when to try again.
    *
    * @generated from rpc llamastead.v1.ModelService.LoadModel
    */
@@ -570,10 +609,11 @@ export const ModelService: GenService<{
     output: typeof LoadModelResponseSchema;
   },
   /**
-   * Unloads the active model and frees its memory. Answers it is giving are finished first.
+   * Unloads a model, by default the active one, and frees its memory. Answers it is giving get 30 seconds to end;
+   * those that are left fail with 503. A later request that needs the model loads it again.
    *
    * Errors:
-   * - 404: No model is loaded.
+   * - 404: No model is loaded, or the named one is not.
    * - 500: Unloading failed.
    *
    * @generated from rpc llamastead.v1.ModelService.UnloadModel

@@ -220,7 +220,7 @@ export type ClearCacheResponse = Message<"llamastead.v1.ClearCacheResponse"> & {
   message: string;
 
   /**
-   * Bytes freed, a whole number.
+   * Bytes freed, a whole number; of memory, about.
    *
    * @generated from field: double freed_bytes = 3;
    */
@@ -752,10 +752,12 @@ export const OperationsService: GenService<{
     output: typeof HttpBodySchema;
   },
   /**
-   * Deletes temporary data. Models, files, databases and sessions are never touched.
+   * Deletes temporary data. Models, files, databases and sessions are never touched. To clear prompt caches the loaded
+   * models are loaded anew, after the answers they are giving have ended; new requests wait for that.
    *
    * Errors:
    * - 400: `cache_type` is unknown.
+   * - 409: A model was still answering after 30 seconds; `Retry-After` says when to try again.
    *
    * @generated from rpc llamastead.v1.OperationsService.ClearCache
    */
@@ -828,7 +830,7 @@ export const OperationsService: GenService<{
   },
   /**
    * Checks what the server depends on: as one JSON object, or, when `stream` is true, as Server-Sent Events: one
-   * `DiagnosticCheck` as each check ends, then the whole answer.
+   * `DiagnosticCheck` as each check ends, then the whole answer, then `data: [DONE]`.
    *
    * Content types:
    * - application/json: GetDiagnosticsResponse

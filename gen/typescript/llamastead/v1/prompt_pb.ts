@@ -14,7 +14,7 @@ import type { Message } from "@bufbuild/protobuf";
  * Describes the file llamastead/v1/prompt.proto.
  */
 export const file_llamastead_v1_prompt: GenFile = /*@__PURE__*/
-  fileDesc("ChpsbGFtYXN0ZWFkL3YxL3Byb21wdC5wcm90bxINbGxhbWFzdGVhZC52MSLEAgoUUHJvY2Vzc1Byb21wdFJlcXVlc3QSFAoGcHJvbXB0GAEgASgJQgTiQQECEhIKBW1vZGVsGAIgASgJSACIAQESGAoLdGVtcGVyYXR1cmUYAyABKAFIAYgBARIXCgptYXhfdG9rZW5zGAQgASgNSAKIAQESEgoFdG9wX3AYBSABKAFIA4gBARIeChFmcmVxdWVuY3lfcGVuYWx0eRgGIAEoAUgEiAEBEh0KEHByZXNlbmNlX3BlbmFsdHkYByABKAFIBYgBARITCgZzdHJlYW0YCCABKAhIBogBAUIICgZfbW9kZWxCDgoMX3RlbXBlcmF0dXJlQg0KC19tYXhfdG9rZW5zQggKBl90b3BfcEIUChJfZnJlcXVlbmN5X3BlbmFsdHlCEwoRX3ByZXNlbmNlX3BlbmFsdHlCCQoHX3N0cmVhbSKCAQoVUHJvY2Vzc1Byb21wdFJlc3BvbnNlEhAKCHJlc3BvbnNlGAEgASgJEhMKC3Rva2Vuc191c2VkGAIgASgNEhcKD3Byb2Nlc3NpbmdfdGltZRgDIAEoARISCgptb2RlbF91c2VkGAQgASgJEhUKDWZpbmlzaF9yZWFzb24YBSABKAkiawoUU3RyZWFtUHJvbXB0UmVzcG9uc2USDQoFY2h1bmsYASABKAkSDQoFaW5kZXgYAiABKA0SNQoHc3VtbWFyeRgDIAEoCzIkLmxsYW1hc3RlYWQudjEuUHJvY2Vzc1Byb21wdFJlc3BvbnNlMvgDCg1Qcm9tcHRTZXJ2aWNlEpcBCg1Qcm9jZXNzUHJvbXB0EiMubGxhbWFzdGVhZC52MS5Qcm9jZXNzUHJvbXB0UmVxdWVzdBokLmxsYW1hc3RlYWQudjEuUHJvY2Vzc1Byb21wdFJlc3BvbnNlIjuC0+STAjU6ASpaGzoBKiIWL3YxL2FwaS9wcm9jZXNzX3Byb21wdCITL2FwaS9wcm9jZXNzX3Byb21wdBJ5CgtQcm9jZXNzSHR0cBIjLmxsYW1hc3RlYWQudjEuUHJvY2Vzc1Byb21wdFJlcXVlc3QaFC5nb29nbGUuYXBpLkh0dHBCb2R5Ii2C0+STAic6ASpaFDoBKiIPL3YxL2FwaS9wcm9jZXNzIgwvYXBpL3Byb2Nlc3MwARJ2CgpTdHJlYW1IdHRwEiMubGxhbWFzdGVhZC52MS5Qcm9jZXNzUHJvbXB0UmVxdWVzdBoULmdvb2dsZS5hcGkuSHR0cEJvZHkiK4LT5JMCJToBKloTOgEqIg4vdjEvYXBpL3N0cmVhbSILL2FwaS9zdHJlYW0wARJaCgxTdHJlYW1Qcm9tcHQSIy5sbGFtYXN0ZWFkLnYxLlByb2Nlc3NQcm9tcHRSZXF1ZXN0GiMubGxhbWFzdGVhZC52MS5TdHJlYW1Qcm9tcHRSZXNwb25zZTABYgZwcm90bzM", [file_google_api_annotations, file_google_api_field_behavior, file_google_api_httpbody]);
+  fileDesc("ChpsbGFtYXN0ZWFkL3YxL3Byb21wdC5wcm90bxINbGxhbWFzdGVhZC52MSLmAgoUUHJvY2Vzc1Byb21wdFJlcXVlc3QSFAoGcHJvbXB0GAEgASgJQgTiQQECEhIKBW1vZGVsGAIgASgJSACIAQESGAoLdGVtcGVyYXR1cmUYAyABKAFIAYgBARIXCgptYXhfdG9rZW5zGAQgASgNSAKIAQESEgoFdG9wX3AYBSABKAFIA4gBARIeChFmcmVxdWVuY3lfcGVuYWx0eRgGIAEoAUgEiAEBEh0KEHByZXNlbmNlX3BlbmFsdHkYByABKAFIBYgBARITCgZzdHJlYW0YCCABKAhIBogBARIUCgd0aW1lb3V0GAkgASgBSAeIAQFCCAoGX21vZGVsQg4KDF90ZW1wZXJhdHVyZUINCgtfbWF4X3Rva2Vuc0IICgZfdG9wX3BCFAoSX2ZyZXF1ZW5jeV9wZW5hbHR5QhMKEV9wcmVzZW5jZV9wZW5hbHR5QgkKB19zdHJlYW1CCgoIX3RpbWVvdXQiggEKFVByb2Nlc3NQcm9tcHRSZXNwb25zZRIQCghyZXNwb25zZRgBIAEoCRITCgt0b2tlbnNfdXNlZBgCIAEoDRIXCg9wcm9jZXNzaW5nX3RpbWUYAyABKAESEgoKbW9kZWxfdXNlZBgEIAEoCRIVCg1maW5pc2hfcmVhc29uGAUgASgJImsKFFN0cmVhbVByb21wdFJlc3BvbnNlEg0KBWNodW5rGAEgASgJEg0KBWluZGV4GAIgASgNEjUKB3N1bW1hcnkYAyABKAsyJC5sbGFtYXN0ZWFkLnYxLlByb2Nlc3NQcm9tcHRSZXNwb25zZTL4AwoNUHJvbXB0U2VydmljZRKXAQoNUHJvY2Vzc1Byb21wdBIjLmxsYW1hc3RlYWQudjEuUHJvY2Vzc1Byb21wdFJlcXVlc3QaJC5sbGFtYXN0ZWFkLnYxLlByb2Nlc3NQcm9tcHRSZXNwb25zZSI7gtPkkwI1OgEqWhs6ASoiFi92MS9hcGkvcHJvY2Vzc19wcm9tcHQiEy9hcGkvcHJvY2Vzc19wcm9tcHQSeQoLUHJvY2Vzc0h0dHASIy5sbGFtYXN0ZWFkLnYxLlByb2Nlc3NQcm9tcHRSZXF1ZXN0GhQuZ29vZ2xlLmFwaS5IdHRwQm9keSItgtPkkwInOgEqWhQ6ASoiDy92MS9hcGkvcHJvY2VzcyIML2FwaS9wcm9jZXNzMAESdgoKU3RyZWFtSHR0cBIjLmxsYW1hc3RlYWQudjEuUHJvY2Vzc1Byb21wdFJlcXVlc3QaFC5nb29nbGUuYXBpLkh0dHBCb2R5IiuC0+STAiU6ASpaEzoBKiIOL3YxL2FwaS9zdHJlYW0iCy9hcGkvc3RyZWFtMAESWgoMU3RyZWFtUHJvbXB0EiMubGxhbWFzdGVhZC52MS5Qcm9jZXNzUHJvbXB0UmVxdWVzdBojLmxsYW1hc3RlYWQudjEuU3RyZWFtUHJvbXB0UmVzcG9uc2UwAWIGcHJvdG8z", [file_google_api_annotations, file_google_api_field_behavior, file_google_api_httpbody]);
 
 /**
  * A prompt and how to answer it.
@@ -38,6 +38,7 @@ export type ProcessPromptRequest = Message<"llamastead.v1.ProcessPromptRequest">
 
   /**
    * Sampling temperature; 0 always takes the likeliest token. Range: 0 to 2. Default: 0.7.
+   * `/api/configure_model` and `/api/config` change this default and the next two.
    *
    * @generated from field: optional double temperature = 3;
    */
@@ -78,6 +79,14 @@ export type ProcessPromptRequest = Message<"llamastead.v1.ProcessPromptRequest">
    * @generated from field: optional bool stream = 8;
    */
   stream?: boolean | undefined;
+
+  /**
+   * Time the answer may take, in seconds, more than 0; a value above the server's own limit changes nothing.
+   * Default: the server's limit, `system_settings.request_timeout_seconds`.
+   *
+   * @generated from field: optional double timeout = 9;
+   */
+  timeout?: number | undefined;
 };
 
 /**
@@ -181,13 +190,13 @@ export const PromptService: GenService<{
    * Answers a prompt in one message.
    *
    * Errors:
-   * - 400: A value is malformed or out of range, `stream` is true, or the prompt does not fit the context window.
+   * - 400: A value is malformed, `stream` is true, or the prompt does not fit the context window.
    * - 403: The token may not use this model.
    * - 404: The model is not installed.
    * - 408: The answer was not ready within the time allowed.
    * - 413: The body is larger than the server accepts.
    * - 415: The body is not `application/json`.
-   * - 422: `prompt` is blank.
+   * - 422: `prompt` is blank, or a value is out of range.
    * - 503: The model is still loading or its engine is down; `Retry-After` says when to try again.
    *
    * @generated from rpc llamastead.v1.PromptService.ProcessPrompt
@@ -198,19 +207,22 @@ export const PromptService: GenService<{
     output: typeof ProcessPromptResponseSchema;
   },
   /**
-   * Answers a prompt as one JSON object, or as Server-Sent Events when `stream` is true. The last event is
-   * `data: [DONE]`; a failure after the first token is an event `data: {"error": {...}}` without it.
+   * Answers a prompt as one JSON object, or, when `stream` is true, as `StreamHttp` does.
+   *
+   * Headers:
+   * - Accept: `application/x-ndjson` streams lines of JSON instead of Server-Sent Events.
    *
    * Content types:
    * - application/json: ProcessPromptResponse
    * - text/event-stream: StreamPromptResponse
+   * - application/x-ndjson: StreamPromptResponse
    *
    * Errors:
-   * - 400: A value is malformed or out of range, or the prompt does not fit the context window.
+   * - 400: A value is malformed, or the prompt does not fit the context window.
    * - 403: The token may not use this model.
    * - 404: The model is not installed.
    * - 408: The answer was not ready within the time allowed.
-   * - 422: `prompt` is blank.
+   * - 422: `prompt` is blank, or a value is out of range.
    * - 503: The model is still loading or its engine is down; `Retry-After` says when to try again.
    *
    * @generated from rpc llamastead.v1.PromptService.ProcessHttp
@@ -221,16 +233,23 @@ export const PromptService: GenService<{
     output: typeof HttpBodySchema;
   },
   /**
-   * Answers a prompt as Server-Sent Events, as `ProcessHttp` does when `stream` is true.
+   * Answers a prompt piece by piece, as Server-Sent Events or as lines of JSON. The last piece carries the totals;
+   * after it comes the event `data: [DONE]`, and no such line. A failure after the first token is a last piece
+   * `{"error": {...}}` without either.
+   *
+   * Headers:
+   * - Accept: `application/x-ndjson` streams lines of JSON instead of Server-Sent Events.
    *
    * Content types:
    * - text/event-stream: StreamPromptResponse
+   * - application/x-ndjson: StreamPromptResponse
    *
    * Errors:
-   * - 400: A value is malformed or out of range, `stream` is false, or the prompt does not fit the context window.
+   * - 400: A value is malformed, `stream` is false, or the prompt does not fit the context window.
    * - 403: The token may not use this model.
    * - 404: The model is not installed.
-   * - 422: `prompt` is blank.
+   * - 408: The first token was not ready within the time allowed.
+   * - 422: `prompt` is blank, or a value is out of range.
    * - 503: The model is still loading or its engine is down; `Retry-After` says when to try again.
    *
    * @generated from rpc llamastead.v1.PromptService.StreamHttp

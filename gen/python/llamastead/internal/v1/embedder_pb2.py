@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n%llamastead/internal/v1/embedder.proto\x12\x16llamastead.internal.v1\"P\n\x0c\x45mbedRequest\x12\x14\n\x05model\x18\x01 \x01(\tR\x05model\x12\x14\n\x05texts\x18\x02 \x03(\tR\x05texts\x12\x14\n\x05query\x18\x03 \x01(\x08R\x05query\"]\n\rEmbedResponse\x12\x1c\n\tdimension\x18\x01 \x01(\rR\tdimension\x12\x18\n\x07vectors\x18\x02 \x01(\x0cR\x07vectors\x12\x14\n\x05model\x18\x03 \x01(\tR\x05model\"Y\n\rRerankRequest\x12\x14\n\x05model\x18\x01 \x01(\tR\x05model\x12\x14\n\x05query\x18\x02 \x01(\tR\x05query\x12\x1c\n\tdocuments\x18\x03 \x03(\tR\tdocuments\"(\n\x0eRerankResponse\x12\x16\n\x06scores\x18\x01 \x03(\x02R\x06scores\"\x1a\n\x18GetEmbedderStatusRequest\"\xc1\x01\n\x19GetEmbedderStatusResponse\x12\x14\n\x05state\x18\x01 \x01(\tR\x05state\x12\x14\n\x05\x65rror\x18\x02 \x01(\tR\x05\x65rror\x12\x14\n\x05model\x18\x03 \x01(\tR\x05model\x12\x1c\n\tdimension\x18\x04 \x01(\rR\tdimension\x12!\n\x0cqueued_texts\x18\x05 \x01(\rR\x0bqueuedTexts\x12!\n\x0cmemory_bytes\x18\x06 \x01(\x04R\x0bmemoryBytes2\xba\x02\n\x0f\x45mbedderService\x12T\n\x05\x45mbed\x12$.llamastead.internal.v1.EmbedRequest\x1a%.llamastead.internal.v1.EmbedResponse\x12W\n\x06Rerank\x12%.llamastead.internal.v1.RerankRequest\x1a&.llamastead.internal.v1.RerankResponse\x12x\n\x11GetEmbedderStatus\x12\x30.llamastead.internal.v1.GetEmbedderStatusRequest\x1a\x31.llamastead.internal.v1.GetEmbedderStatusResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n%llamastead/internal/v1/embedder.proto\x12\x16llamastead.internal.v1\"s\n\x0c\x45mbedRequest\x12\x14\n\x05model\x18\x01 \x01(\tR\x05model\x12\x14\n\x05texts\x18\x02 \x03(\tR\x05texts\x12\x14\n\x05query\x18\x03 \x01(\x08R\x05query\x12!\n\x0c\x63ount_tokens\x18\x04 \x01(\x08R\x0b\x63ountTokens\"u\n\rEmbedResponse\x12\x1c\n\tdimension\x18\x01 \x01(\rR\tdimension\x12\x18\n\x07vectors\x18\x02 \x01(\x0cR\x07vectors\x12\x14\n\x05model\x18\x03 \x01(\tR\x05model\x12\x16\n\x06tokens\x18\x04 \x01(\rR\x06tokens\"Y\n\rRerankRequest\x12\x14\n\x05model\x18\x01 \x01(\tR\x05model\x12\x14\n\x05query\x18\x02 \x01(\tR\x05query\x12\x1c\n\tdocuments\x18\x03 \x03(\tR\tdocuments\"(\n\x0eRerankResponse\x12\x16\n\x06scores\x18\x01 \x03(\x02R\x06scores\"\x1a\n\x18GetEmbedderStatusRequest\"\xc1\x01\n\x19GetEmbedderStatusResponse\x12\x14\n\x05state\x18\x01 \x01(\tR\x05state\x12\x14\n\x05\x65rror\x18\x02 \x01(\tR\x05\x65rror\x12\x14\n\x05model\x18\x03 \x01(\tR\x05model\x12\x1c\n\tdimension\x18\x04 \x01(\rR\tdimension\x12!\n\x0cqueued_texts\x18\x05 \x01(\rR\x0bqueuedTexts\x12!\n\x0cmemory_bytes\x18\x06 \x01(\x04R\x0bmemoryBytes2\xba\x02\n\x0f\x45mbedderService\x12T\n\x05\x45mbed\x12$.llamastead.internal.v1.EmbedRequest\x1a%.llamastead.internal.v1.EmbedResponse\x12W\n\x06Rerank\x12%.llamastead.internal.v1.RerankRequest\x1a&.llamastead.internal.v1.RerankResponse\x12x\n\x11GetEmbedderStatus\x12\x30.llamastead.internal.v1.GetEmbedderStatusRequest\x1a\x31.llamastead.internal.v1.GetEmbedderStatusResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -32,17 +32,17 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'llamastead.internal.v1.embe
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_EMBEDREQUEST']._serialized_start=65
-  _globals['_EMBEDREQUEST']._serialized_end=145
-  _globals['_EMBEDRESPONSE']._serialized_start=147
-  _globals['_EMBEDRESPONSE']._serialized_end=240
-  _globals['_RERANKREQUEST']._serialized_start=242
-  _globals['_RERANKREQUEST']._serialized_end=331
-  _globals['_RERANKRESPONSE']._serialized_start=333
-  _globals['_RERANKRESPONSE']._serialized_end=373
-  _globals['_GETEMBEDDERSTATUSREQUEST']._serialized_start=375
-  _globals['_GETEMBEDDERSTATUSREQUEST']._serialized_end=401
-  _globals['_GETEMBEDDERSTATUSRESPONSE']._serialized_start=404
-  _globals['_GETEMBEDDERSTATUSRESPONSE']._serialized_end=597
-  _globals['_EMBEDDERSERVICE']._serialized_start=600
-  _globals['_EMBEDDERSERVICE']._serialized_end=914
+  _globals['_EMBEDREQUEST']._serialized_end=180
+  _globals['_EMBEDRESPONSE']._serialized_start=182
+  _globals['_EMBEDRESPONSE']._serialized_end=299
+  _globals['_RERANKREQUEST']._serialized_start=301
+  _globals['_RERANKREQUEST']._serialized_end=390
+  _globals['_RERANKRESPONSE']._serialized_start=392
+  _globals['_RERANKRESPONSE']._serialized_end=432
+  _globals['_GETEMBEDDERSTATUSREQUEST']._serialized_start=434
+  _globals['_GETEMBEDDERSTATUSREQUEST']._serialized_end=460
+  _globals['_GETEMBEDDERSTATUSRESPONSE']._serialized_start=463
+  _globals['_GETEMBEDDERSTATUSRESPONSE']._serialized_end=656
+  _globals['_EMBEDDERSERVICE']._serialized_start=659
+  _globals['_EMBEDDERSERVICE']._serialized_end=973
 # @@protoc_insertion_point(module_scope)
