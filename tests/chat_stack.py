@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -17,6 +17,7 @@ from llamastead_server.domain.errors import ModelNotFound
 from llamastead_server.domain.generation import ModelCard
 from llamastead_server.domain.names import ProjectRef
 from llamastead_server.domain.ports import Chunk
+from llamastead_server.domain.runtime_settings import Configuration, RuntimeSettings
 from llamastead_server.domain.sessions import Sessions
 from llamastead_server.domain.sources import Source
 from tests.fake_engine import FakeEngine
@@ -33,11 +34,15 @@ class OneModel:
         self.engine = engine
         self.leases = 0
 
+    @property
+    def active_model(self) -> str | None:
+        return self.engine.card.name if self.engine.card.loaded else None
+
     def list_models(self) -> Sequence[ModelCard]:
         return [self.engine.card]
 
     def resolve(self, name: str | None) -> ModelCard:
-        if name not in (None, "fake", "llama3.2:3b"):
+        if name not in (None, "fake", "llama3.2:3b", "llama3.3"):
             raise ModelNotFound(f"Model {name!r} is not installed. Installed: fake.")
         return self.engine.card
 
@@ -50,8 +55,9 @@ class OneModel:
         finally:
             self.leases -= 1
 
-    async def load(self, name: str) -> ModelCard:
-        self.engine.card = replace(self.resolve(name), loaded=True, state="ready")
+    async def load(self, name: str, *, context_length: int | None = None) -> ModelCard:
+        card = self.resolve(name)
+        self.engine.card = replace(card, loaded=True, state="ready", context_length=context_length or 2048)
         return self.engine.card
 
     async def unload(self, name: str | None) -> Sequence[ModelCard]:
@@ -59,6 +65,19 @@ class OneModel:
             return []
         self.engine.card = replace(self.engine.card, loaded=False, state="available")
         return [self.engine.card]
+
+
+class Drawer:
+    """Keeps a saved configuration in memory."""
+
+    def __init__(self) -> None:
+        self.saved: Mapping[str, Any] | None = None
+
+    async def read(self) -> Mapping[str, Any] | None:
+        return self.saved
+
+    async def write(self, content: Mapping[str, Any]) -> None:
+        self.saved = content
 
 
 class Shelf:
@@ -82,10 +101,19 @@ class ChatStack:
         self.shelf = Shelf()
         self.projects = ProjectFiles(folder / "projects")
         self.sessions = Sessions(SqlSessionStore(database))
+        self.drawer = Drawer()
+        self.settings = RuntimeSettings(Configuration(), self.drawer, lambda name: self.models.resolve(name).name)
         self.turns = self.with_timeout(30.0)
 
     def with_timeout(self, seconds: float) -> ChatTurns:
-        return ChatTurns(self.projects, self.models, self.shelf, self.sessions, request_timeout=seconds)
+        return ChatTurns(
+            self.projects,
+            self.models,
+            self.shelf,
+            self.sessions,
+            defaults=self.settings.parameters,
+            request_timeout=lambda: seconds,
+        )
 
     async def project(self, **fields: Any) -> None:
         raw = {"version": "v1", "name": REF.name, "namespace": REF.namespace, "runtime": {"model": "fake"}, **fields}

@@ -11,10 +11,10 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import select
-
+from llamastead_server import logs
 from llamastead_server.adapters.blob_store import FileBlobStore
 from llamastead_server.adapters.chunk_store import SqlChunkStore
+from llamastead_server.adapters.configuration_file import ConfigurationFile
 from llamastead_server.adapters.data_folder import DataFolder
 from llamastead_server.adapters.database import Database
 from llamastead_server.adapters.document_reader import KreuzbergReader
@@ -22,31 +22,44 @@ from llamastead_server.adapters.embedder import WorkerEmbedder
 from llamastead_server.adapters.envoy import EnvoyGateway, GatewayOptions, check_port
 from llamastead_server.adapters.example_catalogue import ExampleCatalogue
 from llamastead_server.adapters.file_store import SqlFileStore
+from llamastead_server.adapters.meter_reader import PrometheusReader
 from llamastead_server.adapters.milvus_store import MilvusStore
 from llamastead_server.adapters.model_catalog import ModelCatalog
 from llamastead_server.adapters.model_registry import EngineOptions, LocalModelRegistry
 from llamastead_server.adapters.project_files import ProjectFiles
 from llamastead_server.adapters.project_templates import ProjectTemplates
+from llamastead_server.adapters.prometheus_meters import PrometheusMeters
 from llamastead_server.adapters.session_store import SqlSessionStore
 from llamastead_server.adapters.task_store import SqlTaskStore
+from llamastead_server.checks import Parts, diagnosis, health_checks
+from llamastead_server.domain.caches import Caches
 from llamastead_server.domain.chat import ChatTurns
+from llamastead_server.domain.completion import Completions
 from llamastead_server.domain.datasets import Datasets
+from llamastead_server.domain.embeddings import Embeddings
 from llamastead_server.domain.errors import AlreadyExists, LlamasteadError
 from llamastead_server.domain.examples import Examples
 from llamastead_server.domain.files import DatasetLocks
-from llamastead_server.domain.health import Health, HealthCheck
 from llamastead_server.domain.ingestion import PROCESS_DATASET, Ingestion
+from llamastead_server.domain.log_book import LogBook
 from llamastead_server.domain.names import ProjectRef
 from llamastead_server.domain.projects import Projects
+from llamastead_server.domain.prompt_turns import PromptTurns
 from llamastead_server.domain.retrieval import Retriever
 from llamastead_server.domain.retrieval_health import RetrievalHealth
+from llamastead_server.domain.runtime_settings import Configuration, RuntimeSettings, SystemSettings
 from llamastead_server.domain.sessions import Sessions
+from llamastead_server.domain.shutdown import Shutdown
 from llamastead_server.domain.tasks import TaskRunner
 from llamastead_server.services.chat import ChatServicer
+from llamastead_server.services.config import ConfigServicer
 from llamastead_server.services.datasets import DatasetServicer
 from llamastead_server.services.examples import ExampleServicer
 from llamastead_server.services.models import ModelServicer
+from llamastead_server.services.openai import ModelChat, OpenAIServicer
+from llamastead_server.services.operations import Operations, OperationsServicer
 from llamastead_server.services.projects import ProjectServicer
+from llamastead_server.services.prompts import PromptServicer
 from llamastead_server.services.retrieval import RetrievalServicer
 from llamastead_server.services.server import GrpcServer, ServerLimits
 from llamastead_server.services.server import build as build_server
@@ -72,7 +85,9 @@ def model_catalog(settings: Settings) -> ModelCatalog:
     )
 
 
-async def start(stack: AsyncExitStack, settings: Settings, example: str | None) -> None:
+async def start(
+    stack: AsyncExitStack, settings: Settings, example: str | None, log: LogBook, shutdown: Shutdown
+) -> None:
     """Starts every part, each on what stands before it; the stack stops them in reverse."""
     folder = stack.enter_context(DataFolder(settings.data_dir))
     catalogue = ExampleCatalogue(settings.examples_dir or _ROOT / "examples")
@@ -83,16 +98,26 @@ async def start(stack: AsyncExitStack, settings: Settings, example: str | None) 
         await catalogue.get(example)
     url = settings.database_url
     database = await stack.enter_async_context(Database(url) if url else Database.in_folder(settings.data_dir))
+    catalog, meters = model_catalog(settings), PrometheusMeters()
+    runtime = runtime_settings(settings, catalog)
+    await runtime.restore()
     models = LocalModelRegistry(
-        model_catalog(settings),
+        catalog,
         settings.models_folder,
-        EngineOptions(settings.context_length, settings.engine_slots, settings.engine_queue, settings.engine_threads),
+        EngineOptions(
+            settings.context_length,
+            settings.engine_slots,
+            settings.engine_queue,
+            settings.engine_threads,
+            prompt_cache_bytes=lambda: runtime.system.cache_bytes,
+        ),
         max_loaded=settings.max_loaded_models,
+        meters=meters,
     )
     stack.push_async_callback(models.close)
     store, embedder, reader, _ = await _all(
         stack.enter_async_context(_vector_store(settings)),
-        stack.enter_async_context(WorkerEmbedder(settings.embedding_model, settings.models_folder)),
+        stack.enter_async_context(WorkerEmbedder(settings.embedding_model, settings.models_folder, meters=meters)),
         stack.enter_async_context(
             KreuzbergReader(timeout=settings.parser_timeout, memory_bytes=settings.parser_memory_bytes)
         ),
@@ -108,7 +133,14 @@ async def start(stack: AsyncExitStack, settings: Settings, example: str | None) 
     tasks = TaskRunner(SqlTaskStore(database), {PROCESS_DATASET: ingestion.run_task}, time.time, alone=url is None)
     sessions = Sessions(SqlSessionStore(database), ttl=settings.session_ttl)
     retriever = Retriever(configs, embedder, store, chunks)
-    turns = ChatTurns(configs, models, retriever, sessions, request_timeout=settings.request_timeout)
+    turns = ChatTurns(
+        configs,
+        models,
+        retriever,
+        sessions,
+        defaults=runtime.parameters,
+        request_timeout=lambda: runtime.system.request_timeout_seconds,
+    )
     resources = (tasks, datasets, sessions)
     projects = Projects(
         configs,
@@ -142,15 +174,28 @@ async def start(stack: AsyncExitStack, settings: Settings, example: str | None) 
             cors_origins=settings.cors_origins,
         )
     )
+    parts = Parts(models, embedder, store, database, gateway, settings.data_dir)
+    checks = health_checks(parts)
+    caches = Caches(
+        {"prompt": models.clear_prompt_caches, "embedding": embedder.clear_cache, "uploads": blobs.clear_abandoned}
+    )
+    reader_of_meters = PrometheusReader(meters, lambda: models.engines, lambda: embedder.worker.pid, settings.data_dir)
+    embeddings = Embeddings(embedder, settings.model_aliases)
     server = build_server(
         [
             ChatServicer(turns, sessions, configs),
+            ConfigServicer(runtime, models),
             DatasetServicer(datasets, ingestion, tasks),
             ExampleServicer(examples),
-            ModelServicer(configs, models),
+            ModelServicer(configs, models, runtime),
+            OpenAIServicer(
+                ModelChat(turns, sessions, configs), Completions(models, runtime), models, embedder, embeddings
+            ),
+            OperationsServicer(Operations(models, checks, log, reader_of_meters, caches, diagnosis(parts), shutdown)),
             ProjectServicer(projects),
+            PromptServicer(PromptTurns(turns, runtime)),
             RetrievalServicer(retriever, RetrievalHealth(configs, embedder, store, chunks)),
-            SystemServicer(version("llamastead"), str(settings.data_dir), _checks(models, embedder, database, gateway)),
+            SystemServicer(version("llamastead"), str(settings.data_dir), checks),
             TaskServicer(tasks),
         ],
         host=settings.host,
@@ -158,10 +203,11 @@ async def start(stack: AsyncExitStack, settings: Settings, example: str | None) 
         socket=socket,
         tokens=settings.api_tokens,
         limits=ServerLimits(message_bytes=2 * settings.max_body_bytes),
+        meters=meters,
     )
     # In reverse: no new connections, then the running calls' grace, then the connections' end.
     stack.push_async_callback(gateway.stop)
-    stack.push_async_callback(_end_calls, server, models, settings.shutdown_grace)
+    stack.push_async_callback(_end_calls, server, models, shutdown)
     stack.push_async_callback(gateway.drain)
     await server.start()
     await server.set_serving(True)
@@ -170,11 +216,28 @@ async def start(stack: AsyncExitStack, settings: Settings, example: str | None) 
         await _import_example(examples, tasks, example)
 
 
-async def _end_calls(server: GrpcServer, models: LocalModelRegistry, grace: float) -> None:
+def runtime_settings(settings: Settings, catalog: ModelCatalog) -> RuntimeSettings:
+    """What can be changed while the server runs, with the environment's settings as defaults."""
+
+    def apply(configuration: Configuration) -> None:
+        catalog.choose_default(configuration.model_settings.default_model or settings.default_model)
+        logs.set_level(configuration.system_settings.log_level)
+
+    system = SystemSettings(request_timeout_seconds=settings.request_timeout, log_level=settings.log_level)
+    return RuntimeSettings(
+        Configuration(system_settings=system),
+        ConfigurationFile(settings.data_dir),
+        lambda name: catalog.find(name).card.name,
+        apply,
+    )
+
+
+async def _end_calls(server: GrpcServer, models: LocalModelRegistry, shutdown: Shutdown) -> None:
     """Gives running calls their grace, then takes the engines away from those that are left.
 
     Cancelled at once, a stream would look complete to its client; so it fails, and can say so in a last event.
     """
+    grace = shutdown.grace
     stopping = asyncio.create_task(server.stop(grace + _LAST_WORDS))
     await asyncio.wait([stopping], timeout=grace)
     if not stopping.done():
@@ -214,35 +277,6 @@ def _vector_store(settings: Settings) -> MilvusStore:
     if settings.milvus_uri:
         return MilvusStore.cluster(settings.milvus_uri, settings.milvus_token)
     return MilvusStore.embedded(settings.data_dir)
-
-
-def _checks(
-    models: LocalModelRegistry, embedder: WorkerEmbedder, database: Database, gateway: EnvoyGateway
-) -> Sequence[HealthCheck]:
-    async def engine() -> Health:
-        card = models.resolve(None)
-        broken = card.state == "failed"
-        return Health("unhealthy" if broken else "healthy", f"The model {card.name} is {card.state}.")
-
-    async def retrieval() -> Health:
-        dimension = await embedder.dimension()
-        return Health(message=f"{embedder.model} answers with {dimension} dimensions.")
-
-    async def sql() -> Health:
-        await database.read(lambda connection: connection.execute(select(1)).scalar())
-        return Health(message="The database answers.")
-
-    async def reachable() -> Health:
-        healthy = await gateway.is_healthy()
-        return Health() if healthy else Health("unhealthy", "Envoy does not answer; it is being started again.")
-
-    return (
-        HealthCheck("universal-runtime", engine),
-        HealthCheck("rag-service", retrieval),
-        HealthCheck("gateway", reachable),
-        # What the documented names stand for here: the task runner's queue is in the database.
-        HealthCheck("database", sql, services=("celery", "redis")),
-    )
 
 
 async def _import_example(examples: Examples, tasks: TaskRunner, example: str) -> None:

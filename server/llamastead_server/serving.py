@@ -11,6 +11,8 @@ from importlib.metadata import version
 import uvloop
 
 from llamastead_server import app, logs
+from llamastead_server.domain.log_book import LogBook
+from llamastead_server.domain.shutdown import Shutdown
 from llamastead_server.settings import Settings
 
 _log = logging.getLogger("llamastead")
@@ -18,19 +20,21 @@ _log = logging.getLogger("llamastead")
 
 def run(settings: Settings, *, example: str | None) -> int:
     """Serves until SIGINT or SIGTERM and returns the exit status."""
-    logs.configure(settings.log_level, settings.log_format)
-    return uvloop.run(_until_signalled(settings, example))
+    book = LogBook()
+    secrets = [*settings.api_tokens, *filter(None, [settings.milvus_token])]
+    logs.configure(settings.log_level, settings.log_format, book=book, secrets=secrets)
+    return uvloop.run(_until_signalled(settings, example, book))
 
 
-async def _until_signalled(settings: Settings, example: str | None) -> int:
+async def _until_signalled(settings: Settings, example: str | None, book: LogBook) -> int:
     """Runs the server in a task of its own, so that a signal can also interrupt its start."""
-    stop = asyncio.Event()
-    serving = asyncio.create_task(_serve(settings, example, stop))
+    stop = Shutdown(settings.shutdown_grace)
+    serving = asyncio.create_task(_serve(settings, example, book, stop))
 
     def signalled() -> None:
-        if stop.is_set():
+        if stop.wanted:
             serving.cancel()
-        stop.set()
+        stop.ask()
 
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -42,9 +46,9 @@ async def _until_signalled(settings: Settings, example: str | None) -> int:
     return 0
 
 
-async def _serve(settings: Settings, example: str | None, stop: asyncio.Event) -> None:
+async def _serve(settings: Settings, example: str | None, book: LogBook, stop: Shutdown) -> None:
     async with AsyncExitStack() as stack:
-        starting = asyncio.create_task(app.start(stack, settings, example))
+        starting = asyncio.create_task(app.start(stack, settings, example, book, stop))
         stopped = asyncio.create_task(stop.wait())
         try:
             await asyncio.wait([starting, stopped], return_when=asyncio.FIRST_COMPLETED)
@@ -57,7 +61,7 @@ async def _serve(settings: Settings, example: str | None, stop: asyncio.Event) -
             starting.cancel()
             stopped.cancel()
             await asyncio.wait([starting, stopped])
-            if stop.is_set():
+            if stop.wanted:
                 _log.info("stopping")
 
 

@@ -6,7 +6,9 @@ import asyncio
 import json
 import os
 import shutil
+import signal
 from collections.abc import AsyncIterator
+from contextlib import aclosing
 from pathlib import Path
 
 import pytest
@@ -14,8 +16,16 @@ import pytest
 import llamastead_server
 from llamastead_server.adapters.model_catalog import ModelCatalog
 from llamastead_server.adapters.model_registry import EngineOptions, LocalModelRegistry, available_memory_bytes
-from llamastead_server.domain.errors import Conflict, InvalidRequest, ModelNotFound, Overloaded, Unavailable
-from llamastead_server.domain.generation import Delta, GenerationRequest, Sampling
+from llamastead_server.adapters.worker_process import Supervision
+from llamastead_server.domain.errors import (
+    Conflict,
+    EngineFailed,
+    InvalidRequest,
+    ModelNotFound,
+    Overloaded,
+    Unavailable,
+)
+from llamastead_server.domain.generation import Delta, Finished, GenerationRequest, Sampling
 
 ON_BOARD = Path(llamastead_server.__file__).parent / "models"
 MODEL = next(ON_BOARD.glob("*.gguf"))
@@ -156,14 +166,88 @@ async def test_the_least_recently_used_model_makes_room(registry: LocalModelRegi
     assert set(registry.engines) == {TINY, "other-Q8_0"}
 
 
-async def test_a_model_in_use_is_neither_evicted_nor_unloaded(registry: LocalModelRegistry) -> None:
+async def test_a_model_in_use_is_not_evicted(registry: LocalModelRegistry) -> None:
     async with registry.lease(TINY), registry.lease("third"):
         with pytest.raises(Overloaded) as refused:
             await registry.load("other-Q8_0")
         assert refused.value.retry_after
-        with pytest.raises(Conflict, match="in use"):
-            await registry.unload(TINY)
     await registry.load("other-Q8_0")
+
+
+async def test_unloading_waits_for_running_answers_and_new_requests_load_the_model_again(
+    registry: LocalModelRegistry,
+) -> None:
+    async with registry.lease(TINY) as engine:
+        first = engine.worker_pid
+        unloading = asyncio.create_task(registry.unload(TINY))
+        await asyncio.sleep(0.05)
+        later = asyncio.create_task(answer(registry, TINY))
+        events = engine.generate(GenerationRequest(prompt="Once", sampling=GREEDY, max_tokens=8))
+        assert "".join([event.text async for event in events if isinstance(event, Delta)])
+        assert not unloading.done()
+    assert [card.name for card in await unloading] == [TINY]
+    assert await later
+    assert registry.engines[TINY].worker_pid != first
+
+
+async def test_an_answer_that_outlives_the_drain_ends_with_a_clear_error(models: Path) -> None:
+    options = EngineOptions(context_length=512, slots=1, threads=1, supervision=Supervision(stop_grace=0.1))
+    registry = LocalModelRegistry(catalog(models), models, options)
+    async with (
+        registry.lease(TINY) as engine,
+        aclosing(engine.generate(GenerationRequest(prompt="Once", sampling=GREEDY))) as events,
+    ):
+        await anext(events)
+        # It can't come to its end any more.
+        os.kill(engine.worker_pid or 0, signal.SIGSTOP)
+        unloading = asyncio.create_task(registry.unload(TINY, drain=0.0))
+        with pytest.raises(EngineFailed, match="unloaded"):
+            async for _ in events:
+                pass
+    await unloading
+    await registry.close()
+
+
+async def test_who_asked_to_unload_may_go_away(registry: LocalModelRegistry) -> None:
+    async with registry.lease(TINY) as engine:
+        pid = engine.worker_pid
+        unloading = asyncio.create_task(registry.unload(TINY))
+        await asyncio.sleep(0.05)
+        unloading.cancel()
+    await registry.load(TINY)
+    assert registry.engines[TINY].worker_pid != pid
+
+
+async def test_a_window_is_taken_up_by_loading_anew_unless_the_model_is_in_use(registry: LocalModelRegistry) -> None:
+    assert (await registry.load(TINY)).context_length == 512
+    assert (await registry.load(TINY, context_length=256)).context_length == 256
+    async with registry.lease(TINY):
+        with pytest.raises(Conflict, match="in use"):
+            await registry.load(TINY, context_length=1024)
+    await registry.unload(TINY)
+    assert (await registry.load(TINY)).context_length == 512
+
+
+async def test_clearing_prompt_caches_loads_models_anew_and_tells_what_it_freed(registry: LocalModelRegistry) -> None:
+    prompt = "Once upon a time there was a llama. " * 10
+    request = GenerationRequest(prompt=prompt, sampling=GREEDY, max_tokens=4)
+
+    async def cached() -> int:
+        async with registry.lease(TINY) as engine:
+            ends = [event async for event in engine.generate(request) if isinstance(event, Finished)]
+            return ends[0].usage.cached_tokens
+
+    await cached()
+    assert await cached() > 0
+    assert await registry.clear_prompt_caches() >= 0
+    assert await cached() == 0
+
+
+async def test_the_active_model_is_the_one_used_last(registry: LocalModelRegistry) -> None:
+    assert registry.active_model is None
+    for name in (TINY, "third", TINY):
+        await registry.load(name)
+        assert registry.active_model == name
 
 
 async def test_unloading_ends_the_process_and_frees_its_memory(registry: LocalModelRegistry) -> None:

@@ -8,7 +8,7 @@ import grpc
 import pytest
 
 from llamastead.v1 import model_pb2
-from llamastead_server.domain.errors import InvalidRequest, ModelNotFound, NotFound, NotSupported
+from llamastead_server.domain.errors import InvalidRequest, ModelLoadFailed, ModelNotFound, NotFound, Unavailable
 from llamastead_server.services.models import ModelServicer
 from tests.chat_stack import REF, ChatStack, chat_stack
 
@@ -24,7 +24,7 @@ async def stack(tmp_path: Path) -> AsyncIterator[ChatStack]:
 
 @pytest.fixture
 def service(stack: ChatStack) -> ModelServicer:
-    return ModelServicer(stack.projects, stack.models)
+    return ModelServicer(stack.projects, stack.models, stack.settings)
 
 
 async def test_a_projects_models_say_which_is_the_default_and_what_is_missing(
@@ -70,5 +70,26 @@ async def test_what_cannot_be_loaded_is_refused(service: ModelServicer) -> None:
         await service.LoadModel(model_pb2.LoadModelRequest(), CONTEXT)
     with pytest.raises(ModelNotFound):
         await service.LoadModel(model_pb2.LoadModelRequest(model_path="absent"), CONTEXT)
-    with pytest.raises(NotSupported):
-        await service.LoadModel(model_pb2.LoadModelRequest(model_path="fake", context_length=512), CONTEXT)
+    with pytest.raises(InvalidRequest, match="context_length"):
+        await service.LoadModel(model_pb2.LoadModelRequest(model_path="fake", context_length=1), CONTEXT)
+    with pytest.raises(InvalidRequest, match="temperature"):
+        await service.LoadModel(model_pb2.LoadModelRequest(model_path="fake", temperature=3), CONTEXT)
+
+
+async def test_a_load_sets_the_models_defaults_and_its_window(stack: ChatStack, service: ModelServicer) -> None:
+    request = model_pb2.LoadModelRequest(model_path="fake", context_length=512, temperature=0, max_tokens=7)
+    await service.LoadModel(request, CONTEXT)
+    assert stack.engine.card.context_length == 512
+    assert stack.settings.parameters("fake")["temperature"] == 0
+    assert stack.settings.token_limit(None) == 7
+
+
+async def test_a_load_that_fails_is_an_error_of_the_server(
+    stack: ChatStack, service: ModelServicer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def broken(name: str, **options: Any) -> None:
+        raise Unavailable("The file is damaged.")
+
+    monkeypatch.setattr(stack.models, "load", broken)
+    with pytest.raises(ModelLoadFailed, match="damaged"):
+        await service.LoadModel(model_pb2.LoadModelRequest(model_path="fake"), CONTEXT)

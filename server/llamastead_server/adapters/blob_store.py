@@ -30,16 +30,19 @@ class FileBlobStore:
     def __init__(self, projects: Path, *, max_bytes: int) -> None:
         self._projects = projects
         self._max_bytes = max_bytes
+        self._running: set[Path] = set()
 
     @asynccontextmanager
     async def receive(self, ref: ProjectRef) -> AsyncIterator[BlobUpload]:
         """Begins an upload into a project; what is not kept is removed when the block is left."""
         upload = BlobUpload(self._folder(ref), self._max_bytes)
+        self._running.add(upload.incoming)
         try:
             await asyncio.to_thread(upload.open)
             yield upload
         finally:
             await asyncio.shield(asyncio.to_thread(upload.discard))
+            self._running.discard(upload.incoming)
 
     def path(self, ref: ProjectRef, file_hash: str) -> Path:
         """Where the content is, or would be."""
@@ -57,6 +60,19 @@ class FileBlobStore:
         """Removes what uploads left behind when the server died. Only before the first upload."""
         await asyncio.to_thread(self._sweep)
 
+    async def clear_abandoned(self) -> int:
+        """Removes what no running upload writes to, and returns its bytes."""
+        return await asyncio.to_thread(self._clear, frozenset(self._running))
+
+    def _clear(self, running: frozenset[Path]) -> int:
+        freed = 0
+        for path in self._projects.glob("*/*/lf_data/incoming/*"):
+            if path not in running and path not in self._running:
+                with contextlib.suppress(FileNotFoundError):
+                    freed += path.stat().st_size
+                    path.unlink()
+        return freed
+
     def _folder(self, ref: ProjectRef) -> Path:
         return self._projects / ref.namespace / ref.name / "lf_data"
 
@@ -71,7 +87,7 @@ class BlobUpload:
     def __init__(self, folder: Path, max_bytes: int) -> None:
         self._folder = folder
         self._max_bytes = max_bytes
-        self._incoming = folder / "incoming" / uuid.uuid4().hex
+        self.incoming = folder / "incoming" / uuid.uuid4().hex
         self._buffer = bytearray()
         self._sha256 = hashlib.sha256()
         self._size = 0
@@ -85,8 +101,8 @@ class BlobUpload:
             self._folder.mkdir(exist_ok=True)
         except FileNotFoundError:
             raise NotFound(f"Project {'/'.join(self._folder.parts[-3:-1])} not found.") from None
-        self._incoming.parent.mkdir(exist_ok=True)
-        self._descriptor = os.open(self._incoming, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        self.incoming.parent.mkdir(exist_ok=True)
+        self._descriptor = os.open(self.incoming, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
 
     async def write(self, data: bytes) -> None:
         """Appends bytes; raises `PayloadTooLarge` past the limit."""
@@ -116,7 +132,7 @@ class BlobUpload:
             if self._descriptor >= 0:
                 os.close(self._descriptor)
                 self._descriptor = -1
-            self._incoming.unlink(missing_ok=True)
+            self.incoming.unlink(missing_ok=True)
 
     async def _flush(self) -> None:
         data, self._buffer = self._buffer, bytearray()
@@ -139,7 +155,7 @@ class BlobUpload:
             fresh = [folder for folder in (place.parent.parent, place.parent) if not folder.exists()]
             for folder in fresh:
                 folder.mkdir(exist_ok=True)
-            self._incoming.rename(place)
+            self.incoming.rename(place)
             for folder in (place.parent, *(folder.parent for folder in fresh)):
                 _sync_folder(folder)
 

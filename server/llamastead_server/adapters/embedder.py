@@ -22,6 +22,8 @@ from llamastead_server.domain.errors import (
     RequestTimeout,
     Unavailable,
 )
+from llamastead_server.domain.meters import Meters, NoMeters
+from llamastead_server.domain.ports import Embedded
 
 _QUERY_SECONDS = 30.0
 _PASSAGES_SECONDS = 300.0
@@ -39,6 +41,7 @@ class WorkerEmbedder:
         threads: CPU threads of the worker. Default: cores less one.
         cached_queries: Query vectors to remember.
         supervision: How closely the worker is watched.
+        meters: Where the number of embedded passages goes.
     """
 
     def __init__(
@@ -49,11 +52,13 @@ class WorkerEmbedder:
         threads: int | None = None,
         cached_queries: int = 512,
         supervision: Supervision | None = None,
+        meters: Meters | None = None,
     ) -> None:
         self._model = model
         self._cached_queries = cached_queries
         self._cache: OrderedDict[str, Sequence[float]] = OrderedDict()
         self._dimension = 0
+        self._meters = meters or NoMeters()
         arguments = ["--model", model]
         if models_folder is not None:
             arguments += ["--models-folder", str(models_folder)]
@@ -99,7 +104,7 @@ class WorkerEmbedder:
         if cached is not None:
             self._cache.move_to_end(text)
             return cached
-        vector = (await self._embed([text], query=True, timeout=_QUERY_SECONDS))[0]
+        vector = (await self._embed([text], query=True, timeout=_QUERY_SECONDS)).vectors[0]
         self._cache[text] = vector
         while len(self._cache) > self._cached_queries:
             self._cache.popitem(last=False)
@@ -110,8 +115,28 @@ class WorkerEmbedder:
         vectors: list[Sequence[float]] = []
         for start in range(0, len(texts), _TEXTS_PER_CALL):
             part = texts[start : start + _TEXTS_PER_CALL]
-            vectors += await self._embed(part, query=False, timeout=_PASSAGES_SECONDS)
+            vectors += (await self._embed(part, query=False, timeout=_PASSAGES_SECONDS)).vectors
+            self._meters.embedded(len(part))
         return vectors
+
+    async def embed_counted(self, texts: Sequence[str]) -> Embedded:
+        """Embeds texts for a client, in the queue of passages; see `domain.ports.Embedder`."""
+        vectors: list[Sequence[float]] = []
+        tokens = 0
+        for start in range(0, len(texts), _TEXTS_PER_CALL):
+            part = texts[start : start + _TEXTS_PER_CALL]
+            answer = await self._embed(part, query=False, timeout=_PASSAGES_SECONDS, count_tokens=True)
+            vectors += answer.vectors
+            tokens += answer.tokens
+        return Embedded(vectors, tokens)
+
+    async def clear_cache(self) -> int:
+        """Forgets the remembered query vectors and returns the bytes this freed."""
+        remembered, self._cache = self._cache, OrderedDict()
+        return sum(
+            sys.getsizeof(text) + sys.getsizeof(vector) + sum(map(sys.getsizeof, vector))
+            for text, vector in remembered.items()
+        )
 
     async def rerank(self, model: str, query: str, documents: Sequence[str]) -> Sequence[float]:
         """Scores documents in [0, 1] by a cross-encoder in the models folder."""
@@ -125,9 +150,12 @@ class WorkerEmbedder:
     def _stub(self) -> embedder_pb2_grpc.EmbedderServiceAsyncStub:
         return embedder_pb2_grpc.EmbedderServiceStub(self._worker.channel)
 
-    async def _embed(self, texts: Sequence[str], *, query: bool, timeout: float) -> Sequence[Sequence[float]]:
+    async def _embed(
+        self, texts: Sequence[str], *, query: bool, timeout: float, count_tokens: bool = False
+    ) -> Embedded:
+        request = embedder_pb2.EmbedRequest(texts=texts, query=query, count_tokens=count_tokens)
         try:
-            response = await self._stub().Embed(embedder_pb2.EmbedRequest(texts=texts, query=query), timeout=timeout)
+            response = await self._stub().Embed(request, timeout=timeout)
         except grpc.aio.AioRpcError as error:
             raise _translated(error) from error
         floats = array("f", response.vectors)
@@ -136,7 +164,8 @@ class WorkerEmbedder:
         width = self._dimension = response.dimension
         if len(floats) != width * len(texts):
             raise Internal("The embedder gave a wrong number of vectors.")
-        return [floats[start : start + width] for start in range(0, len(floats), width)]
+        vectors = [floats[start : start + width] for start in range(0, len(floats), width)]
+        return Embedded(vectors, response.tokens)
 
 
 async def _probe(channel: grpc.aio.Channel) -> WorkerStatus:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Iterable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Sequence
+from contextlib import asynccontextmanager
 from typing import cast
 
 import grpc
 
 from llamastead.internal.v1 import engine_pb2, engine_pb2_grpc
+from llamastead_server.adapters.generation_meter import GenerationMeter
 from llamastead_server.adapters.worker_process import WorkerProcess, WorkerStatus
 from llamastead_server.domain.errors import ContextLengthExceeded, EngineFailed, InvalidRequest, Overloaded
 from llamastead_server.domain.generation import (
@@ -24,6 +26,7 @@ from llamastead_server.domain.generation import (
     TokenLogprob,
     Usage,
 )
+from llamastead_server.domain.meters import Meters, NoMeters
 
 _SAMPLING_FIELDS = (
     "temperature", "top_p", "top_k", "min_p", "repeat_penalty", "presence_penalty", "frequency_penalty", "seed",
@@ -48,6 +51,7 @@ class WorkerEngine:
         slots: Requests the worker decodes at once.
         queue: Requests that may wait for a slot; one more is refused.
         restart_wait: Longest time a request waits for a worker that is being restarted, in seconds.
+        meters: Where each generation is measured.
     """
 
     def __init__(
@@ -59,6 +63,7 @@ class WorkerEngine:
         slots: int,
         queue: int,
         restart_wait: float = 30.0,
+        meters: Meters | None = None,
     ) -> None:
         self._card = card
         self._worker = worker
@@ -66,7 +71,9 @@ class WorkerEngine:
         self._slots = asyncio.Semaphore(slots)
         self._capacity = slots + queue
         self._admitted = 0
+        self._running = 0
         self._restart_wait = restart_wait
+        self._meters = meters or NoMeters()
 
     @property
     def card(self) -> ModelCard:
@@ -84,6 +91,16 @@ class WorkerEngine:
         return self._admitted
 
     @property
+    def running_requests(self) -> int:
+        """Requests that have a slot."""
+        return self._running
+
+    @property
+    def waiting_requests(self) -> int:
+        """Requests that wait for one."""
+        return self._admitted - self._running
+
+    @property
     def worker_pid(self) -> int | None:
         """Process id of the living worker."""
         return self._worker.pid
@@ -96,14 +113,18 @@ class WorkerEngine:
                 retry_after=2.0,
             )
         self._admitted += 1
+        meter = GenerationMeter(self._meters, self._card.name)
         try:
-            async with self._slots:
+            async with self._slots, self._slot():
                 stub = await self._stub()
                 call = stub.Generate(_request(request))
                 try:
                     async for response in call:
-                        yield _event(response)
+                        event = _event(response)
+                        meter.event(event, response.delta.tokens)
+                        yield event
                 except grpc.aio.AioRpcError as error:
+                    meter.failed()
                     raise self._failure(error) from None
                 except asyncio.CancelledError:
                     # The supervision closes a dead worker's channel, which cancels its calls; that is the
@@ -111,11 +132,13 @@ class WorkerEngine:
                     task = asyncio.current_task()
                     if task is not None and task.cancelling():
                         raise
+                    meter.failed()
                     raise self._died() from None
                 finally:
                     call.cancel()
         finally:
             self._admitted -= 1
+            meter.close()
 
     async def count_tokens(self, messages: Sequence[Message]) -> TokenCount:
         """Counts a conversation as the model's template renders it."""
@@ -153,7 +176,20 @@ class WorkerEngine:
             return EngineFailed(f"The engine of model {self._card.name!r} failed: {error.details()}", retry_after=1.0)
         return self._died()
 
+    @asynccontextmanager
+    async def _slot(self) -> AsyncIterator[None]:
+        self._running += 1
+        try:
+            yield
+        finally:
+            self._running -= 1
+
     def _died(self) -> EngineFailed:
+        if self._worker.stopping:
+            return EngineFailed(
+                f"The model {self._card.name!r} was unloaded before its answer was complete; send the request again.",
+                retry_after=2.0,
+            )
         self._worker.doubt()
         return EngineFailed(
             f"The engine worker of model {self._card.name!r} died or hung while it served the request. "

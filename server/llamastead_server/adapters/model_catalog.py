@@ -61,6 +61,10 @@ class ModelCatalog:
         """Name of the default model; empty when nothing is installed."""
         return self._default(self._scan()) or ""
 
+    def choose_default(self, name: str | None) -> None:
+        """Makes another model the default one; `None` stands for the one on board."""
+        self._default_model = name
+
     def entries(self) -> Sequence[CatalogEntry]:
         """Every installed model, the default one first, then by name; cards carry their aliases."""
         found = self._scan()

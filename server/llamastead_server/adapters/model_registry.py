@@ -10,22 +10,25 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import grpc
-
-from llamastead.internal.v1 import engine_pb2, engine_pb2_grpc
+from llamastead_server.adapters.departures import Departures
 from llamastead_server.adapters.engine import WorkerEngine
 from llamastead_server.adapters.gguf_conversion import GgufConversion
+from llamastead_server.adapters.loaded_model import EngineProbe, LoadedModel
+from llamastead_server.adapters.machine import available_memory_bytes
 from llamastead_server.adapters.model_catalog import CatalogEntry, ModelCatalog
-from llamastead_server.adapters.worker_process import Supervision, WorkerProcess, WorkerStatus
-from llamastead_server.domain.errors import Conflict, LlamasteadError, Overloaded, Unavailable
+from llamastead_server.adapters.worker_process import Supervision, WorkerProcess
+from llamastead_server.domain.errors import LlamasteadError, Overloaded, Unavailable
 from llamastead_server.domain.generation import ModelCard
 from llamastead_server.domain.gguf_header import BadGguf, read_header
+from llamastead_server.domain.meters import Meters
 
 CONVERTED = ".converted"
 """Folder in the models folder that holds the GGUF form of safetensors models."""
 
 _WORKER = "llamastead_server.workers.engine"
 _LONGEST_DEFAULT_CONTEXT = 8192
+_DRAIN_SECONDS = 30.0
+_MIB = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +41,7 @@ class EngineOptions:
         queue: Requests that may wait per engine.
         threads: Threads of the CPU engine; `None` is all cores but one.
         supervision: How closely workers are watched.
+        prompt_cache_bytes: Gives the memory an engine may keep for prompts it has seen.
     """
 
     context_length: int | None = None
@@ -45,15 +49,7 @@ class EngineOptions:
     queue: int = 32
     threads: int | None = None
     supervision: Supervision | None = None
-
-
-class _Loaded:
-    def __init__(self, engine: WorkerEngine, worker: WorkerProcess, probe: _Probe) -> None:
-        self.engine = engine
-        self.worker = worker
-        self.probe = probe
-        self.leases = 0
-        self.used = 0
+    prompt_cache_bytes: Callable[[], int] = lambda: 256 * _MIB
 
 
 class LocalModelRegistry:
@@ -67,6 +63,7 @@ class LocalModelRegistry:
         options: How models are loaded.
         max_loaded: Models held in memory at once.
         available_memory: Bytes that may be used, or `None` when unknown; a model that is larger is not loaded.
+        meters: Where generations are measured.
     """
 
     def __init__(
@@ -77,14 +74,18 @@ class LocalModelRegistry:
         *,
         max_loaded: int = 2,
         available_memory: Callable[[], int | None] | None = None,
+        meters: Meters | None = None,
     ) -> None:
         self._catalog = catalog
         self._conversion = GgufConversion(models_dir / CONVERTED)
         self._options = options or EngineOptions()
         self._max_loaded = max_loaded
         self._available_memory = available_memory or available_memory_bytes
-        self._loaded: dict[str, _Loaded] = {}
+        self._loaded: dict[str, LoadedModel] = {}
+        self._meters = meters
         self._loading: dict[str, asyncio.Task[None]] = {}
+        self._departures = Departures(self._loaded)
+        self._windows: dict[str, int] = {}
         self._failed: dict[str, str] = {}
         self._making_room = asyncio.Lock()
         self._turns = itertools.count(1)
@@ -94,6 +95,11 @@ class LocalModelRegistry:
     def default_model(self) -> str:
         """Name of the model for requests that name none; empty when nothing is installed."""
         return self._catalog.default_model
+
+    @property
+    def active_model(self) -> str | None:
+        """Name of the loaded model that was used last; None when none is loaded."""
+        return max(self._loaded, key=lambda name: self._loaded[name].used, default=None)
 
     @property
     def engines(self) -> Mapping[str, WorkerEngine]:
@@ -121,31 +127,52 @@ class LocalModelRegistry:
         try:
             yield loaded.engine
         finally:
-            loaded.leases -= 1
+            loaded.give_back()
 
-    async def load(self, name: str) -> ModelCard:
-        """Loads a model unless it is loaded."""
-        async with self.lease(name) as engine:
-            return self._present(engine.card)
-
-    async def unload(self, name: str | None) -> Sequence[ModelCard]:
-        """Unloads one model, or all; the memory is free when this returns. Returns what was unloaded.
+    async def load(self, name: str, *, context_length: int | None = None) -> ModelCard:
+        """Loads a model unless it is loaded, with another window if one is given.
 
         Raises:
-            Conflict: A model is answering requests or being loaded.
+            Conflict: It is in use with another window.
+        """
+        card = self._catalog.find(name).card
+        if context_length is not None:
+            loaded = self._loaded.get(card.name)
+            if loaded is not None and self._windows.get(card.name) != context_length:
+                await self._departures.leave(card.name, seconds=0, force=False)
+            self._windows[card.name] = context_length
+        async with self.lease(card.name) as engine:
+            return self._present(engine.card)
+
+    async def unload(self, name: str | None, *, drain: float = _DRAIN_SECONDS) -> Sequence[ModelCard]:
+        """Unloads one model, or all; the memory is free when this returns. Returns what was unloaded.
+
+        Requests that it is answering get `drain` seconds to end; those that are left then fail with `EngineFailed`.
         """
         names = list(self._loaded) if name is None else [self._catalog.find(name).card.name]
-        for each in names:
-            if each in self._loading or (each in self._loaded and self._loaded[each].leases):
-                raise Conflict(
-                    f"The model {each!r} is in use; try again when its requests have ended.", retry_after=5.0
-                )
         cards = []
         for each in names:
-            if (loaded := self._loaded.pop(each, None)) is not None:
-                await loaded.worker.stop()
+            if (loading := self._loading.get(each)) is not None:
+                await asyncio.wait([loading])
+            if (loaded := self._loaded.get(each)) is not None:
+                self._windows.pop(each, None)
+                await self._departures.leave(each, seconds=drain, force=True)
                 cards.append(replace(loaded.engine.card, loaded=False, state="available", memory_bytes=None))
         return cards
+
+    async def clear_prompt_caches(self) -> int:
+        """Loads every loaded model anew, which forgets all prompts, and returns the bytes this freed.
+
+        Raises:
+            Conflict: A model does not come to rest.
+        """
+        freed = 0
+        for name, loaded in list(self._loaded.items()):
+            before = await loaded.memory_bytes()
+            await self._departures.leave(name, seconds=_DRAIN_SECONDS, force=False)
+            async with self.lease(name):
+                freed += max(0, before - await self._loaded[name].memory_bytes())
+        return freed
 
     async def close(self) -> None:
         """Ends every worker, whoever uses it."""
@@ -154,19 +181,22 @@ class LocalModelRegistry:
             task.cancel()
             with contextlib.suppress(asyncio.CancelledError, LlamasteadError):
                 await asyncio.wait([task])
-        loaded, self._loaded = list(self._loaded.values()), {}
-        await asyncio.gather(*(each.worker.stop() for each in loaded))
+        loaded = list(self._loaded.values())
+        self._loaded.clear()
+        await asyncio.gather(*(each.worker.stop() for each in loaded), self._departures.close())
 
-    async def _acquire(self, entry: CatalogEntry) -> _Loaded:
+    async def _acquire(self, entry: CatalogEntry) -> LoadedModel:
         name = entry.card.name
         while (loaded := self._loaded.get(name)) is None:
+            if await self._departures.wait(name):
+                continue
             task = self._loading.get(name)
             if task is None:
                 task = self._loading[name] = asyncio.create_task(self._load(entry), name=f"load-{name}")
                 task.add_done_callback(lambda done: self._loaded_or_failed(name, done))
             # Whoever asked first may go away; the others still wait for this load.
             await asyncio.shield(task)
-        loaded.leases += 1
+        loaded.take()
         loaded.used = next(self._turns)
         return loaded
 
@@ -189,8 +219,8 @@ class LocalModelRegistry:
             file = entry.location
             if card.format == "safetensors":
                 file = await self._conversion.converted(file)
-            context_length = await asyncio.to_thread(self._window, file)
-            probe = _Probe()
+            context_length = await asyncio.to_thread(self._window, file, self._windows.get(card.name))
+            probe = EngineProbe()
             arguments = [
                 "--model",
                 str(file),
@@ -198,24 +228,32 @@ class LocalModelRegistry:
                 str(context_length),
                 "--slots",
                 str(self._options.slots),
+                "--prompt-cache-mib",
+                str(self._options.prompt_cache_bytes() // _MIB),
             ]
             if self._options.threads is not None:
                 arguments += ["--threads", str(self._options.threads)]
             worker = WorkerProcess(card.name, _WORKER, arguments, probe, self._options.supervision)
             await worker.start()
             engine = WorkerEngine(
-                card, worker, context_length=context_length, slots=self._options.slots, queue=self._options.queue
+                card,
+                worker,
+                context_length=context_length,
+                slots=self._options.slots,
+                queue=self._options.queue,
+                meters=self._meters,
             )
             self._failed.pop(card.name, None)
-            self._loaded[card.name] = _Loaded(engine, worker, probe)
+            self._loaded[card.name] = LoadedModel(engine, worker, probe)
 
     async def _make_room(self, card: ModelCard) -> None:
         while True:
             available = self._available_memory()
+            await self._departures.wait()
             crowded = len(self._loaded) >= self._max_loaded
             if not crowded and (available is None or card.size_bytes <= available):
                 return
-            idle = [(loaded.used, name) for name, loaded in self._loaded.items() if not loaded.leases]
+            idle = [(loaded.used, name) for name, loaded in self._loaded.items() if not loaded.in_use]
             if idle:
                 await self._loaded.pop(min(idle)[1]).worker.stop()
             elif self._loaded:
@@ -229,12 +267,12 @@ class LocalModelRegistry:
                     f"{(available or 0) >> 20} MiB of memory are free."
                 )
 
-    def _window(self, file: Path) -> int:
+    def _window(self, file: Path, wanted: int | None) -> int:
         try:
             own = read_header(file).context_length or _LONGEST_DEFAULT_CONTEXT
         except (BadGguf, OSError) as error:
             raise Unavailable(f"The model does not load: {error}") from None
-        return min(own, self._options.context_length or _LONGEST_DEFAULT_CONTEXT)
+        return min(own, wanted or self._options.context_length or _LONGEST_DEFAULT_CONTEXT)
 
     def _present(self, card: ModelCard) -> ModelCard:
         if (loaded := self._loaded.get(card.name)) is not None:
@@ -245,27 +283,3 @@ class LocalModelRegistry:
             )  # fmt: skip
         state = "loading" if card.name in self._loading else "failed" if card.name in self._failed else "available"
         return replace(card, state=state)
-
-
-class _Probe:
-    """A worker's status call that remembers its memory."""
-
-    def __init__(self) -> None:
-        self.memory_bytes = 0
-
-    async def __call__(self, channel: grpc.aio.Channel) -> WorkerStatus:
-        status = await engine_pb2_grpc.EngineServiceStub(channel).GetStatus(engine_pb2.GetStatusRequest())
-        self.memory_bytes = status.memory_bytes
-        return WorkerStatus(status.state, status.error)
-
-
-def available_memory_bytes() -> int | None:
-    """Memory that new processes may use without swapping; `None` where the system does not tell."""
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-    except OSError:
-        return None
-    for line in lines:
-        if line.startswith("MemAvailable:"):
-            return int(line.split()[1]) * 1024
-    return None

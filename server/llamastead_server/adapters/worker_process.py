@@ -116,6 +116,11 @@ class WorkerProcess:
         return self._state
 
     @property
+    def stopping(self) -> bool:
+        """Whether nobody wants it any more: `stop` was called, or `start` was not."""
+        return self._task is None
+
+    @property
     def last_error(self) -> str:
         """Why the worker last died; empty if it never did."""
         return self._last_error

@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 from dataclasses import dataclass
-from typing import Protocol, cast
+from typing import Any, Protocol, cast
 
 from llamastead_server.domain import prompt as prompts
 from llamastead_server.domain.chat_request import ChatRequest, Parameters
 from llamastead_server.domain.config import ProjectConfig
-from llamastead_server.domain.errors import ContextLengthExceeded, EngineFailed, ModelNotFound, NotFound, RequestTimeout
+from llamastead_server.domain.engine_stream import Deadline, next_event, started
+from llamastead_server.domain.errors import ContextLengthExceeded, ModelNotFound, NotFound
 from llamastead_server.domain.generation import (
     Delta,
     Finished,
     FinishReason,
     GenerationEvent,
     Message,
-    Started,
     TokenLogprob,
     Usage,
 )
@@ -105,7 +104,7 @@ class ChatTurn:
         events: AsyncIterator[GenerationEvent],
         session: SessionTurn,
         new: Sequence[Message],
-        deadline: _Deadline,
+        deadline: Deadline,
     ) -> None:
         self.started = started
         self._events = events
@@ -116,7 +115,7 @@ class ChatTurn:
     async def __aiter__(self) -> AsyncIterator[TextDelta | TurnFinished]:
         answer: list[str] = []
         while True:
-            event = await _next(self._events, self._deadline)
+            event = await next_event(self._events, self._deadline)
             if isinstance(event, Delta):
                 answer.append(event.text)
                 yield TextDelta(event.text, event.logprobs)
@@ -135,7 +134,8 @@ class ChatTurns:
         models: The installed models.
         sources: Retrieval.
         sessions: The histories.
-        request_timeout: Seconds one turn may take, from its arrival to its last token.
+        defaults: Gives the parameters that a model's requests take where neither they nor their project say.
+        request_timeout: Gives the seconds one turn may take, from its arrival to its last token.
     """
 
     def __init__(
@@ -145,29 +145,44 @@ class ChatTurns:
         sources: SourceFinder,
         sessions: Sessions,
         *,
-        request_timeout: float = 600.0,
+        defaults: Callable[[str], Mapping[str, Any]] = lambda model: {},
+        request_timeout: Callable[[], float] = lambda: 600.0,
     ) -> None:
         self._projects = projects
         self._models = models
         self._sources = sources
         self._sessions = sessions
+        self._defaults = defaults
         self._request_timeout = request_timeout
 
     @asynccontextmanager
     async def start(
-        self, ref: ProjectRef, request: ChatRequest, session: SessionChoice = SessionChoice()
+        self,
+        ref: ProjectRef | None,
+        request: ChatRequest,
+        session: SessionChoice = SessionChoice(),
+        *,
+        timeout: float | None = None,
     ) -> AsyncIterator[ChatTurn]:
         """Runs a turn while the block runs; leaving it early frees the engine and keeps nothing.
 
+        Args:
+            ref: The project; `None` runs a turn of an installed model, stateless and without retrieval.
+            request: What is asked for.
+            session: Which session the turn belongs to.
+            timeout: Seconds the turn may take, if fewer than the server allows.
+
         Raises:
-            InvalidRequest: The session's id is not valid, or the prompt does not fit the model's window.
+            InvalidRequest: The session's id is not valid, the prompt does not fit the model's window, or a field of
+                retrieval is set without a project.
             NotFound: The project, the model or the database does not exist.
             Conflict: The project's configuration is broken.
             Overloaded: The engine's or the session's queue is full.
             EngineFailed: The engine's worker died.
             RequestTimeout: The time is over, also while iterating.
         """
-        deadline = _Deadline(self._request_timeout)
+        limit = self._request_timeout()
+        deadline = Deadline(limit if timeout is None else min(timeout, limit))
         async with AsyncExitStack() as stack:
             async with deadline.held():
                 turn = await self._begin(stack, ref, request, session, deadline)
@@ -176,23 +191,28 @@ class ChatTurns:
     async def _begin(
         self,
         stack: AsyncExitStack,
-        ref: ProjectRef,
+        ref: ProjectRef | None,
         request: ChatRequest,
         choice: SessionChoice,
-        deadline: _Deadline,
+        deadline: Deadline,
     ) -> ChatTurn:
-        config = await self._projects.config(ref)
+        config = None if ref is None else await self._projects.config(ref)
+        if config is None:
+            request.check_needs_no_project()
         model = self._model(config, request.model or None)
         source = f"runtime.models[{model.name}].model_api_parameters"
-        parameters = request.parameters(model.model_api_parameters, source=source)
-        self._models.resolve(model.model)
-        configured = (
-            [] if request.system is not None else prompts.fill(config.prompt_messages(model), request.variables)
-        )
-        sources = await self._find(ref, config, model, request)
-        session = await stack.enter_async_context(
-            self._sessions.turn(ref, choice.session_id, stateless=choice.stateless)
-        )
+        defaults = self._defaults(self._models.resolve(model.model).name)
+        parameters = request.parameters({**defaults, **model.model_api_parameters}, source=source)
+        configured: Sequence[Message] = []
+        sources: Sequence[Source] = []
+        session = SessionTurn(None, ())
+        if ref is not None and config is not None:
+            if request.system is None:
+                configured = prompts.fill(config.prompt_messages(model), request.variables)
+            sources = await self._find(ref, config, model, request)
+            session = await stack.enter_async_context(
+                self._sessions.turn(ref, choice.session_id, stateless=choice.stateless)
+            )
         turns, new = session.conversation(request.turns)
         engine = await stack.enter_async_context(self._models.lease(model.model))
         prompt = Prompt.assemble(configured, request.system, sources, turns)
@@ -203,7 +223,9 @@ class ChatTurns:
         started = TurnStarted(session.session_id, request.model or model.name, prompt.sources, prompt.trimmed)
         return ChatTurn(started, events, session, new, deadline)
 
-    def _model(self, config: ProjectConfig, name: str | None) -> RuntimeModel:
+    def _model(self, config: ProjectConfig | None, name: str | None) -> RuntimeModel:
+        if config is None:
+            return self._installed(name)
         try:
             return config.runtime.select(name)
         except NotFound as error:
@@ -212,8 +234,11 @@ class ChatTurns:
                 self._models.resolve(name)
             except ModelNotFound:
                 raise ModelNotFound(error.message, details=error.details) from None
-            assert name is not None
-            return RuntimeModel(name=name, model=name)
+            return self._installed(name)
+
+    def _installed(self, name: str | None) -> RuntimeModel:
+        name = name or self._models.default_model or self._models.resolve(None).name
+        return RuntimeModel(name=name, model=name)
 
     async def _find(
         self, ref: ProjectRef, config: ProjectConfig, model: RuntimeModel, request: ChatRequest
@@ -237,27 +262,6 @@ class ChatTurns:
         )
 
 
-class _Deadline:
-    """A moment by which a turn must be over, held around each wait and never across a `yield` of a turn."""
-
-    def __init__(self, seconds: float) -> None:
-        self._seconds = seconds
-        self._when = asyncio.get_running_loop().time() + seconds
-
-    @asynccontextmanager
-    async def held(self) -> AsyncIterator[None]:
-        timeout = asyncio.timeout_at(self._when)
-        try:
-            async with timeout:
-                yield
-        except TimeoutError:
-            if not timeout.expired():
-                raise
-            raise RequestTimeout(
-                f"The answer was not complete after {self._seconds:g} seconds, the most one request may take."
-            ) from None
-
-
 async def _generate(
     stack: AsyncExitStack, engine: Engine, request: ChatRequest, parameters: Parameters, prompt: Prompt
 ) -> tuple[Prompt, AsyncIterator[GenerationEvent]]:
@@ -269,7 +273,7 @@ async def _generate(
                 aclosing(cast("AsyncGenerator[GenerationEvent, None]", generation))
             )
             try:
-                await _started(events)
+                await started(events)
             except ContextLengthExceeded:
                 # The template may have added more than was reckoned with.
                 fitted = await prompt.fit(engine, parameters.token_limit)
@@ -279,17 +283,3 @@ async def _generate(
             else:
                 await stack.enter_async_context(attempt.pop_all())
                 return prompt, events
-
-
-async def _started(events: AsyncIterator[GenerationEvent]) -> None:
-    event = await anext(events, None)
-    if not isinstance(event, Started):
-        raise EngineFailed("The engine ended before it started to answer.")
-
-
-async def _next(events: AsyncIterator[GenerationEvent], deadline: _Deadline) -> GenerationEvent:
-    async with deadline.held():
-        event = await anext(events, None)
-    if event is None:
-        raise EngineFailed("The engine ended before the answer was complete.")
-    return event

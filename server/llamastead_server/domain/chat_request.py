@@ -15,11 +15,23 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, Validation
 from llamastead_server.domain import response_format
 from llamastead_server.domain.errors import Conflict, InvalidRequest, ValidationFailed
 from llamastead_server.domain.generation import GenerationRequest, Message, Role, Sampling
+from llamastead_server.domain.validation import reasons as reasons_of
+from llamastead_server.domain.validation import summary
 
 DEFAULT_TEMPERATURE = 0.7
 DEFAULT_TOP_P = 0.9
 _MAX_STOPS = 16
 _ROLES: Mapping[Any, Role] = {**{role: role for role in get_args(Role)}, "developer": "system"}
+_OF_PROJECTS = (
+    "rag_enabled",
+    "database",
+    "rag_top_k",
+    "rag_score_threshold",
+    "rag_retrieval_strategy",
+    "include_sources",
+    "variables",
+)
+"""Fields that mean nothing without a project."""
 
 Stop = Annotated[str, StringConstraints(min_length=1, max_length=1000)]
 Label = Annotated[str, StringConstraints(max_length=512)]
@@ -62,6 +74,36 @@ class Parameters(BaseModel):
     def token_limit(self) -> int | None:
         """Most tokens to generate: `max_completion_tokens`, else its older name `max_tokens`."""
         return self.max_completion_tokens if self.max_completion_tokens is not None else self.max_tokens
+
+    def parameters(self, defaults: Mapping[str, Any], *, source: str) -> Parameters:
+        """The request's own values over a model's configured ones; `source` names those in errors.
+
+        Raises:
+            Conflict: A configured value is out of range.
+        """
+        try:
+            configured = Parameters.model_validate(dict(defaults))
+        except ValidationError as error:
+            reasons = reasons_of(error)
+            raise Conflict(f"The project's {source} is wrong: {summary(reasons)}.", details=reasons) from None
+        own = self.model_dump(include=set(Parameters.model_fields), exclude_none=True)
+        if self.token_limit is not None:
+            own["max_completion_tokens"] = self.token_limit
+        return configured.model_copy(update=own)
+
+    def sampling(self) -> Sampling:
+        """How the next token is drawn, with the server's defaults for what nobody set."""
+        return Sampling(
+            temperature=DEFAULT_TEMPERATURE if self.temperature is None else self.temperature,
+            top_p=DEFAULT_TOP_P if self.top_p is None else self.top_p,
+            top_k=self.top_k,
+            min_p=self.min_p,
+            repeat_penalty=self.repeat_penalty,
+            presence_penalty=self.presence_penalty,
+            frequency_penalty=self.frequency_penalty,
+            seed=self.seed,
+            logit_bias=self.logit_bias or {},
+        )
 
 
 class StreamOptions(BaseModel):
@@ -114,9 +156,9 @@ class ChatRequest(Parameters):
         try:
             request = cls.model_validate({**given, "messages": messages})
         except ValidationError as error:
-            reasons |= _reasons(error)
+            reasons |= reasons_of(error)
         if reasons:
-            raise ValidationFailed(f"Invalid request: {_summary(reasons)}.", details=reasons)
+            raise ValidationFailed(f"Invalid request: {summary(reasons)}.", details=reasons)
         return request
 
     @field_validator("response_format")
@@ -131,6 +173,15 @@ class ChatRequest(Parameters):
         if self.top_logprobs and not self.logprobs:
             raise ValueError("top_logprobs needs logprobs to be true")
         return self
+
+    def check_needs_no_project(self) -> None:
+        """Raises `InvalidRequest` when a field is set that means nothing without a project."""
+        for field in _OF_PROJECTS:
+            if field in self.model_fields_set and getattr(self, field):
+                raise InvalidRequest(
+                    f"{field} needs a project: chat at /v1/projects/{{namespace}}/{{project}}/chat/completions.",
+                    details={"field": field},
+                )
 
     @property
     def include_usage(self) -> bool:
@@ -148,39 +199,12 @@ class ChatRequest(Parameters):
         """The conversation without its system messages."""
         return [message for message in self.messages if message.role != "system"]
 
-    def parameters(self, defaults: Mapping[str, Any], *, source: str) -> Parameters:
-        """The request's own values over a model's configured ones; `source` names those in errors.
-
-        Raises:
-            Conflict: A configured value is out of range.
-        """
-        try:
-            configured = Parameters.model_validate(dict(defaults))
-        except ValidationError as error:
-            reasons = _reasons(error)
-            raise Conflict(f"The project's {source} is wrong: {_summary(reasons)}.", details=reasons) from None
-        own = self.model_dump(include=set(Parameters.model_fields), exclude_none=True)
-        if self.token_limit is not None:
-            own["max_completion_tokens"] = self.token_limit
-        return configured.model_copy(update=own)
-
     def generation(self, messages: Sequence[Message], parameters: Parameters) -> GenerationRequest:
         """The request an engine runs for the assembled prompt."""
-        temperature = parameters.temperature
         schema = response_format.schema(self.response_format)
         return GenerationRequest(
             messages=messages,
-            sampling=Sampling(
-                temperature=DEFAULT_TEMPERATURE if temperature is None else temperature,
-                top_p=DEFAULT_TOP_P if parameters.top_p is None else parameters.top_p,
-                top_k=parameters.top_k,
-                min_p=parameters.min_p,
-                repeat_penalty=parameters.repeat_penalty,
-                presence_penalty=parameters.presence_penalty,
-                frequency_penalty=parameters.frequency_penalty,
-                seed=parameters.seed,
-                logit_bias=parameters.logit_bias or {},
-            ),
+            sampling=parameters.sampling(),
             max_tokens=parameters.token_limit,
             stop=tuple(parameters.stop or ()),
             top_logprobs=(self.top_logprobs or 0) if self.logprobs else None,
@@ -230,16 +254,3 @@ def _text(content: Any) -> str:
             raise ValueError("a text part needs `text`, a string")
         parts.append(part["text"])
     return "".join(parts)
-
-
-def _reasons(error: ValidationError) -> dict[str, str]:
-    return {
-        ".".join(str(part) for part in item["loc"]) or "request": item["msg"]
-        .removeprefix("Value error, ")
-        .removeprefix("Input ")
-        for item in error.errors(include_url=False, include_context=False, include_input=False)
-    }
-
-
-def _summary(reasons: Mapping[str, str]) -> str:
-    return "; ".join(f"{field}: {reason}" for field, reason in reasons.items())

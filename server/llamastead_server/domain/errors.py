@@ -101,6 +101,10 @@ class EngineFailed(Unavailable):
     """The engine worker died or hung while it served the request."""
 
 
+class ModelLoadFailed(LlamasteadError):
+    """A model was asked to be loaded and can't be."""
+
+
 class NotSupported(LlamasteadError):
     """The server does not implement this yet."""
 

@@ -47,6 +47,9 @@ class ModelRegistry(Protocol):
     @property
     def default_model(self) -> str: ...
 
+    @property
+    def active_model(self) -> str | None: ...
+
     def list_models(self) -> Sequence[ModelCard]: ...
 
     def resolve(self, name: str | None) -> ModelCard:
@@ -61,9 +64,25 @@ class ModelRegistry(Protocol):
         """Holds a model loaded while the block runs, loading it first if needed."""
         ...
 
-    async def load(self, name: str) -> ModelCard: ...
+    async def load(self, name: str, *, context_length: int | None = None) -> ModelCard:
+        """Loads a model unless it is loaded, with another window if one is given.
 
-    async def unload(self, name: str | None) -> Sequence[ModelCard]: ...
+        Raises:
+            Conflict: It is in use with another window.
+        """
+        ...
+
+    async def unload(self, name: str | None) -> Sequence[ModelCard]:
+        """Unloads one model, or all, when the requests it answers have ended or had their time."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Embedded:
+    """Vectors of length 1 in the order of their texts, and the tokens of all texts."""
+
+    vectors: Sequence[Sequence[float]]
+    tokens: int
 
 
 class Embedder(Protocol):
@@ -77,6 +96,10 @@ class Embedder(Protocol):
     async def embed_query(self, text: str) -> Sequence[float]: ...
 
     async def embed_passages(self, texts: Sequence[str]) -> Sequence[Sequence[float]]: ...
+
+    async def embed_counted(self, texts: Sequence[str]) -> Embedded:
+        """Embeds texts for a client; one longer than the model's window is an `InvalidRequest`, not cut off."""
+        ...
 
     async def rerank(self, model: str, query: str, documents: Sequence[str]) -> Sequence[float]:
         """Scores documents in [0, 1] by a cross-encoder."""

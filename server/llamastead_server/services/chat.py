@@ -39,7 +39,7 @@ class ChatServicer(chat_pb2_grpc.ChatServiceServicer):
     ) -> AsyncIterator[httpbody_pb2.HttpBody]:
         """Answers as one JSON object, or as Server-Sent Events."""
         chat = _chat_request(request)
-        async with self._turns.start(_project(request), chat, _session(request, context)) as turn:
+        async with self._turns.start(self._project(request), chat, self._session(request, context)) as turn:
             head = CompletionHead.of(turn.started.model)
             if chat.stream:
                 await context.send_initial_metadata(_headers(turn.started))
@@ -61,7 +61,7 @@ class ChatServicer(chat_pb2_grpc.ChatServiceServicer):
         if request.stream:
             raise InvalidRequest("This call answers in one message: use StreamChatCompletion to stream.")
         chat = _chat_request(request)
-        async with self._turns.start(_project(request), chat, _session(request, context)) as turn:
+        async with self._turns.start(self._project(request), chat, self._session(request, context)) as turn:
             deltas, end = await _whole(turn)
             await context.send_initial_metadata(_headers(turn.started))
             completion = CompletionHead.of(turn.started.model).completion(
@@ -77,7 +77,7 @@ class ChatServicer(chat_pb2_grpc.ChatServiceServicer):
     ) -> AsyncIterator[chat_pb2.ChatCompletionChunk]:
         """Answers token by token."""
         chat = _chat_request(request)
-        async with self._turns.start(_project(request), chat, _session(request, context)) as turn:
+        async with self._turns.start(self._project(request), chat, self._session(request, context)) as turn:
             await context.send_initial_metadata(_headers(turn.started))
             head = CompletionHead.of(turn.started.model)
             sources = _sources(chat, turn.started)
@@ -90,6 +90,14 @@ class ChatServicer(chat_pb2_grpc.ChatServiceServicer):
                 else:
                     usage = {"usage": usage_json(event.usage)} if chat.include_usage else {}
                     yield _chunk(turn.started, {**head.last(event.reason), **usage})
+
+    def _project(self, request: chat_pb2.CreateChatCompletionRequest) -> names.ProjectRef | None:
+        return names.project_ref(request.namespace, request.project)
+
+    def _session(self, request: chat_pb2.CreateChatCompletionRequest, context: _Context) -> SessionChoice:
+        headers = dict(context.invocation_metadata() or ())
+        session_id = str(headers.get("x-session-id") or request.session_id) or None
+        return SessionChoice(session_id, "x-no-session" in headers or request.no_session)
 
     async def GetChatHistory(  # noqa: N802
         self, request: chat_pb2.GetChatHistoryRequest, context: _Context
@@ -152,16 +160,6 @@ async def _whole(turn: ChatTurn) -> tuple[Sequence[TextDelta], TurnFinished]:
 def _chat_request(request: chat_pb2.CreateChatCompletionRequest) -> ChatRequest:
     body = plain.given(request)
     return ChatRequest.parse({key: value for key, value in body.items() if key not in _NOT_IN_BODY})
-
-
-def _project(request: chat_pb2.CreateChatCompletionRequest) -> names.ProjectRef:
-    return names.project_ref(request.namespace, request.project)
-
-
-def _session(request: chat_pb2.CreateChatCompletionRequest, context: _Context) -> SessionChoice:
-    headers = dict(context.invocation_metadata() or ())
-    session_id = str(headers.get("x-session-id") or request.session_id) or None
-    return SessionChoice(session_id, "x-no-session" in headers or request.no_session)
 
 
 def _headers(started: TurnStarted) -> tuple[tuple[str, str], ...]:

@@ -69,6 +69,7 @@ _TABLE: Mapping[type[errors.LlamasteadError], Rendering] = {
     errors.Overloaded: Rendering(_Code.UNAVAILABLE, 503, "OVERLOADED", "overloaded_error"),
     errors.Unavailable: Rendering(_Code.UNAVAILABLE, 503, "UNAVAILABLE", "server_error"),
     errors.EngineFailed: Rendering(_Code.UNAVAILABLE, 503, "ENGINE_FAILED", "server_error"),
+    errors.ModelLoadFailed: Rendering(_Code.INTERNAL, 500, "MODEL_LOAD_FAILED", "server_error"),
     errors.NotSupported: Rendering(_Code.UNIMPLEMENTED, 501, "NOT_SUPPORTED", "server_error"),
     errors.Internal: Rendering(_Code.INTERNAL, 500, "INTERNAL", "server_error"),
 }

@@ -6,20 +6,57 @@ import asyncio
 import json
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import aclosing
+from dataclasses import dataclass
 from typing import Any, cast
 
 from google.api.httpbody_pb2 import HttpBody
 
 from llamastead_server.domain.errors import Internal
 from llamastead_server.services import errors
+from llamastead_server.services.metadata import CallMetadata
 
-_EVENTS = "text/event-stream"
 
-DONE = HttpBody(content_type=_EVENTS, data=b"data: [DONE]\n\n")
+@dataclass(frozen=True, slots=True)
+class StreamForm:
+    """How JSON objects follow each other in a stream.
+
+    Args:
+        content_type: Its media type.
+        before: What stands before an object.
+        after: What stands after it.
+        end: What ends a stream that went well; empty: nothing.
+        sign_of_life: What shows proxies and clients that the stream lives; empty: nothing does.
+    """
+
+    content_type: str
+    before: bytes
+    after: bytes
+    end: bytes = b""
+    sign_of_life: bytes = b""
+
+    def body(self, data: bytes) -> HttpBody:
+        """Bytes of the stream."""
+        return HttpBody(content_type=self.content_type, data=data)
+
+    def event(self, payload: Mapping[str, Any]) -> HttpBody:
+        """One object."""
+        return self.body(self.before + _json(payload) + self.after)
+
+
+EVENTS = StreamForm("text/event-stream", b"data: ", b"\n\n", b"data: [DONE]\n\n", b": keep-alive\n\n")
+"""Server-Sent Events."""
+
+LINES = StreamForm("application/x-ndjson", b"", b"\n")
+"""One object a line."""
+
+DONE = EVENTS.body(EVENTS.end)
 """The event that ends an OpenAI stream that went well."""
 
-KEEP_ALIVE = HttpBody(content_type=_EVENTS, data=b": keep-alive\n\n")
+KEEP_ALIVE = EVENTS.body(EVENTS.sign_of_life)
 """A comment that shows proxies and clients that the stream lives."""
+
+STREAM_HEADERS = (("cache-control", "no-cache"), ("x-accel-buffering", "no"))
+"""Headers of a stream: the second asks proxies in front of the gateway to pass events on as they come."""
 
 # Events that may wait for a slow client before their source has to wait too.
 _WAITING_EVENTS = 64
@@ -34,13 +71,19 @@ def json_body(payload: Mapping[str, Any]) -> HttpBody:
 
 def sse_event(payload: Mapping[str, Any]) -> HttpBody:
     """One Server-Sent Event."""
-    return HttpBody(content_type=_EVENTS, data=b"data: " + _json(payload) + b"\n\n")
+    return EVENTS.event(payload)
+
+
+def wanted_form(metadata: CallMetadata) -> StreamForm:
+    """Lines where the request accepts them by name, else events."""
+    accepted = ",".join(metadata.all("accept")).lower()
+    return LINES if LINES.content_type in accepted else EVENTS
 
 
 async def late_errors(
-    events: AsyncIterator[HttpBody], path: str | None = None, keep_alive: float = 15.0
+    events: AsyncIterator[HttpBody], path: str | None = None, keep_alive: float = 15.0, form: StreamForm = EVENTS
 ) -> AsyncIterator[HttpBody]:
-    """Sends Server-Sent Events as they come, several in one message when they come faster than they leave.
+    """Sends events as they come, several in one message when they come faster than they leave.
 
     An error before the first event is raised, and becomes an HTTP status. A later one cannot: it ends the stream with
     one event `data: {"error": …}`, after everything that came before it.
@@ -48,7 +91,8 @@ async def late_errors(
     Args:
         events: The events; closed at the end, whatever happens.
         path: Path of the REST request, which decides the error's shape. Default: LlamaFarm's and OpenAI's.
-        keep_alive: Seconds of silence after which a comment is sent. None is sent before the first event.
+        keep_alive: Seconds of silence after which a sign of life is sent. None is sent before the first event.
+        form: The stream's form.
     """
     queue: asyncio.Queue[bytes | None] = asyncio.Queue()
     room = asyncio.Semaphore(_WAITING_EVENTS)
@@ -65,24 +109,24 @@ async def late_errors(
     try:
         while not ended:
             try:
-                async with asyncio.timeout(keep_alive if started else None):
+                async with asyncio.timeout(keep_alive if started and form.sign_of_life else None):
                     event = await queue.get()
             except TimeoutError:
-                yield KEEP_ALIVE
+                yield form.body(form.sign_of_life)
                 continue
             if event is None:
                 break
             room.release()
             data, ended = _joined(event, queue, room)
             started = True
-            yield HttpBody(content_type=_EVENTS, data=data)
+            yield form.body(data)
         failure = None if reader.cancelled() else reader.exception()
         if isinstance(failure, Exception):
             if not started:
                 raise failure
-            yield sse_event({"error": errors.error_object(errors.expected(failure), path or "")})
+            yield form.event({"error": errors.error_object(errors.expected(failure), path or "")})
         elif reader.cancelled():
-            yield sse_event({"error": errors.error_object(Internal("The answer was cut off."), path or "")})
+            yield form.event({"error": errors.error_object(Internal("The answer was cut off."), path or "")})
     finally:
         reader.cancel()
         await asyncio.wait([reader])

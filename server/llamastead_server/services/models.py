@@ -2,25 +2,39 @@
 
 from __future__ import annotations
 
+import re
+
 import grpc
 
 from llamastead.v1 import model_pb2, model_pb2_grpc
 from llamastead_server.domain import names
-from llamastead_server.domain.errors import InvalidRequest, ModelNotFound, NotFound, NotSupported
+from llamastead_server.domain.errors import (
+    InvalidRequest,
+    ModelLoadFailed,
+    ModelNotFound,
+    NotFound,
+    Overloaded,
+    Unavailable,
+)
 from llamastead_server.domain.generation import ModelCard
 from llamastead_server.domain.ports import ModelRegistry, ProjectStore
 from llamastead_server.domain.runtime_config import RuntimeModel
+from llamastead_server.domain.runtime_settings import RuntimeSettings
 from llamastead_server.services import plain
 
 _GIGA = 1024**3
+_SMALLEST_WINDOW = 128
+_LARGEST_WINDOW = 1 << 20
+_VERSION = re.compile(r"(?<![\d.])\d{1,2}\.\d{1,2}(?![\d.]|[bB])")
 
 
 class ModelServicer(model_pb2_grpc.ModelServiceServicer):
     """Lists, loads and unloads models."""
 
-    def __init__(self, projects: ProjectStore, models: ModelRegistry) -> None:
+    def __init__(self, projects: ProjectStore, models: ModelRegistry, settings: RuntimeSettings) -> None:
         self._projects = projects
         self._models = models
+        self._settings = settings
 
     async def ListProjectModels(  # noqa: N802
         self, request: model_pb2.ListProjectModelsRequest, context: grpc.aio.ServicerContext[object, object]
@@ -45,37 +59,45 @@ class ModelServicer(model_pb2_grpc.ModelServiceServicer):
         """Lists the installed models."""
         cards = sorted(self._models.list_models(), key=lambda card: card.name)
         return model_pb2.ListModelsResponse(
-            models=map(_model, cards), active_model=self._active(), default_model=self._models.default_model
+            models=map(_model, cards), active_model=self._models.active_model, default_model=self._models.default_model
         )
 
     async def LoadModel(  # noqa: N802
         self, request: model_pb2.LoadModelRequest, context: grpc.aio.ServicerContext[object, object]
     ) -> model_pb2.LoadModelResponse:
         """Loads a model and answers when it is ready."""
-        if not request.model_path:
-            raise InvalidRequest("Give model_path: the name, path or alias of an installed model.")
-        if request.HasField("context_length"):
-            raise NotSupported("context_length can't be set per model yet: set LLAMASTEAD_CONTEXT_LENGTH instead.")
-        card = await self._models.load(request.model_path)
+        given = plain.given(request)
+        path, window = given.pop("model_path", ""), given.pop("context_length", None)
+        if not path:
+            raise InvalidRequest(
+                "Give model_path: the name, path or alias of an installed model.", details={"field": "model_path"}
+            )
+        if window is not None and not _SMALLEST_WINDOW <= window <= _LARGEST_WINDOW:
+            raise InvalidRequest(
+                f"context_length must be between {_SMALLEST_WINDOW} and {_LARGEST_WINDOW}.",
+                details={"field": "context_length"},
+            )
+        if given:
+            self._settings.configure_model(path, given)
+        try:
+            card = await self._models.load(path, context_length=window)
+        except Overloaded:
+            raise
+        except Unavailable as error:
+            raise ModelLoadFailed(error.message, details=error.details) from None
         return model_pb2.LoadModelResponse(status="success", message="Model loaded successfully", model=card.name)
 
     async def UnloadModel(  # noqa: N802
         self, request: model_pb2.UnloadModelRequest, context: grpc.aio.ServicerContext[object, object]
     ) -> model_pb2.UnloadModelResponse:
         """Unloads a model and frees its memory."""
-        wanted = request.model or self._active()
+        wanted = request.model or self._models.active_model
         unloaded = await self._models.unload(wanted) if wanted else ()
         if not unloaded:
             raise NotFound(f"Model {wanted!r} is not loaded." if wanted else "No model is loaded.")
         return model_pb2.UnloadModelResponse(
             status="success", message="Model unloaded successfully", model=unloaded[0].name
         )
-
-    def _active(self) -> str | None:
-        loaded = [card for card in self._models.list_models() if card.loaded]
-        default = next((card for card in loaded if card.name == self._models.default_model), None)
-        chosen = default or (loaded[0] if loaded else None)
-        return None if chosen is None else chosen.name
 
     def _project_model(self, entry: RuntimeModel, default: str) -> model_pb2.ProjectModel:
         extra = entry.model_extra or {}
@@ -108,6 +130,7 @@ def _model(card: ModelCard) -> model_pb2.Model:
     return model_pb2.Model(
         id=card.name,
         name=card.name,
+        version=found[0] if (found := _VERSION.search(card.name)) else "",
         parameters=_parameters(card.parameters),
         context_length=card.context_length or 0,
         path=card.path,

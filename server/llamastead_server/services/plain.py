@@ -34,6 +34,14 @@ def given(message: Message) -> dict[str, Any]:
     return _dictionary(message)
 
 
+def full(message: Message) -> dict[str, Any]:
+    """All fields of a message but absent optional ones, as the gateway prints them; whole numbers are `int`s."""
+    content: dict[str, Any] = _whole_numbers(
+        MessageToDict(message, preserving_proto_field_name=True, always_print_fields_with_no_presence=True)
+    )
+    return content
+
+
 def _dictionary(message: Message) -> dict[str, Any]:
     try:
         content: dict[str, Any] = _whole_numbers(MessageToDict(message, preserving_proto_field_name=True))

@@ -18,6 +18,7 @@ from llamastead.v1 import (
     dataset_pb2_grpc,
     example_pb2_grpc,
     model_pb2_grpc,
+    openai_pb2_grpc,
     operations_pb2_grpc,
     project_pb2_grpc,
     prompt_pb2_grpc,
@@ -26,6 +27,7 @@ from llamastead.v1 import (
     task_pb2_grpc,
 )
 from llamastead_server.domain.errors import Unavailable
+from llamastead_server.domain.meters import Meters
 from llamastead_server.services.auth import BearerAuth
 from llamastead_server.services.error_layer import error_layer
 from llamastead_server.services.interceptors import CallInterceptor, Layer
@@ -38,6 +40,7 @@ _SERVICES: Mapping[str, tuple[type, _Register]] = {
     "DatasetService": (dataset_pb2_grpc.DatasetServiceServicer, dataset_pb2_grpc.add_DatasetServiceServicer_to_server),
     "ExampleService": (example_pb2_grpc.ExampleServiceServicer, example_pb2_grpc.add_ExampleServiceServicer_to_server),
     "ModelService": (model_pb2_grpc.ModelServiceServicer, model_pb2_grpc.add_ModelServiceServicer_to_server),
+    "OpenAIService": (openai_pb2_grpc.OpenAIServiceServicer, openai_pb2_grpc.add_OpenAIServiceServicer_to_server),
     "OperationsService": (
         operations_pb2_grpc.OperationsServiceServicer,
         operations_pb2_grpc.add_OperationsServiceServicer_to_server,
@@ -104,6 +107,7 @@ def build(
     tokens: Sequence[str] = (),
     further_layers: Sequence[Layer] = (),
     limits: ServerLimits | None = None,
+    meters: Meters | None = None,
 ) -> GrpcServer:
     """Builds the server and takes its ports; call it on the running event loop.
 
@@ -115,12 +119,13 @@ def build(
         tokens: Bearer tokens that may call; none opens the server.
         further_layers: Layers around each call inside authentication, the outermost first.
         limits: Bounds of sizes.
+        meters: Where calls are measured.
 
     Raises:
         Unavailable: The port or the socket cannot be taken.
     """
     bounds = limits or ServerLimits()
-    layers: list[Layer] = [Telemetry(), error_layer, BearerAuth(tokens), *further_layers]
+    layers: list[Layer] = [Telemetry(meters), error_layer, BearerAuth(tokens), *further_layers]
     server = grpc.aio.server(
         interceptors=[CallInterceptor(layers)],
         options=[

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,13 +11,8 @@ import grpc
 
 from llamastead.v1 import system_pb2 as pb
 from llamastead.v1 import system_pb2_grpc as pb_grpc
-from llamastead_server.domain.errors import LlamasteadError
-from llamastead_server.domain.health import Health, HealthCheck, HealthStatus
+from llamastead_server.domain.health import Health, HealthCheck, HealthStatus, ask
 from llamastead_server.services import plain
-
-_log = logging.getLogger("llamastead.health")
-
-_CHECK_SECONDS = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,16 +80,7 @@ class SystemServicer(pb_grpc.SystemServiceServicer):
 
 async def _ask(check: HealthCheck) -> _Finding:
     began = time.monotonic()
-    try:
-        async with asyncio.timeout(_CHECK_SECONDS):
-            health = await check.run()
-    except TimeoutError:
-        health = Health("unhealthy", f"No answer within {_CHECK_SECONDS:g} s.")
-    except LlamasteadError as error:
-        health = Health("unhealthy", error.message)
-    except Exception as error:
-        _log.error("the check of %s failed", check.name, exc_info=error)
-        health = Health("unhealthy", "The check failed; the server's log tells why.")
+    health = await ask(check)
     return _Finding(check, health, round((time.monotonic() - began) * 1000))
 
 

@@ -10,6 +10,7 @@ from contextlib import asynccontextmanager
 
 import grpc
 
+from llamastead_server.domain.meters import Meters, NoMeters
 from llamastead_server.domain.request_id import REQUEST_ID
 from llamastead_server.services.interceptors import Call
 
@@ -17,7 +18,14 @@ _log = logging.getLogger("llamastead.access")
 
 
 class Telemetry:
-    """The outermost layer: it names the request and logs how it ended."""
+    """The outermost layer: it names the request, logs how it ended and measures it.
+
+    Args:
+        meters: Where measurements go.
+    """
+
+    def __init__(self, meters: Meters | None = None) -> None:
+        self._meters = meters or NoMeters()
 
     @asynccontextmanager
     async def __call__(self, call: Call) -> AsyncIterator[None]:
@@ -26,6 +34,7 @@ class Telemetry:
         REQUEST_ID.set(call.request_id)
         began = time.monotonic()
         status = "OK"
+        self._meters.call_began(call.method)
         try:
             yield
         except asyncio.CancelledError:
@@ -35,7 +44,9 @@ class Telemetry:
             status = _code_name(call)
             raise
         finally:
-            _write(call, status, time.monotonic() - began)
+            seconds = time.monotonic() - began
+            self._meters.call_ended(call.method, status, seconds)
+            _write(call, status, seconds)
 
 
 def _code_name(call: Call) -> str:

@@ -9,6 +9,7 @@ import argparse
 import asyncio
 import logging
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
@@ -54,13 +55,29 @@ class EmbedderServicer(embedder_pb2_grpc.EmbedderServiceServicer):
         texts = list(request.texts)
         if not texts:
             return embedder_pb2.EmbedResponse(dimension=model.dimension, model=self._name)
+        tokens = 0
+        if request.count_tokens:
+            tokens = await self._count(model, texts, context)
         try:
             vectors = await self._queue.run(model.encode, texts, [len(text) for text in texts], urgent=request.query)
         except QueueFull:
             await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, "The embedder's queue is full.")
         return embedder_pb2.EmbedResponse(
-            dimension=model.dimension, vectors=vectors.astype("<f4").tobytes(), model=self._name
+            dimension=model.dimension, vectors=vectors.astype("<f4").tobytes(), model=self._name, tokens=tokens
         )
+
+    async def _count(self, model: EmbeddingModel, texts: Sequence[str], context: _Context) -> int:
+        counts = await asyncio.to_thread(model.count_tokens, texts)
+        for number, count in enumerate(counts):
+            if count > model.window:
+                await _refuse(
+                    context,
+                    InvalidRequest(
+                        f"Text {number} has {count} tokens, but the embedding model {self._name!r} reads "
+                        f"{model.window}. Split it."
+                    ),
+                )
+        return sum(counts)
 
     async def Rerank(self, request: embedder_pb2.RerankRequest, context: _Context) -> embedder_pb2.RerankResponse:  # noqa: N802
         """Scores documents by a cross-encoder, loading it first if needed."""

@@ -28,6 +28,10 @@ _LONGEST_PAIR_TEXT = 8192
 class EmbeddingModel:
     """A bi-encoder: text to unit vectors.
 
+    Attributes:
+        dimension: Length of a vector.
+        window: Tokens it reads of a text.
+
     Args:
         folder: Folder of the model.
         threads: CPU threads of one inference.
@@ -51,7 +55,8 @@ class EmbeddingModel:
         self._model: Any = SentenceTransformer(
             str(folder), device="cpu", local_files_only=True, trust_remote_code=False, model_kwargs={"dtype": precision}
         )
-        self._longest = int(self._model.max_seq_length or 512) * _CHARACTERS_PER_TOKEN
+        self.window = int(self._model.max_seq_length or 512)
+        self._longest = self.window * _CHARACTERS_PER_TOKEN
         self.dimension = len(self.encode(["warm-up"])[0])
 
     def encode(self, texts: Sequence[str]) -> Floats:
@@ -60,6 +65,11 @@ class EmbeddingModel:
         vectors = self._model.encode(cut, batch_size=len(cut), convert_to_tensor=True, show_progress_bar=False)
         normalized = self._torch.nn.functional.normalize(vectors.float(), dim=-1)
         return np.asarray(normalized.cpu().numpy(), dtype=np.float32)
+
+    def count_tokens(self, texts: Sequence[str]) -> Sequence[int]:
+        """Tokens of each text, the model's own marks included, as if its window had no end."""
+        encoded = self._model.tokenizer(list(texts), truncation=False, padding=False, verbose=False)
+        return [len(tokens) for tokens in encoded["input_ids"]]
 
 
 class Rerankers:

@@ -163,9 +163,14 @@ def main() -> None:
     parser.add_argument("--context-length", type=int, required=True)
     parser.add_argument("--slots", type=int, required=True)
     parser.add_argument("--threads", type=int, default=None)
+    parser.add_argument("--prompt-cache-mib", type=int, default=256)
     arguments = parser.parse_args()
     options = LoadOptions(
-        arguments.model, arguments.context_length, arguments.slots, arguments.threads or default_threads()
+        arguments.model,
+        arguments.context_length,
+        arguments.slots,
+        arguments.threads or default_threads(),
+        arguments.prompt_cache_mib,
     )
     try:
         model = LlamaCpp(options, arguments.socket.parent)

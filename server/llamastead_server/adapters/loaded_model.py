@@ -1,0 +1,82 @@
+"""A model that a worker holds, and who uses it."""
+
+from __future__ import annotations
+
+import asyncio
+
+import grpc
+
+from llamastead.internal.v1 import engine_pb2, engine_pb2_grpc
+from llamastead_server.adapters.engine import WorkerEngine
+from llamastead_server.adapters.worker_process import WorkerProcess, WorkerStatus
+from llamastead_server.domain.errors import LlamasteadError
+
+
+class EngineProbe:
+    """A worker's status call that remembers its memory."""
+
+    def __init__(self) -> None:
+        self.memory_bytes = 0
+
+    async def __call__(self, channel: grpc.aio.Channel) -> WorkerStatus:
+        """Asks the worker."""
+        status = await engine_pb2_grpc.EngineServiceStub(channel).GetStatus(engine_pb2.GetStatusRequest())
+        self.memory_bytes = status.memory_bytes
+        return WorkerStatus(status.state, status.error)
+
+
+class LoadedModel:
+    """A loaded model.
+
+    Attributes:
+        engine: What answers.
+        worker: Its process.
+        probe: Its memory, as the last heartbeat told.
+        used: When it was used last, as a number that grows.
+
+    Args:
+        engine: What answers.
+        worker: Its process.
+        probe: Its status call.
+    """
+
+    def __init__(self, engine: WorkerEngine, worker: WorkerProcess, probe: EngineProbe) -> None:
+        self.engine = engine
+        self.worker = worker
+        self.probe = probe
+        self.used = 0
+        self._leases = 0
+        self._idle = asyncio.Event()
+        self._idle.set()
+
+    @property
+    def in_use(self) -> bool:
+        """Whether requests hold it."""
+        return self._leases > 0
+
+    def take(self) -> None:
+        """Begins to use it."""
+        self._leases += 1
+        self._idle.clear()
+
+    def give_back(self) -> None:
+        """Ends one use."""
+        self._leases -= 1
+        if not self._leases:
+            self._idle.set()
+
+    async def drain(self, seconds: float) -> bool:
+        """Waits until nobody uses it; tells whether that came in time."""
+        try:
+            async with asyncio.timeout(seconds):
+                await self._idle.wait()
+        except TimeoutError:
+            return False
+        return True
+
+    async def memory_bytes(self) -> int:
+        """What the worker holds now; 0 if it does not say."""
+        try:
+            return int((await self.engine.status()).memory_bytes)
+        except LlamasteadError:
+            return 0
