@@ -190,7 +190,8 @@ def test_a_full_queue_is_503_with_retry_after(client: httpx.Client) -> None:
         "response_format": {"type": "json_schema", "json_schema": {"name": "numbers", "schema": numbers}},
     }
     with client.stream("POST", "/v1/chat/completions", json=long) as first:
-        next(first.iter_lines())
+        lines = first.iter_lines()
+        next(lines)
         for path in ("/api/process_prompt", "/api/process", "/api/stream"):
             answer = client.post(path, json=PROMPT)
             assert assert_home_error(answer, 503)["code"] == "overloaded"

@@ -40,10 +40,13 @@ async def at_rest(stack: ChatStack) -> None:
 
 
 async def test_a_stream_arrives_piece_by_piece(stack: ChatStack, gateway: Running) -> None:
-    stack.engine.gate = asyncio.Event()
+    stack.engine.delay = 0.1
     async with gateway.http.stream("POST", "/api/stream", json={"prompt": "Hi"}, headers=LINES) as answer:
-        stack.engine.gate.set()
-        pieces = [json.loads(line) async for line in answer.aiter_lines()]
+        lines = answer.aiter_lines()
+        first = await anext(lines)
+        # The rest is not there yet: it was not held back to be sent with it.
+        assert stack.engine.active == 1
+        pieces = [json.loads(first), *[json.loads(line) async for line in lines]]
     assert [piece["chunk"] for piece in pieces] == ["Hello", ", ", "world", ".", ""]
     assert [piece["index"] for piece in pieces] == [0, 1, 2, 3, 4]
     summary = pieces[-1]["summary"]
