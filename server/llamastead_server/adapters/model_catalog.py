@@ -18,6 +18,7 @@ DEFAULT_ALIASES = ("llama3.3", "llama3.2:3b", "llama3.2:70b")
 """Names that the documents' examples use; each leads to the default model unless a model or alias has it."""
 
 _PART = re.compile(r"(?P<stem>.+)-(?P<part>\d{5})-of-(?P<parts>\d{5})")
+_GENERATES = re.compile("CausalLM|ConditionalGeneration|LMHead")
 _DEEPEST = 5
 _ON_BOARD = "on-board"
 
@@ -142,7 +143,8 @@ class ModelCatalog:
             return
         names = {item.name for item in items}
         if prefix and "config.json" in names and any(name.endswith(".safetensors") for name in names):
-            yield self._folder(folder, prefix, items, on_board)
+            if (entry := self._folder(folder, prefix, items, on_board)) is not None:
+                yield entry
             return
         sizes = {item.name: item.stat().st_size for item in items if item.name.endswith(".gguf") and item.is_file()}
         for item in items:
@@ -188,11 +190,17 @@ class ModelCatalog:
             known = self._known[file] = (stamp, facts)
         return known[1]
 
-    def _folder(self, folder: Path, path: str, items: Sequence[os.DirEntry[str]], on_board: bool) -> CatalogEntry:
+    def _folder(
+        self, folder: Path, path: str, items: Sequence[os.DirEntry[str]], on_board: bool
+    ) -> CatalogEntry | None:
         try:
             config = json.loads((folder / "config.json").read_bytes())
         except (OSError, ValueError):
             config = {}
+        architectures = config.get("architectures") or []
+        if architectures and not any(_GENERATES.search(str(name)) for name in architectures):
+            # An embedding model or a cross-encoder, which the embedder finds by itself.
+            return None
         method = str((config.get("quantization_config") or {}).get("quant_method", ""))
         quantised = method if method in ("exl2", "gptq") else ""
         window = config.get("max_position_embeddings")
