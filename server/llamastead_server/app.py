@@ -30,7 +30,7 @@ from llamastead_server.adapters.project_files import ProjectFiles
 from llamastead_server.adapters.project_templates import ProjectTemplates
 from llamastead_server.adapters.prometheus_meters import PrometheusMeters
 from llamastead_server.adapters.session_store import SqlSessionStore
-from llamastead_server.adapters.task_store import SqlTaskStore
+from llamastead_server.background import background
 from llamastead_server.checks import Parts, diagnosis, health_checks
 from llamastead_server.domain.caches import Caches
 from llamastead_server.domain.chat import ChatTurns
@@ -40,7 +40,7 @@ from llamastead_server.domain.embeddings import Embeddings
 from llamastead_server.domain.errors import AlreadyExists, LlamasteadError
 from llamastead_server.domain.examples import Examples
 from llamastead_server.domain.files import DatasetLocks
-from llamastead_server.domain.ingestion import PROCESS_DATASET, Ingestion
+from llamastead_server.domain.ingestion import Ingestion
 from llamastead_server.domain.log_book import LogBook
 from llamastead_server.domain.names import ProjectRef
 from llamastead_server.domain.projects import Projects
@@ -51,6 +51,8 @@ from llamastead_server.domain.runtime_settings import Configuration, RuntimeSett
 from llamastead_server.domain.sessions import Sessions
 from llamastead_server.domain.shutdown import Shutdown
 from llamastead_server.domain.tasks import TaskRunner
+from llamastead_server.services.batch_lines import BatchLines
+from llamastead_server.services.batches import BatchServicer
 from llamastead_server.services.chat import ChatServicer
 from llamastead_server.services.config import ConfigServicer
 from llamastead_server.services.datasets import DatasetServicer
@@ -130,7 +132,6 @@ async def start(
     configs = ProjectFiles(projects_folder)
     datasets = Datasets(configs, files, chunks, blobs, store, locks, time.time)
     ingestion = Ingestion(configs, files, chunks, blobs, store, embedder, reader, locks)
-    tasks = TaskRunner(SqlTaskStore(database), {PROCESS_DATASET: ingestion.run_task}, time.time, alone=url is None)
     sessions = Sessions(SqlSessionStore(database), ttl=settings.session_ttl)
     retriever = Retriever(configs, embedder, store, chunks)
     turns = ChatTurns(
@@ -141,6 +142,9 @@ async def start(
         defaults=runtime.parameters,
         request_timeout=lambda: runtime.system.request_timeout_seconds,
     )
+    completions, embeddings = Completions(models, runtime), Embeddings(embedder, settings.model_aliases)
+    lines = BatchLines(turns, completions, embeddings)
+    tasks, batches = background(settings, database, models, ingestion, lines)
     resources = (tasks, datasets, sessions)
     projects = Projects(
         configs,
@@ -158,6 +162,7 @@ async def start(
     )
     await configs.sweep()
     await datasets.reconcile()
+    await batches.resume()
     await tasks.start()
     stack.push_async_callback(tasks.stop)
     sweeping = asyncio.create_task(_sweep(sessions))
@@ -180,17 +185,15 @@ async def start(
         {"prompt": models.clear_prompt_caches, "embedding": embedder.clear_cache, "uploads": blobs.clear_abandoned}
     )
     reader_of_meters = PrometheusReader(meters, lambda: models.engines, lambda: embedder.worker.pid, settings.data_dir)
-    embeddings = Embeddings(embedder, settings.model_aliases)
     server = build_server(
         [
+            BatchServicer(batches),
             ChatServicer(turns, sessions, configs),
             ConfigServicer(runtime, models),
             DatasetServicer(datasets, ingestion, tasks),
             ExampleServicer(examples),
             ModelServicer(configs, models, runtime),
-            OpenAIServicer(
-                ModelChat(turns, sessions, configs), Completions(models, runtime), models, embedder, embeddings
-            ),
+            OpenAIServicer(ModelChat(turns, sessions, configs), completions, models, embedder, embeddings),
             OperationsServicer(Operations(models, checks, log, reader_of_meters, caches, diagnosis(parts), shutdown)),
             ProjectServicer(projects),
             PromptServicer(PromptTurns(turns, runtime)),

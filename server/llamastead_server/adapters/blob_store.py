@@ -124,7 +124,11 @@ class BlobUpload:
 
     async def keep(self) -> None:
         """Moves the finished content to its place."""
-        await asyncio.to_thread(self._keep)
+        await self.keep_as(_place(self._folder, self._sha256.hexdigest()))
+
+    async def keep_as(self, place: Path) -> None:
+        """Moves the finished content to a place below the folder."""
+        await asyncio.to_thread(self._keep, place)
 
     def discard(self) -> None:
         """Closes the temporary file and removes it, unless it was moved to its place."""
@@ -149,8 +153,7 @@ class BlobUpload:
         with self._in_use:
             os.fsync(self._descriptor)
 
-    def _keep(self) -> None:
-        place = _place(self._folder, self._sha256.hexdigest())
+    def _keep(self, place: Path) -> None:
         with self._in_use:
             fresh = [folder for folder in (place.parent.parent, place.parent) if not folder.exists()]
             for folder in fresh:

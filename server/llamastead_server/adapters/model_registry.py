@@ -106,6 +106,13 @@ class LocalModelRegistry:
         """The loaded engines by model name."""
         return {name: loaded.engine for name, loaded in self._loaded.items()}
 
+    @property
+    def has_room(self) -> bool:
+        """Whether every loaded engine has a slot to spare, or is at rest, and nobody waits."""
+        engines = [loaded.engine for loaded in self._loaded.values()]
+        most = max(1, self._options.slots - 1)
+        return all(engine.active_requests < most for engine in engines)
+
     def list_models(self) -> Sequence[ModelCard]:
         """Every installed model with its present state, the default one first."""
         return [self._present(entry.card) for entry in self._catalog.entries()]

@@ -112,11 +112,49 @@ tasks = sa.Table(
 )
 
 
+batch_files = sa.Table(
+    "batch_files",
+    metadata,
+    sa.Column("id", sa.String(64), primary_key=True),
+    sa.Column("filename", sa.String(255), nullable=False),
+    # batch, batch_output
+    sa.Column("purpose", sa.String(20), nullable=False),
+    sa.Column("size", sa.BigInteger, nullable=False),
+    sa.Column("created_at", sa.Float, nullable=False),
+    sa.Index("batch_files_by_time", "created_at", "id"),
+)
+
+batches = sa.Table(
+    "batches",
+    metadata,
+    sa.Column("id", sa.String(64), primary_key=True),
+    sa.Column("endpoint", sa.String(100), nullable=False),
+    sa.Column("input_file_id", sa.String(64), nullable=False),
+    sa.Column("output_file_id", sa.String(64), nullable=False),
+    sa.Column("error_file_id", sa.String(64), nullable=False),
+    sa.Column("created_at", sa.Float, nullable=False),
+    sa.Column("expires_at", sa.Float, nullable=False),
+    sa.Column("status", sa.String(20), nullable=False),
+    sa.Column("times", sa.JSON, nullable=False),
+    sa.Column("total", sa.Integer, nullable=False),
+    sa.Column("completed", sa.Integer, nullable=False),
+    sa.Column("failed", sa.Integer, nullable=False),
+    sa.Column("errors", sa.JSON, nullable=False),
+    sa.Column("labels", sa.JSON, nullable=False),
+    sa.Index("batches_by_time", "created_at", "id"),
+    sa.Index("batches_by_status", "status"),
+)
+
+
 def _create_all(connection: sa.Connection) -> None:
     metadata.create_all(connection)
 
 
-_STEPS = (_create_all,)
+def _create_batches(connection: sa.Connection) -> None:
+    metadata.create_all(connection, tables=[batch_files, batches])
+
+
+_STEPS = (_create_all, _create_batches)
 
 
 def migrate(engine: sa.Engine) -> None:

@@ -86,6 +86,11 @@ class Completions:
         self._models = models
         self._settings = settings
 
+    @property
+    def default_model(self) -> str:
+        """Name of the model for requests that name none."""
+        return self._models.default_model
+
     async def run(self, request: CompletionRequest) -> AsyncIterator[CompletionEvent]:
         """Continues each prompt in turn; closing the iterator frees the engine.
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 
 from python_multipart.exceptions import FormParserError
@@ -12,6 +12,7 @@ from llamastead_server.domain.errors import InvalidRequest, UnsupportedMediaType
 
 _LONGEST_BOUNDARY = 200
 _MOST_PARTS = 100
+_LONGEST_VALUE = 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,17 +27,23 @@ class FilePart:
 class MultipartBody:
     """A multipart/form-data body with one file.
 
+    Attributes:
+        values: Values of the short fields that have come by now.
+
     Args:
         content_type: The request's Content-Type, boundary included.
         body: The body's bytes as they come.
-        field: Name of the part that carries the file; others are skipped.
+        field: Name of the part that carries the file.
+        fields: Names of short text fields to keep; others are skipped.
 
     Raises:
         UnsupportedMediaType: The body is something else.
         InvalidRequest: The boundary is missing.
     """
 
-    def __init__(self, content_type: str, body: AsyncIterator[bytes], field: str = "file") -> None:
+    def __init__(
+        self, content_type: str, body: AsyncIterator[bytes], field: str = "file", fields: Sequence[str] = ()
+    ) -> None:
         kind, options = parse_options_header(content_type)
         if kind != b"multipart/form-data":
             shown = content_type.split(";")[0][:100] or "none"
@@ -47,6 +54,9 @@ class MultipartBody:
         if not 0 < len(boundary) <= _LONGEST_BOUNDARY:
             raise InvalidRequest("The content type multipart/form-data has no usable boundary.")
         self._body = body
+        self.values: dict[str, str] = {}
+        self._fields = frozenset(name.encode() for name in fields)
+        self._value: tuple[str, bytearray] | None = None
         self._field = field.encode()
         self._headers: dict[bytes, bytes] = {}
         self._header_name = bytearray()
@@ -131,13 +141,16 @@ class MultipartBody:
 
     def _on_headers_finished(self) -> None:
         _, options = parse_options_header(self._headers.get(b"content-disposition", b""))
-        if options.get(b"name") != self._field:
+        name = options.get(b"name", b"")
+        if name in self._fields and b"filename" not in options:
+            self._value = name.decode(), bytearray()
+        if name != self._field:
             return
         if b"filename" not in options:
-            name = self._field.decode()
+            shown = self._field.decode()
             raise ValidationFailed(
-                f"The field {name!r} is not a file: send it as `curl -F {name}=@paper.pdf` does.",
-                details={name: "Expected a file"},
+                f"The field {shown!r} is not a file: send it as `curl -F {shown}=@paper.pdf` does.",
+                details={shown: "Expected a file"},
             )
         if self._file is not None:
             raise InvalidRequest("The form has two files: send one per request.")
@@ -148,9 +161,16 @@ class MultipartBody:
     def _on_part_data(self, data: bytes, start: int, end: int) -> None:
         if self._in_file:
             self._pending.append(data[start:end])
+        elif self._value is not None:
+            self._value[1].extend(data[start:end])
+            if len(self._value[1]) > _LONGEST_VALUE:
+                raise InvalidRequest(f"The field {self._value[0]!r} is longer than {_LONGEST_VALUE} bytes.")
 
     def _on_part_end(self) -> None:
         self._in_file = False
+        if self._value is not None:
+            self.values[self._value[0]] = self._value[1].decode(errors="replace")
+            self._value = None
 
     def _on_end(self) -> None:
         self._complete = True

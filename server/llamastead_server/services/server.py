@@ -13,6 +13,7 @@ from grpc_health.v1._async import HealthServicer
 from grpc_reflection.v1alpha import reflection
 
 from llamastead.v1 import (
+    batch_pb2_grpc,
     chat_pb2_grpc,
     config_pb2_grpc,
     dataset_pb2_grpc,
@@ -35,6 +36,7 @@ from llamastead_server.services.telemetry import Telemetry
 
 _Register = Callable[[Any, grpc.aio.Server], None]
 _SERVICES: Mapping[str, tuple[type, _Register]] = {
+    "BatchService": (batch_pb2_grpc.BatchServiceServicer, batch_pb2_grpc.add_BatchServiceServicer_to_server),
     "ChatService": (chat_pb2_grpc.ChatServiceServicer, chat_pb2_grpc.add_ChatServiceServicer_to_server),
     "ConfigService": (config_pb2_grpc.ConfigServiceServicer, config_pb2_grpc.add_ConfigServiceServicer_to_server),
     "DatasetService": (dataset_pb2_grpc.DatasetServiceServicer, dataset_pb2_grpc.add_DatasetServiceServicer_to_server),
