@@ -9,6 +9,7 @@ from collections.abc import Iterator
 import pytest
 
 from llamastead_server import logs
+from llamastead_server.domain.log_book import LogBook, LogQuery
 from llamastead_server.domain.request_id import REQUEST_ID, adopt
 
 
@@ -76,3 +77,34 @@ def test_a_sane_request_id_is_adopted(offered: str) -> None:
 def test_another_is_replaced(offered: str | None) -> None:
     assert adopt(offered) != offered
     assert adopt(offered) != adopt(offered)
+
+
+def test_the_book_keeps_records_with_their_request_and_without_secrets() -> None:
+    book = LogBook()
+    logs.configure("INFO", "text", io.StringIO(), book=book, secrets=["hush-hush"])
+    REQUEST_ID.set("abc")
+    log = logging.getLogger("llamastead.test")
+    log.info("token %s", "hush-hush", extra={"fields": {"path": "/x?key=hush-hush", "count": 1}})
+    log.info("sent Authorization: Bearer xyz.123")
+    log.info("postgresql://user:password@host/db")
+    try:
+        raise ValueError("hush-hush")
+    except ValueError:
+        log.exception("failed")
+    entries = book.read(LogQuery())
+    assert {entry.request_id for entry in entries} == {"abc"}
+    assert entries[0].fields == {"path": "/x?key=***", "count": 1}
+    shown = str(entries)
+    for secret in ("hush-hush", "xyz.123", "password"):
+        assert secret not in shown
+    assert "ValueError" in entries[-1].fields["exception"]
+
+
+def test_the_level_can_be_changed_while_running() -> None:
+    book = LogBook()
+    logs.configure("INFO", "text", io.StringIO(), book=book)
+    log = logging.getLogger("llamastead.test")
+    for level, heard in (("ERROR", False), ("DEBUG", True), ("CRITICAL", False)):
+        logs.set_level(level)
+        log.debug("at %s", level)
+        assert any(entry.message == f"at {level}" for entry in book.read(LogQuery())) is heard

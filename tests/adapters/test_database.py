@@ -73,3 +73,22 @@ async def test_a_database_of_a_newer_server_is_refused(tmp_path: Path) -> None:
     with pytest.raises(Conflict, match="newer than this server"):
         async with Database.in_folder(tmp_path):
             pass
+
+
+async def test_an_older_database_gets_what_later_servers_added(tmp_path: Path) -> None:
+    added = {schema.batch_files.name, schema.batches.name}
+
+    def tables(connection: sa.Connection) -> set[str]:
+        return set(sa.inspect(connection).get_table_names())
+
+    def make_old(connection: sa.Connection) -> None:
+        for name in added:
+            connection.exec_driver_sql(f"DROP TABLE {name}")
+        connection.exec_driver_sql("DELETE FROM schema_version WHERE version > 1")
+
+    async with Database.in_folder(tmp_path) as database:
+        await database.write(lambda connection: connection.execute(add(1)))
+        await database.write(make_old)
+    async with Database.in_folder(tmp_path) as database:
+        assert added <= await database.read(tables)
+        assert await database.read(count) == 1

@@ -73,21 +73,21 @@ def test_the_template_comes_with_the_package() -> None:
 
 def test_every_variable_of_a_path_is_closed_to_queries() -> None:
     found = {name for binding in contract().bindings for name in binding.variables}
-    assert {"namespace", "project", "dataset", "session_id", "task_id", "file_hash", "example_id"} == found
+    of_projects = {"namespace", "project", "dataset", "session_id", "task_id", "file_hash", "example_id"}
+    assert of_projects | {"model", "file_id", "batch_id"} == found
 
 
 def test_uploads_are_the_only_raw_bodies() -> None:
     raw = {binding.template for binding in contract().bindings if binding.raw}
-    assert raw == {
-        f"{prefix}/v1/projects/{{namespace}}/{{project}}/datasets/{{dataset}}/data" for prefix in ("", "/api")
-    }
+    paths = ("/v1/projects/{namespace}/{project}/datasets/{dataset}/data", "/v1/files")
+    assert raw == {f"{prefix}{path}" for prefix in ("", "/api") for path in paths}
 
 
 def test_every_public_service_is_served() -> None:
     assert set(contract().services) == {
         service for service in contract().services if service.startswith("llamastead.v1.")
     }
-    assert len(contract().services) == 11
+    assert len(contract().services) == 13
 
 
 @pytest.mark.parametrize("wrong", ["in use", "not ours"])
