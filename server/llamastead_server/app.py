@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import time
 from collections.abc import Coroutine, Sequence
 from contextlib import AsyncExitStack
@@ -27,6 +28,7 @@ from llamastead_server.adapters.model_catalog import ModelCatalog
 from llamastead_server.adapters.model_registry import EngineOptions, LocalModelRegistry
 from llamastead_server.adapters.project_files import ProjectFiles
 from llamastead_server.adapters.project_templates import ProjectTemplates
+from llamastead_server.adapters.remote_engine import HttpEngines
 from llamastead_server.adapters.session_store import SqlSessionStore
 from llamastead_server.adapters.task_store import SqlTaskStore
 from llamastead_server.domain.chat import ChatTurns
@@ -36,6 +38,7 @@ from llamastead_server.domain.examples import Examples
 from llamastead_server.domain.files import DatasetLocks
 from llamastead_server.domain.health import Health, HealthCheck
 from llamastead_server.domain.ingestion import PROCESS_DATASET, Ingestion
+from llamastead_server.domain.model_routing import ModelRouter
 from llamastead_server.domain.names import ProjectRef
 from llamastead_server.domain.projects import Projects
 from llamastead_server.domain.retrieval import Retriever
@@ -108,7 +111,9 @@ async def start(stack: AsyncExitStack, settings: Settings, example: str | None) 
     tasks = TaskRunner(SqlTaskStore(database), {PROCESS_DATASET: ingestion.run_task}, time.time, alone=url is None)
     sessions = Sessions(SqlSessionStore(database), ttl=settings.session_ttl)
     retriever = Retriever(configs, embedder, store, chunks)
-    turns = ChatTurns(configs, models, retriever, sessions, request_timeout=settings.request_timeout)
+    remote = await stack.enter_async_context(HttpEngines(settings.request_timeout))
+    router = ModelRouter(models, remote, settings.remote_hosts, os.environ)
+    turns = ChatTurns(configs, models, retriever, sessions, router=router, request_timeout=settings.request_timeout)
     resources = (tasks, datasets, sessions)
     projects = Projects(
         configs,
@@ -147,7 +152,7 @@ async def start(stack: AsyncExitStack, settings: Settings, example: str | None) 
             ChatServicer(turns, sessions, configs),
             DatasetServicer(datasets, ingestion, tasks),
             ExampleServicer(examples),
-            ModelServicer(configs, models),
+            ModelServicer(configs, models, router),
             ProjectServicer(projects),
             RetrievalServicer(retriever, RetrievalHealth(configs, embedder, store, chunks)),
             SystemServicer(version("llamastead"), str(settings.data_dir), _checks(models, embedder, database, gateway)),

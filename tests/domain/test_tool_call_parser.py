@@ -47,13 +47,13 @@ OSLO = ("weather", {"city": "Oslo"})
         (f"<tool_call>{W}</tool_call>\nThere.", "There.", [OSLO]),
         (f"<tool_call>{W}", "", [OSLO]),
         (f"{W}, and that.", ", and that.", [OSLO]),
-        ('{"name": "weather", "arguments": {"city": "</tool_call>{\\"}"}}', "", [("weather", {"city": '</tool_call>{"}'})]),
+        ('{"name": "weather", "arguments": {"a": "</tool_call>{\\"}"}}', "", [("weather", {"a": '</tool_call>{"}'})]),
         ('{"name": "unknown", "arguments": {}}', '{"name": "unknown", "arguments": {}}', []),
         ('<tool_call>{"name": "unknown"}</tool_call>', '<tool_call>{"name": "unknown"}</tool_call>', []),
         ('{"city": "Oslo", "name": "weather"}', '{"city": "Oslo", "name": "weather"}', []),
         ('{"name": "weather", "arguments": [1]}', '{"name": "weather", "arguments": [1]}', []),
         ('{"name": "weather", "arguments": {"a": NaN}}', '{"name": "weather", "arguments": {"a": NaN}}', []),
-        ('{"name": "weather", "arguments": {"a": "\\ud800"}}', '{"name": "weather", "arguments": {"a": "\\ud800"}}', []),
+        ('{"name": "weather", "arguments": {"\\ud800": 1}}', '{"name": "weather", "arguments": {"\\ud800": 1}}', []),
         (f"See {W}", f"See {W}", []),
         ("a < b <tool", "a < b <tool", []),
         ("<tool_call>no</tool_call>", "<tool_call>no</tool_call>", []),
@@ -74,8 +74,8 @@ def test_half_a_call_is_lost_where_the_answer_was_cut_and_never_seen_before(half
 
 
 PARTS = st.sampled_from(
-    ["<tool_call>", "</tool_call>", "<tool", "_call>", W, W[:20], W[20:], '{"name": "unknown", "arguments": {}}', "{", "}",
-     '"', "\\", " ", "\n", ";", ",", "x", '{"a": 1}', '{"name": ', '"weather"', ', "parameters": {}}']
+    ["<tool_call>", "</tool_call>", "<tool", "_call>", W, W[:20], W[20:], "{", "}", '"', "\\", " ", "\n", ";", ",", "x",
+     '{"name": "unknown", "arguments": {}}', '{"a": 1}', '{"name": ', '"weather"', ', "parameters": {}}']
 )  # fmt: skip
 
 

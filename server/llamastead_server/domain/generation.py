@@ -177,6 +177,9 @@ class ModelCard:
         state: `available`, `loading`, `ready` or `failed`.
         aliases: Other names that lead to it.
         on_board: Whether it ships with the server.
+        parameters: Number of its weights, when known.
+        memory_bytes: Memory its worker holds.
+        loaded_seconds: Time since it was loaded.
     """
 
     name: str
@@ -191,3 +194,4 @@ class ModelCard:
     on_board: bool = False
     parameters: int | None = None
     memory_bytes: int | None = None
+    loaded_seconds: float | None = None

@@ -118,7 +118,7 @@ class ToolOffer:
             for number, tool in enumerate(wanted)
         ]
         definitions = {
-            str(number): _moved(_closed(tool.parameters), f"#/$defs/{number}") for number, tool in enumerate(wanted)
+            str(number): _moved(_bounded(tool.parameters), f"#/$defs/{number}") for number, tool in enumerate(wanted)
         }
         return {**(calls[0] if len(calls) == 1 else {"anyOf": calls}), "$defs": definitions}
 
@@ -219,9 +219,28 @@ def _wrong(place: str, reason: str) -> ValidationFailed:
     return ValidationFailed(f"Invalid request: {place}: {reason}.", details={place: reason})
 
 
-def _closed(parameters: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Parameters as a schema of exactly the properties it names: a forced call makes up no other ones."""
-    return {"type": "object", "additionalProperties": False, **parameters}
+def _bounded(parameters: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Parameters as a schema of just the properties it names: a forced call makes up no other ones, without end."""
+    schema = {"type": "object", "properties": {}, **parameters}
+    # Schemas that are joined each name a part of the properties only.
+    return schema if '"allOf"' in json.dumps(schema) else _closed(schema)
+
+
+def _closed(node: Any) -> Any:
+    if isinstance(node, list):
+        return [_closed(entry) for entry in node]
+    if not isinstance(node, Mapping):
+        return node
+    closed = {
+        key: {name: _closed(entry) for name, entry in value.items()}
+        if key in ("properties", "$defs", "definitions") and isinstance(value, Mapping)
+        else _closed(value)
+        if key in ("items", "prefixItems", "anyOf", "oneOf", "additionalProperties")
+        else value
+        for key, value in node.items()
+    }
+    whole = "properties" in node and not {"anyOf", "oneOf", "$ref", "patternProperties"} & set(node)
+    return {"additionalProperties": False, **closed} if whole else closed
 
 
 def _moved(node: Any, root: str) -> Any:
