@@ -7,7 +7,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from contextlib import aclosing, asynccontextmanager
 from typing import Any
 
-import httpx
+import httpx2
 
 from llamastead_server.adapters.remote_stream import BadStream, RemoteStream, sse_data
 from llamastead_server.domain.errors import (
@@ -53,7 +53,7 @@ class HttpEngines:
 
     def __init__(self, timeout: float = 600.0) -> None:
         self._timeout = timeout
-        self._client: httpx.AsyncClient | None = None
+        self._client: httpx2.AsyncClient | None = None
 
     async def __aenter__(self) -> HttpEngines:
         return self
@@ -67,9 +67,9 @@ class HttpEngines:
         """An engine for one turn."""
         if self._client is None:
             # Made when it is first needed: it reads the system's certificates.
-            self._client = httpx.AsyncClient(
-                timeout=httpx.Timeout(self._timeout, connect=_CONNECT_TIMEOUT),
-                limits=httpx.Limits(max_connections=_CONNECTIONS),
+            self._client = httpx2.AsyncClient(
+                timeout=httpx2.Timeout(self._timeout, connect=_CONNECT_TIMEOUT),
+                limits=httpx2.Limits(max_connections=_CONNECTIONS),
                 follow_redirects=False,
                 trust_env=False,
             )
@@ -79,7 +79,7 @@ class HttpEngines:
 class RemoteEngine:
     """Implements `domain.ports.Engine` over HTTP; closing `generate` closes the connection, which stops the work."""
 
-    def __init__(self, client: httpx.AsyncClient, model: RemoteModel) -> None:
+    def __init__(self, client: httpx2.AsyncClient, model: RemoteModel) -> None:
         self._client = client
         self._model = model
         self._card = ModelCard(model.model, "", "remote", "remote", 0, context_length=None, loaded=True, state="ready")
@@ -116,12 +116,12 @@ class RemoteEngine:
                             yield event
                         if stream.ended:
                             break
-        except httpx.TimeoutException:
+        except httpx2.TimeoutException:
             raise Unavailable(f"{self._place} did not answer in time.", retry_after=5.0) from None
-        except httpx.TransportError as error:
-            kind = "can't be reached" if isinstance(error, httpx.ConnectError) else "ended the connection"
+        except httpx2.TransportError as error:
+            kind = "can't be reached" if isinstance(error, httpx2.ConnectError) else "ended the connection"
             raise Unavailable(f"{self._place} {kind}.", retry_after=5.0) from None
-        except httpx.InvalidURL:
+        except httpx2.InvalidURL:
             raise Unavailable(f"{self._place} has an address that can't be called.") from None
         except BadStream as error:
             raise EngineFailed(f"{self._place} failed: {self._clean(str(error))}", retry_after=1.0) from None
@@ -174,7 +174,7 @@ class RemoteEngine:
             body["response_format"] = {"type": "json_object"}
         return {name: value for name, value in body.items() if value is not None}
 
-    def _refusal(self, answer: httpx.Response, body: bytes) -> LlamasteadError:
+    def _refusal(self, answer: httpx2.Response, body: bytes) -> LlamasteadError:
         status = answer.status_code
         said = self._clean(_message_of(body))
         if status in (401, 403):
@@ -216,7 +216,7 @@ def _message(message: Message) -> dict[str, Any]:
     return plain
 
 
-async def _start_of(answer: httpx.Response) -> bytes:
+async def _start_of(answer: httpx2.Response) -> bytes:
     body = b""
     async for part in answer.aiter_bytes():
         body += part
