@@ -57,7 +57,10 @@ def rank_fused(scores: Sequence[Mapping[str, float]], weights: Sequence[float]) 
     Unlike the others these scores tell a place among the results, not how well a chunk fits.
     """
     reciprocal = [
-        {chunk_id: (1.0 + _RANK_OFFSET) / (rank + _RANK_OFFSET) for rank, (chunk_id, _) in enumerate(ranked(each, 0), 1)}
+        {
+            chunk_id: (1.0 + _RANK_OFFSET) / (rank + _RANK_OFFSET)
+            for rank, (chunk_id, _) in enumerate(ranked(each, 0), 1)
+        }
         for each in scores
     ]
     return averaged(reciprocal, weights)

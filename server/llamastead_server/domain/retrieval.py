@@ -26,7 +26,11 @@ class ChunkStore(Protocol):
         ...
 
     async def document_count(self, ref: ProjectRef, database: str) -> int:
-        """How many files have chunks in the database."""
+        """How many different files have chunks in the database."""
+        ...
+
+    async def chunk_count(self, ref: ProjectRef, database: str) -> int:
+        """How many chunks a database holds."""
         ...
 
     async def embedding_of(self, ref: ProjectRef, database: str) -> tuple[str, int] | None:

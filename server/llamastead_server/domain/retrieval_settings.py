@@ -59,8 +59,8 @@ class Settings(BaseModel):
 
     @property
     def results(self) -> int | None:
-        """Number of results, under whichever name it was given."""
-        return self.top_k
+        """Number of results, under whichever name the type has for it."""
+        return getattr(self, "final_k", None) or getattr(self, "final_top_k", None) or self.top_k
 
 
 class WithMetric(Settings):
@@ -98,11 +98,6 @@ class HybridSettings(WithMetric):
     initial_k: _TopK = 30
     final_k: _TopK | None = None
     relevance_threshold: _Share | None = None
-
-    @property
-    def results(self) -> int | None:
-        """Number of results, under whichever name it was given."""
-        return self.final_k or self.top_k
 
 
 class FilteredSettings(WithMetric):
@@ -154,11 +149,6 @@ class RerankedSettings(WithMetric):
     rerank_factors: Factors = Factors()
     normalize_scores: _Flag = True
 
-    @property
-    def results(self) -> int | None:
-        """Number of results, under whichever name it was given."""
-        return self.final_k or self.top_k
-
 
 class Part(BaseModel):
     """One of the strategies that a combined one consists of."""
@@ -201,11 +191,6 @@ class CombinedSettings(WithMetric):
             raise ValueError("the weights of strategies must not all be 0")
         return self
 
-    @property
-    def results(self) -> int | None:
-        """Number of results, under whichever name it was given."""
-        return self.final_k or self.top_k
-
 
 class _Based(WithMetric):
     base_strategy: str = DEFAULT_TYPE
@@ -236,11 +221,6 @@ class CrossEncoderSettings(_Based):
     relevance_threshold: _Share | None = None
     timeout: _Seconds = 60.0
 
-    @property
-    def results(self) -> int | None:
-        """Number of results, under whichever name it was given."""
-        return self.final_k or self.top_k
-
 
 class MultiTurnSettings(_Based):
     """A long question is divided, and each part is searched."""
@@ -263,11 +243,6 @@ class MultiTurnSettings(_Based):
         if self.enable_reranking and self.reranker_config is None:
             raise ValueError("enable_reranking needs reranker_config.model_name, a cross-encoder")
         return self
-
-    @property
-    def results(self) -> int | None:
-        """Number of results, under whichever name it was given."""
-        return self.final_top_k or self.top_k
 
 
 _PLAIN: tuple[str, ...] = (

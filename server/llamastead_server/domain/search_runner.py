@@ -81,7 +81,7 @@ class SearchRunner:
             everything, passing = await _both(
                 self._plain(replace(search, filters={}), text), self._plain(replace(search, filtered_after=None), text)
             )
-            return dict((key, score) for key, score in ranked(everything, 0)[: search.filtered_after] if key in passing)
+            return {key: score for key, score in ranked(everything, 0)[: search.filtered_after] if key in passing}
         if search.kind == "keyword":
             return await self._by_keyword(search, text)
         if search.kind == "vector":

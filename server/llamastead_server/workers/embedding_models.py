@@ -96,8 +96,8 @@ class EmbeddingModels:
                 folder = None
         if folder is None:
             raise NotFound(
-                f"Embedding model {name!r} is not installed. Installed: {', '.join(self.available())}. Put one's folder "
-                "into the models folder.",
+                f"Embedding model {name!r} is not installed. Installed: {', '.join(self.available())}. Put one's "
+                "folder into the models folder.",
                 details={"embedding_model": name},
             )
         if folder in self._loaded:
