@@ -114,7 +114,7 @@ def _comparison(name: str, value: Any) -> str:
         return f"{_NUMBER_COLUMNS[name]} == {int(value)}" if whole else _NOTHING
     field, literal = f'meta["{encode(name)}"]', _literal(value)
     # Of a list, such as `authors`, one entry must be equal.
-    return f"({field} == {literal} or json_contains({field}, {literal}))"
+    return f"{field} == {literal} or json_contains({field}, {literal})"
 
 
 def _literal(value: str | float | bool) -> str:

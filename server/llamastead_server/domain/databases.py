@@ -132,13 +132,10 @@ class Databases:
 
         def remove(config: ProjectConfig) -> ProjectConfig:
             _check_free(config, database)
-            changed = _with_databases(config, lambda entries: [entry for entry in entries if entry["name"] != database])
-            if config.rag.default_database != database:
-                return changed
-            rag = {key: value for key, value in changed.plain()["rag"].items() if key != "default_database"}
-            return ProjectConfig.parse({**changed.plain(), "rag": rag})
+            return _with_databases(config, lambda entries: [entry for entry in entries if entry["name"] != database])
 
-        _check_free(await self._projects.config(ref), database)
+        # What can't be deleted is said before anything is lost.
+        remove(await self._projects.config(ref))
         removed = await self._empty(ref, database) if collection else 0
         await self._projects.update(ref, remove)
         return view, removed
@@ -230,8 +227,8 @@ def _check_free(config: ProjectConfig, database: str) -> None:
     datasets = [dataset.name for dataset in config.datasets if dataset.database == database]
     if datasets:
         raise Conflict(
-            f"Database {database!r} can't be deleted: the datasets {', '.join(datasets)} go into it. Delete them first, "
-            "or give them another database.",
+            f"Database {database!r} can't be deleted: the datasets {', '.join(datasets)} go into it. Delete them "
+            "first, or give them another database.",
             details={"database": database, "datasets": ", ".join(datasets)},
         )
 
@@ -241,5 +238,8 @@ def _with_databases(
 ) -> ProjectConfig:
     """The configuration with other databases, checked as a whole."""
     plain = config.plain()
-    rag = plain.get("rag") or {}
-    return ProjectConfig.parse({**plain, "rag": {**rag, "databases": change(rag.get("databases") or [])}})
+    rag = dict(plain.get("rag") or {})
+    rag["databases"] = change(rag.get("databases") or [])
+    if rag.get("default_database") not in [entry["name"] for entry in rag["databases"]]:
+        rag.pop("default_database", None)
+    return ProjectConfig.parse({**plain, "rag": rag})

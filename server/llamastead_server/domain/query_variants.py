@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from llamastead_server.domain.query_expansion import content_words
 
 _SENTENCE = re.compile(r"(?<=[.?!;])\s+")
-_CLAUSE = re.compile(r",\s+|\s+(?:and|or|but)\s+", re.IGNORECASE)
+_CLAUSE = re.compile(r",\s+(?:(?:and|or|but)\s+)?|\s+(?:and|or|but)\s+", re.IGNORECASE)
 _PART = re.compile(
     r"(?<=[?;])\s*|(?<=[.!])\s+|[,;]?\s+(?:and also|and|also|additionally|furthermore|moreover)\b,?\s+", re.IGNORECASE
 )

@@ -155,9 +155,7 @@ class _Builder:
         self._strategy = strategy
         self._top_k = top_k
         self._metric = database.distance_metric
-        self._unused = {
-            field for field in ("distance_metric", "hybrid_alpha", "query_expansion") if getattr(query, field)
-        }
+        self._unused = {key for key in ("distance_metric", "hybrid_alpha", "query_expansion") if getattr(query, key)}
         if query.hybrid_alpha is not None:
             self._unused.add("hybrid_alpha")
 
@@ -170,12 +168,12 @@ class _Builder:
                 search = replace(search, model=model)
             else:
                 search = CrossEncoded(search, model, max(self._top_k, getattr(own, "initial_k", _RERANKED)))
-        for field, side in (("distance_metric", "vector"), ("hybrid_alpha", "hybrid"), ("query_expansion", "keyword")):
-            if field in self._unused:
+        for key, side in (("distance_metric", "vector"), ("hybrid_alpha", "hybrid"), ("query_expansion", "keyword")):
+            if key in self._unused:
                 raise InvalidRequest(
-                    f"{field} is of no use to the strategy {self._strategy!r}, which makes no {side} search. Leave it "
+                    f"{key} is of no use to the strategy {self._strategy!r}, which makes no {side} search. Leave it "
                     "out, or use the strategy 'hybrid'.",
-                    details={"field": field},
+                    details={"field": key},
                 )
         return search
 
