@@ -162,7 +162,7 @@ class Generator:
         if rule.body:
             operation["requestBody"] = self.body(method, in_path, rule.body, comment)
         error = "ApiError" if path.startswith("/api/") else "Error"
-        operation["responses"] = self.responses(method, comment, error, rule.response_body)
+        operation["responses"] = self.responses(method, comment, error)
         if rule.additional_bindings:
             operation["x-aliases"] = [binding(other)[1] for other in rule.additional_bindings]
         return operation
@@ -202,14 +202,14 @@ class Generator:
         """The field of a message by its name."""
         return next(member for member in self.messages[type_name].field if member.name == name)
 
-    def responses(self, method: MethodDescriptorProto, comment: Comment, error: str, only: str = "") -> Json:
-        """Describes a call's answers; `only` is the field of the answer that REST shows alone."""
+    def responses(self, method: MethodDescriptorProto, comment: Comment, error: str) -> Json:
+        """Describes a call's answers."""
         content = {}
         for media_type, name in comment.lists.get("Content types", {"application/json": ""}).items():
             if name == "string":
                 schema: Json = {"type": "string"}
-            elif only:
-                schema = self.schema(method.output_type, self.member(method.output_type, only))
+            elif name.endswith("[]"):
+                schema = {"type": "array", "items": self.reference(f".{PACKAGE}.{name[:-2]}")}
             else:
                 schema = self.reference(f".{PACKAGE}.{name}" if name else method.output_type)
             if media_type in ("text/event-stream", "application/x-ndjson"):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import grpc
+from google.api.httpbody_pb2 import HttpBody
 from google.protobuf import struct_pb2
 
 from llamastead.v1 import retrieval_pb2, retrieval_pb2_grpc
@@ -19,8 +20,9 @@ from llamastead_server.domain.retrieval_health import ComponentHealth, DatabaseH
 from llamastead_server.domain.retrieval_plan import RetrievalQuery
 from llamastead_server.domain.tasks import TaskRunner
 from llamastead_server.services.databases import database_message, document_message, preview_message, stats_message
+from llamastead_server.services.http_body import json_body
 from llamastead_server.services.metadata import CallMetadata
-from llamastead_server.services.plain import from_struct, to_struct
+from llamastead_server.services.plain import from_struct, to_json, to_struct
 
 _Context = grpc.aio.ServicerContext[Any, Any]
 
@@ -90,30 +92,30 @@ class RetrievalServicer(retrieval_pb2_grpc.RetrievalServiceServicer):
 
     async def CreateDatabase(  # noqa: N802
         self, request: retrieval_pb2.CreateDatabaseRequest, context: _Context
-    ) -> retrieval_pb2.CreateDatabaseResponse:
+    ) -> retrieval_pb2.Database:
         """Adds a database."""
         made = await self._databases.create(
             project_ref(request.namespace, request.project), from_struct(request.config)
         )
         if CallMetadata(context.invocation_metadata()).rest_path is not None:
             await context.send_initial_metadata((("x-http-status", "201"),))
-        return retrieval_pb2.CreateDatabaseResponse(database=database_message(made))
+        return database_message(made)
 
     async def GetDatabase(  # noqa: N802
         self, request: retrieval_pb2.GetDatabaseRequest, context: _Context
-    ) -> retrieval_pb2.GetDatabaseResponse:
+    ) -> retrieval_pb2.Database:
         """Gives one database."""
         view = await self._databases.get(project_ref(request.namespace, request.project), _database_name(request))
-        return retrieval_pb2.GetDatabaseResponse(database=database_message(view))
+        return database_message(view)
 
     async def UpdateDatabase(  # noqa: N802
         self, request: retrieval_pb2.UpdateDatabaseRequest, context: _Context
-    ) -> retrieval_pb2.UpdateDatabaseResponse:
+    ) -> retrieval_pb2.Database:
         """Changes a database."""
         view = await self._databases.update(
             project_ref(request.namespace, request.project), _database_name(request), from_struct(request.config)
         )
-        return retrieval_pb2.UpdateDatabaseResponse(database=database_message(view))
+        return database_message(view)
 
     async def DeleteDatabase(  # noqa: N802
         self, request: retrieval_pb2.DeleteDatabaseRequest, context: _Context
@@ -132,11 +134,17 @@ class RetrievalServicer(retrieval_pb2_grpc.RetrievalServiceServicer):
         """Lists a database's documents."""
         found = await self._databases.documents(
             project_ref(request.namespace, request.project),
-            request.database or None,
+            request.database_name or request.database or None,
             limit=request.limit if request.HasField("limit") else 50,
             offset=request.offset,
         )
         return retrieval_pb2.ListDocumentsResponse(documents=map(document_message, found))
+
+    async def ListDocumentsHttp(  # noqa: N802
+        self, request: retrieval_pb2.ListDocumentsRequest, context: _Context
+    ) -> HttpBody:
+        """Lists a database's documents as a bare array."""
+        return json_body([to_json(document) for document in (await self.ListDocuments(request, context)).documents])
 
     async def GetStats(  # noqa: N802
         self, request: retrieval_pb2.GetStatsRequest, context: _Context
@@ -204,7 +212,7 @@ def metadata(chunk: Chunk) -> struct_pb2.Struct:
 
 def _database_name(request: Any) -> str:
     """The name in a request's path, which only native callers can leave empty."""
-    return segment("database", request.database)
+    return segment("database", request.database_name)
 
 
 def _query(request: retrieval_pb2.QueryRequest) -> RetrievalQuery:

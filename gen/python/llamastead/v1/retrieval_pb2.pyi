@@ -529,30 +529,6 @@ class CreateDatabaseRequest(_message.Message):
 Global___CreateDatabaseRequest: _TypeAlias = CreateDatabaseRequest  # noqa: Y015
 
 @_typing.final
-class CreateDatabaseResponse(_message.Message):
-    """The database that was added."""
-
-    DESCRIPTOR: _descriptor.Descriptor
-
-    DATABASE_FIELD_NUMBER: _builtins.int
-    @_builtins.property
-    def database(self) -> Global___Database:
-        """The database; over REST it is the whole body."""
-
-    def __init__(
-        self,
-        *,
-        database: Global___Database | None = ...,
-    ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["database", b"database"]  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["database", b"database"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
-
-Global___CreateDatabaseResponse: _TypeAlias = CreateDatabaseResponse  # noqa: Y015
-
-@_typing.final
 class GetDatabaseRequest(_message.Message):
     """Asks for one database."""
 
@@ -560,51 +536,27 @@ class GetDatabaseRequest(_message.Message):
 
     NAMESPACE_FIELD_NUMBER: _builtins.int
     PROJECT_FIELD_NUMBER: _builtins.int
-    DATABASE_FIELD_NUMBER: _builtins.int
+    DATABASE_NAME_FIELD_NUMBER: _builtins.int
     namespace: _builtins.str
     """Namespace that holds the project: 1 to 100 letters, digits, `.`, `_` or `-`, starting with a letter or digit."""
     project: _builtins.str
     """Name of the project, under the same rule as the namespace."""
-    database: _builtins.str
+    database_name: _builtins.str
     """Name of the database."""
     def __init__(
         self,
         *,
         namespace: _builtins.str = ...,
         project: _builtins.str = ...,
-        database: _builtins.str = ...,
+        database_name: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["database", b"database", "namespace", b"namespace", "project", b"project"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["database_name", b"database_name", "namespace", b"namespace", "project", b"project"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___GetDatabaseRequest: _TypeAlias = GetDatabaseRequest  # noqa: Y015
-
-@_typing.final
-class GetDatabaseResponse(_message.Message):
-    """The database asked for."""
-
-    DESCRIPTOR: _descriptor.Descriptor
-
-    DATABASE_FIELD_NUMBER: _builtins.int
-    @_builtins.property
-    def database(self) -> Global___Database:
-        """The database; over REST it is the whole body."""
-
-    def __init__(
-        self,
-        *,
-        database: Global___Database | None = ...,
-    ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["database", b"database"]  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["database", b"database"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
-
-Global___GetDatabaseResponse: _TypeAlias = GetDatabaseResponse  # noqa: Y015
 
 @_typing.final
 class UpdateDatabaseRequest(_message.Message):
@@ -614,13 +566,13 @@ class UpdateDatabaseRequest(_message.Message):
 
     NAMESPACE_FIELD_NUMBER: _builtins.int
     PROJECT_FIELD_NUMBER: _builtins.int
-    DATABASE_FIELD_NUMBER: _builtins.int
+    DATABASE_NAME_FIELD_NUMBER: _builtins.int
     CONFIG_FIELD_NUMBER: _builtins.int
     namespace: _builtins.str
     """Namespace that holds the project: 1 to 100 letters, digits, `.`, `_` or `-`, starting with a letter or digit."""
     project: _builtins.str
     """Name of the project, under the same rule as the namespace."""
-    database: _builtins.str
+    database_name: _builtins.str
     """Name of the database."""
     @_builtins.property
     def config(self) -> _struct_pb2.Struct:
@@ -631,40 +583,16 @@ class UpdateDatabaseRequest(_message.Message):
         *,
         namespace: _builtins.str = ...,
         project: _builtins.str = ...,
-        database: _builtins.str = ...,
+        database_name: _builtins.str = ...,
         config: _struct_pb2.Struct | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["config", b"config"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["config", b"config", "database", b"database", "namespace", b"namespace", "project", b"project"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["config", b"config", "database_name", b"database_name", "namespace", b"namespace", "project", b"project"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___UpdateDatabaseRequest: _TypeAlias = UpdateDatabaseRequest  # noqa: Y015
-
-@_typing.final
-class UpdateDatabaseResponse(_message.Message):
-    """The database as it is now."""
-
-    DESCRIPTOR: _descriptor.Descriptor
-
-    DATABASE_FIELD_NUMBER: _builtins.int
-    @_builtins.property
-    def database(self) -> Global___Database:
-        """The database; over REST it is the whole body."""
-
-    def __init__(
-        self,
-        *,
-        database: Global___Database | None = ...,
-    ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["database", b"database"]  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["database", b"database"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
-
-Global___UpdateDatabaseResponse: _TypeAlias = UpdateDatabaseResponse  # noqa: Y015
 
 @_typing.final
 class DeleteDatabaseRequest(_message.Message):
@@ -674,13 +602,13 @@ class DeleteDatabaseRequest(_message.Message):
 
     NAMESPACE_FIELD_NUMBER: _builtins.int
     PROJECT_FIELD_NUMBER: _builtins.int
-    DATABASE_FIELD_NUMBER: _builtins.int
+    DATABASE_NAME_FIELD_NUMBER: _builtins.int
     DELETE_COLLECTION_FIELD_NUMBER: _builtins.int
     namespace: _builtins.str
     """Namespace that holds the project: 1 to 100 letters, digits, `.`, `_` or `-`, starting with a letter or digit."""
     project: _builtins.str
     """Name of the project, under the same rule as the namespace."""
-    database: _builtins.str
+    database_name: _builtins.str
     """Name of the database."""
     delete_collection: _builtins.bool
     """Whether its vectors and chunks go too. Default: true."""
@@ -689,12 +617,12 @@ class DeleteDatabaseRequest(_message.Message):
         *,
         namespace: _builtins.str = ...,
         project: _builtins.str = ...,
-        database: _builtins.str = ...,
+        database_name: _builtins.str = ...,
         delete_collection: _builtins.bool | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_delete_collection", b"_delete_collection", "delete_collection", b"delete_collection"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_delete_collection", b"_delete_collection", "database", b"database", "delete_collection", b"delete_collection", "namespace", b"namespace", "project", b"project"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_delete_collection", b"_delete_collection", "database_name", b"database_name", "delete_collection", b"delete_collection", "namespace", b"namespace", "project", b"project"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__delete_collection: _TypeAlias = _typing.Literal["delete_collection"]  # noqa: Y015
     _WhichOneofArgType__delete_collection: _TypeAlias = _typing.Literal["_delete_collection", b"_delete_collection"]  # noqa: Y015
@@ -906,6 +834,7 @@ class ListDocumentsRequest(_message.Message):
     DATABASE_FIELD_NUMBER: _builtins.int
     LIMIT_FIELD_NUMBER: _builtins.int
     OFFSET_FIELD_NUMBER: _builtins.int
+    DATABASE_NAME_FIELD_NUMBER: _builtins.int
     namespace: _builtins.str
     """Namespace that holds the project: 1 to 100 letters, digits, `.`, `_` or `-`, starting with a letter or digit."""
     project: _builtins.str
@@ -916,6 +845,8 @@ class ListDocumentsRequest(_message.Message):
     """Most documents to list. Range: 1 to 1000. Default: 50."""
     offset: _builtins.int
     """Documents to leave out at the beginning. Range: 0 to 2147483647. Default: 0."""
+    database_name: _builtins.str
+    """The same as `database`, as it stands in a path."""
     def __init__(
         self,
         *,
@@ -924,19 +855,24 @@ class ListDocumentsRequest(_message.Message):
         database: _builtins.str | None = ...,
         limit: _builtins.int | None = ...,
         offset: _builtins.int | None = ...,
+        database_name: _builtins.str | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_database", b"_database", "_limit", b"_limit", "_offset", b"_offset", "database", b"database", "limit", b"limit", "offset", b"offset"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_database", b"_database", "_database_name", b"_database_name", "_limit", b"_limit", "_offset", b"_offset", "database", b"database", "database_name", b"database_name", "limit", b"limit", "offset", b"offset"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_database", b"_database", "_limit", b"_limit", "_offset", b"_offset", "database", b"database", "limit", b"limit", "namespace", b"namespace", "offset", b"offset", "project", b"project"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_database", b"_database", "_database_name", b"_database_name", "_limit", b"_limit", "_offset", b"_offset", "database", b"database", "database_name", b"database_name", "limit", b"limit", "namespace", b"namespace", "offset", b"offset", "project", b"project"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__database: _TypeAlias = _typing.Literal["database"]  # noqa: Y015
     _WhichOneofArgType__database: _TypeAlias = _typing.Literal["_database", b"_database"]  # noqa: Y015
+    _WhichOneofReturnType__database_name: _TypeAlias = _typing.Literal["database_name"]  # noqa: Y015
+    _WhichOneofArgType__database_name: _TypeAlias = _typing.Literal["_database_name", b"_database_name"]  # noqa: Y015
     _WhichOneofReturnType__limit: _TypeAlias = _typing.Literal["limit"]  # noqa: Y015
     _WhichOneofArgType__limit: _TypeAlias = _typing.Literal["_limit", b"_limit"]  # noqa: Y015
     _WhichOneofReturnType__offset: _TypeAlias = _typing.Literal["offset"]  # noqa: Y015
     _WhichOneofArgType__offset: _TypeAlias = _typing.Literal["_offset", b"_offset"]  # noqa: Y015
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__database) -> _WhichOneofReturnType__database | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__database_name) -> _WhichOneofReturnType__database_name | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__limit) -> _WhichOneofReturnType__limit | None: ...
     @_typing.overload
@@ -953,7 +889,7 @@ class ListDocumentsResponse(_message.Message):
     DOCUMENTS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def documents(self) -> _containers.RepeatedCompositeFieldContainer[Global___Document]:
-        """The documents by name; over REST this array is the whole body."""
+        """The documents by name."""
 
     def __init__(
         self,
@@ -1118,7 +1054,7 @@ class PreviewChunksRequest(_message.Message):
 
     NAMESPACE_FIELD_NUMBER: _builtins.int
     PROJECT_FIELD_NUMBER: _builtins.int
-    DATABASE_FIELD_NUMBER: _builtins.int
+    DATABASE_NAME_FIELD_NUMBER: _builtins.int
     DATASET_ID_FIELD_NUMBER: _builtins.int
     FILE_HASH_FIELD_NUMBER: _builtins.int
     FILE_CONTENT_FIELD_NUMBER: _builtins.int
@@ -1131,7 +1067,7 @@ class PreviewChunksRequest(_message.Message):
     """Namespace that holds the project: 1 to 100 letters, digits, `.`, `_` or `-`, starting with a letter or digit."""
     project: _builtins.str
     """Name of the project, under the same rule as the namespace."""
-    database: _builtins.str
+    database_name: _builtins.str
     """Name of the database."""
     dataset_id: _builtins.str
     """Dataset that holds the file, together with `file_hash`."""
@@ -1154,7 +1090,7 @@ class PreviewChunksRequest(_message.Message):
         *,
         namespace: _builtins.str = ...,
         project: _builtins.str = ...,
-        database: _builtins.str = ...,
+        database_name: _builtins.str = ...,
         dataset_id: _builtins.str | None = ...,
         file_hash: _builtins.str | None = ...,
         file_content: _builtins.bytes | None = ...,
@@ -1166,7 +1102,7 @@ class PreviewChunksRequest(_message.Message):
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_chunk_overlap", b"_chunk_overlap", "_chunk_size", b"_chunk_size", "_chunk_strategy", b"_chunk_strategy", "_data_processing_strategy", b"_data_processing_strategy", "_dataset_id", b"_dataset_id", "_file_content", b"_file_content", "_file_hash", b"_file_hash", "_filename", b"_filename", "chunk_overlap", b"chunk_overlap", "chunk_size", b"chunk_size", "chunk_strategy", b"chunk_strategy", "data_processing_strategy", b"data_processing_strategy", "dataset_id", b"dataset_id", "file_content", b"file_content", "file_hash", b"file_hash", "filename", b"filename"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_chunk_overlap", b"_chunk_overlap", "_chunk_size", b"_chunk_size", "_chunk_strategy", b"_chunk_strategy", "_data_processing_strategy", b"_data_processing_strategy", "_dataset_id", b"_dataset_id", "_file_content", b"_file_content", "_file_hash", b"_file_hash", "_filename", b"_filename", "chunk_overlap", b"chunk_overlap", "chunk_size", b"chunk_size", "chunk_strategy", b"chunk_strategy", "data_processing_strategy", b"data_processing_strategy", "database", b"database", "dataset_id", b"dataset_id", "file_content", b"file_content", "file_hash", b"file_hash", "filename", b"filename", "namespace", b"namespace", "project", b"project"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_chunk_overlap", b"_chunk_overlap", "_chunk_size", b"_chunk_size", "_chunk_strategy", b"_chunk_strategy", "_data_processing_strategy", b"_data_processing_strategy", "_dataset_id", b"_dataset_id", "_file_content", b"_file_content", "_file_hash", b"_file_hash", "_filename", b"_filename", "chunk_overlap", b"chunk_overlap", "chunk_size", b"chunk_size", "chunk_strategy", b"chunk_strategy", "data_processing_strategy", b"data_processing_strategy", "database_name", b"database_name", "dataset_id", b"dataset_id", "file_content", b"file_content", "file_hash", b"file_hash", "filename", b"filename", "namespace", b"namespace", "project", b"project"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__chunk_overlap: _TypeAlias = _typing.Literal["chunk_overlap"]  # noqa: Y015
     _WhichOneofArgType__chunk_overlap: _TypeAlias = _typing.Literal["_chunk_overlap", b"_chunk_overlap"]  # noqa: Y015

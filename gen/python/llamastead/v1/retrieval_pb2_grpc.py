@@ -3,6 +3,7 @@
 import grpc
 import warnings
 
+from google.api import httpbody_pb2 as google_dot_api_dot_httpbody__pb2
 from llamastead.v1 import retrieval_pb2 as llamastead_dot_v1_dot_retrieval__pb2
 
 GRPC_GENERATED_VERSION = '1.85.1'
@@ -53,17 +54,17 @@ class RetrievalServiceStub:
         self.CreateDatabase = channel.unary_unary(
                 '/llamastead.v1.RetrievalService/CreateDatabase',
                 request_serializer=llamastead_dot_v1_dot_retrieval__pb2.CreateDatabaseRequest.SerializeToString,
-                response_deserializer=llamastead_dot_v1_dot_retrieval__pb2.CreateDatabaseResponse.FromString,
+                response_deserializer=llamastead_dot_v1_dot_retrieval__pb2.Database.FromString,
                 _registered_method=True)
         self.GetDatabase = channel.unary_unary(
                 '/llamastead.v1.RetrievalService/GetDatabase',
                 request_serializer=llamastead_dot_v1_dot_retrieval__pb2.GetDatabaseRequest.SerializeToString,
-                response_deserializer=llamastead_dot_v1_dot_retrieval__pb2.GetDatabaseResponse.FromString,
+                response_deserializer=llamastead_dot_v1_dot_retrieval__pb2.Database.FromString,
                 _registered_method=True)
         self.UpdateDatabase = channel.unary_unary(
                 '/llamastead.v1.RetrievalService/UpdateDatabase',
                 request_serializer=llamastead_dot_v1_dot_retrieval__pb2.UpdateDatabaseRequest.SerializeToString,
-                response_deserializer=llamastead_dot_v1_dot_retrieval__pb2.UpdateDatabaseResponse.FromString,
+                response_deserializer=llamastead_dot_v1_dot_retrieval__pb2.Database.FromString,
                 _registered_method=True)
         self.DeleteDatabase = channel.unary_unary(
                 '/llamastead.v1.RetrievalService/DeleteDatabase',
@@ -74,6 +75,11 @@ class RetrievalServiceStub:
                 '/llamastead.v1.RetrievalService/ListDocuments',
                 request_serializer=llamastead_dot_v1_dot_retrieval__pb2.ListDocumentsRequest.SerializeToString,
                 response_deserializer=llamastead_dot_v1_dot_retrieval__pb2.ListDocumentsResponse.FromString,
+                _registered_method=True)
+        self.ListDocumentsHttp = channel.unary_unary(
+                '/llamastead.v1.RetrievalService/ListDocumentsHttp',
+                request_serializer=llamastead_dot_v1_dot_retrieval__pb2.ListDocumentsRequest.SerializeToString,
+                response_deserializer=google_dot_api_dot_httpbody__pb2.HttpBody.FromString,
                 _registered_method=True)
         self.GetStats = channel.unary_unary(
                 '/llamastead.v1.RetrievalService/GetStats',
@@ -196,10 +202,25 @@ class RetrievalServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ListDocuments(self, request, context):
-        """Lists the documents of a database by name. Over REST the answer is the bare array.
+        """Lists the documents of a database by name.
 
         Errors:
-        - 400: A name is not valid, or the project has no database.
+        - 400: A name is not valid.
+        - 404: The project or the database does not exist.
+        - 422: `limit` or `offset` is out of range.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListDocumentsHttp(self, request, context):
+        """Lists the documents of a database by name, as a bare array.
+
+        Content types:
+        - application/json: Document[]
+
+        Errors:
+        - 400: A name is not valid.
         - 404: The project or the database does not exist.
         - 422: `limit` or `offset` is out of range.
         """
@@ -279,17 +300,17 @@ def add_RetrievalServiceServicer_to_server(servicer, server):
             'CreateDatabase': grpc.unary_unary_rpc_method_handler(
                     servicer.CreateDatabase,
                     request_deserializer=llamastead_dot_v1_dot_retrieval__pb2.CreateDatabaseRequest.FromString,
-                    response_serializer=llamastead_dot_v1_dot_retrieval__pb2.CreateDatabaseResponse.SerializeToString,
+                    response_serializer=llamastead_dot_v1_dot_retrieval__pb2.Database.SerializeToString,
             ),
             'GetDatabase': grpc.unary_unary_rpc_method_handler(
                     servicer.GetDatabase,
                     request_deserializer=llamastead_dot_v1_dot_retrieval__pb2.GetDatabaseRequest.FromString,
-                    response_serializer=llamastead_dot_v1_dot_retrieval__pb2.GetDatabaseResponse.SerializeToString,
+                    response_serializer=llamastead_dot_v1_dot_retrieval__pb2.Database.SerializeToString,
             ),
             'UpdateDatabase': grpc.unary_unary_rpc_method_handler(
                     servicer.UpdateDatabase,
                     request_deserializer=llamastead_dot_v1_dot_retrieval__pb2.UpdateDatabaseRequest.FromString,
-                    response_serializer=llamastead_dot_v1_dot_retrieval__pb2.UpdateDatabaseResponse.SerializeToString,
+                    response_serializer=llamastead_dot_v1_dot_retrieval__pb2.Database.SerializeToString,
             ),
             'DeleteDatabase': grpc.unary_unary_rpc_method_handler(
                     servicer.DeleteDatabase,
@@ -300,6 +321,11 @@ def add_RetrievalServiceServicer_to_server(servicer, server):
                     servicer.ListDocuments,
                     request_deserializer=llamastead_dot_v1_dot_retrieval__pb2.ListDocumentsRequest.FromString,
                     response_serializer=llamastead_dot_v1_dot_retrieval__pb2.ListDocumentsResponse.SerializeToString,
+            ),
+            'ListDocumentsHttp': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListDocumentsHttp,
+                    request_deserializer=llamastead_dot_v1_dot_retrieval__pb2.ListDocumentsRequest.FromString,
+                    response_serializer=google_dot_api_dot_httpbody__pb2.HttpBody.SerializeToString,
             ),
             'GetStats': grpc.unary_unary_rpc_method_handler(
                     servicer.GetStats,
@@ -430,7 +456,7 @@ class RetrievalService:
             target,
             '/llamastead.v1.RetrievalService/CreateDatabase',
             llamastead_dot_v1_dot_retrieval__pb2.CreateDatabaseRequest.SerializeToString,
-            llamastead_dot_v1_dot_retrieval__pb2.CreateDatabaseResponse.FromString,
+            llamastead_dot_v1_dot_retrieval__pb2.Database.FromString,
             options,
             channel_credentials,
             insecure,
@@ -457,7 +483,7 @@ class RetrievalService:
             target,
             '/llamastead.v1.RetrievalService/GetDatabase',
             llamastead_dot_v1_dot_retrieval__pb2.GetDatabaseRequest.SerializeToString,
-            llamastead_dot_v1_dot_retrieval__pb2.GetDatabaseResponse.FromString,
+            llamastead_dot_v1_dot_retrieval__pb2.Database.FromString,
             options,
             channel_credentials,
             insecure,
@@ -484,7 +510,7 @@ class RetrievalService:
             target,
             '/llamastead.v1.RetrievalService/UpdateDatabase',
             llamastead_dot_v1_dot_retrieval__pb2.UpdateDatabaseRequest.SerializeToString,
-            llamastead_dot_v1_dot_retrieval__pb2.UpdateDatabaseResponse.FromString,
+            llamastead_dot_v1_dot_retrieval__pb2.Database.FromString,
             options,
             channel_credentials,
             insecure,
@@ -539,6 +565,33 @@ class RetrievalService:
             '/llamastead.v1.RetrievalService/ListDocuments',
             llamastead_dot_v1_dot_retrieval__pb2.ListDocumentsRequest.SerializeToString,
             llamastead_dot_v1_dot_retrieval__pb2.ListDocumentsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListDocumentsHttp(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/llamastead.v1.RetrievalService/ListDocumentsHttp',
+            llamastead_dot_v1_dot_retrieval__pb2.ListDocumentsRequest.SerializeToString,
+            google_dot_api_dot_httpbody__pb2.HttpBody.FromString,
             options,
             channel_credentials,
             insecure,

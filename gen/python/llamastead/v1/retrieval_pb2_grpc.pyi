@@ -4,6 +4,7 @@ isort:skip_file
 """
 
 from collections import abc as _abc
+from google.api import httpbody_pb2 as _httpbody_pb2
 from grpc import aio as _aio
 from llamastead.v1 import retrieval_pb2 as _retrieval_pb2
 import abc as _abc_1
@@ -61,7 +62,7 @@ class RetrievalServiceStub:
     - 400: A name is not valid.
     - 404: The project does not exist.
     """
-    CreateDatabase: _grpc.UnaryUnaryMultiCallable[_retrieval_pb2.CreateDatabaseRequest, _retrieval_pb2.CreateDatabaseResponse]
+    CreateDatabase: _grpc.UnaryUnaryMultiCallable[_retrieval_pb2.CreateDatabaseRequest, _retrieval_pb2.Database]
     """Adds a database to the project's configuration.
 
     Success:
@@ -73,14 +74,14 @@ class RetrievalServiceStub:
     - 409: There is a database of that name.
     - 422: The configuration breaks a rule; the message names each field by its path.
     """
-    GetDatabase: _grpc.UnaryUnaryMultiCallable[_retrieval_pb2.GetDatabaseRequest, _retrieval_pb2.GetDatabaseResponse]
+    GetDatabase: _grpc.UnaryUnaryMultiCallable[_retrieval_pb2.GetDatabaseRequest, _retrieval_pb2.Database]
     """Returns a database's configuration, what it comes to here, and the datasets that go into it.
 
     Errors:
     - 400: A name is not valid.
     - 404: The project or the database does not exist.
     """
-    UpdateDatabase: _grpc.UnaryUnaryMultiCallable[_retrieval_pb2.UpdateDatabaseRequest, _retrieval_pb2.UpdateDatabaseResponse]
+    UpdateDatabase: _grpc.UnaryUnaryMultiCallable[_retrieval_pb2.UpdateDatabaseRequest, _retrieval_pb2.Database]
     """Changes a database's configuration: keys that are given replace the present ones, `null` removes a key.
 
     A change of the embedding model leaves the vectors as they are: queries then answer 409 until `rag/reindex`.
@@ -100,10 +101,21 @@ class RetrievalServiceStub:
     - 503: The vector store is down.
     """
     ListDocuments: _grpc.UnaryUnaryMultiCallable[_retrieval_pb2.ListDocumentsRequest, _retrieval_pb2.ListDocumentsResponse]
-    """Lists the documents of a database by name. Over REST the answer is the bare array.
+    """Lists the documents of a database by name.
 
     Errors:
-    - 400: A name is not valid, or the project has no database.
+    - 400: A name is not valid.
+    - 404: The project or the database does not exist.
+    - 422: `limit` or `offset` is out of range.
+    """
+    ListDocumentsHttp: _grpc.UnaryUnaryMultiCallable[_retrieval_pb2.ListDocumentsRequest, _httpbody_pb2.HttpBody]
+    """Lists the documents of a database by name, as a bare array.
+
+    Content types:
+    - application/json: Document[]
+
+    Errors:
+    - 400: A name is not valid.
     - 404: The project or the database does not exist.
     - 422: `limit` or `offset` is out of range.
     """
@@ -176,7 +188,7 @@ class RetrievalServiceAsyncStub(RetrievalServiceStub):
     - 400: A name is not valid.
     - 404: The project does not exist.
     """
-    CreateDatabase: _aio.UnaryUnaryMultiCallable[_retrieval_pb2.CreateDatabaseRequest, _retrieval_pb2.CreateDatabaseResponse]  # type: ignore[assignment]
+    CreateDatabase: _aio.UnaryUnaryMultiCallable[_retrieval_pb2.CreateDatabaseRequest, _retrieval_pb2.Database]  # type: ignore[assignment]
     """Adds a database to the project's configuration.
 
     Success:
@@ -188,14 +200,14 @@ class RetrievalServiceAsyncStub(RetrievalServiceStub):
     - 409: There is a database of that name.
     - 422: The configuration breaks a rule; the message names each field by its path.
     """
-    GetDatabase: _aio.UnaryUnaryMultiCallable[_retrieval_pb2.GetDatabaseRequest, _retrieval_pb2.GetDatabaseResponse]  # type: ignore[assignment]
+    GetDatabase: _aio.UnaryUnaryMultiCallable[_retrieval_pb2.GetDatabaseRequest, _retrieval_pb2.Database]  # type: ignore[assignment]
     """Returns a database's configuration, what it comes to here, and the datasets that go into it.
 
     Errors:
     - 400: A name is not valid.
     - 404: The project or the database does not exist.
     """
-    UpdateDatabase: _aio.UnaryUnaryMultiCallable[_retrieval_pb2.UpdateDatabaseRequest, _retrieval_pb2.UpdateDatabaseResponse]  # type: ignore[assignment]
+    UpdateDatabase: _aio.UnaryUnaryMultiCallable[_retrieval_pb2.UpdateDatabaseRequest, _retrieval_pb2.Database]  # type: ignore[assignment]
     """Changes a database's configuration: keys that are given replace the present ones, `null` removes a key.
 
     A change of the embedding model leaves the vectors as they are: queries then answer 409 until `rag/reindex`.
@@ -215,10 +227,21 @@ class RetrievalServiceAsyncStub(RetrievalServiceStub):
     - 503: The vector store is down.
     """
     ListDocuments: _aio.UnaryUnaryMultiCallable[_retrieval_pb2.ListDocumentsRequest, _retrieval_pb2.ListDocumentsResponse]  # type: ignore[assignment]
-    """Lists the documents of a database by name. Over REST the answer is the bare array.
+    """Lists the documents of a database by name.
 
     Errors:
-    - 400: A name is not valid, or the project has no database.
+    - 400: A name is not valid.
+    - 404: The project or the database does not exist.
+    - 422: `limit` or `offset` is out of range.
+    """
+    ListDocumentsHttp: _aio.UnaryUnaryMultiCallable[_retrieval_pb2.ListDocumentsRequest, _httpbody_pb2.HttpBody]  # type: ignore[assignment]
+    """Lists the documents of a database by name, as a bare array.
+
+    Content types:
+    - application/json: Document[]
+
+    Errors:
+    - 400: A name is not valid.
     - 404: The project or the database does not exist.
     - 422: `limit` or `offset` is out of range.
     """
@@ -312,7 +335,7 @@ class RetrievalServiceServicer(metaclass=_abc_1.ABCMeta):
         self,
         request: _retrieval_pb2.CreateDatabaseRequest,
         context: _ServicerContext,
-    ) -> _typing.Union[_retrieval_pb2.CreateDatabaseResponse, _abc.Awaitable[_retrieval_pb2.CreateDatabaseResponse]]:
+    ) -> _typing.Union[_retrieval_pb2.Database, _abc.Awaitable[_retrieval_pb2.Database]]:
         """Adds a database to the project's configuration.
 
         Success:
@@ -330,7 +353,7 @@ class RetrievalServiceServicer(metaclass=_abc_1.ABCMeta):
         self,
         request: _retrieval_pb2.GetDatabaseRequest,
         context: _ServicerContext,
-    ) -> _typing.Union[_retrieval_pb2.GetDatabaseResponse, _abc.Awaitable[_retrieval_pb2.GetDatabaseResponse]]:
+    ) -> _typing.Union[_retrieval_pb2.Database, _abc.Awaitable[_retrieval_pb2.Database]]:
         """Returns a database's configuration, what it comes to here, and the datasets that go into it.
 
         Errors:
@@ -343,7 +366,7 @@ class RetrievalServiceServicer(metaclass=_abc_1.ABCMeta):
         self,
         request: _retrieval_pb2.UpdateDatabaseRequest,
         context: _ServicerContext,
-    ) -> _typing.Union[_retrieval_pb2.UpdateDatabaseResponse, _abc.Awaitable[_retrieval_pb2.UpdateDatabaseResponse]]:
+    ) -> _typing.Union[_retrieval_pb2.Database, _abc.Awaitable[_retrieval_pb2.Database]]:
         """Changes a database's configuration: keys that are given replace the present ones, `null` removes a key.
 
         A change of the embedding model leaves the vectors as they are: queries then answer 409 until `rag/reindex`.
@@ -375,10 +398,27 @@ class RetrievalServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _retrieval_pb2.ListDocumentsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_retrieval_pb2.ListDocumentsResponse, _abc.Awaitable[_retrieval_pb2.ListDocumentsResponse]]:
-        """Lists the documents of a database by name. Over REST the answer is the bare array.
+        """Lists the documents of a database by name.
 
         Errors:
-        - 400: A name is not valid, or the project has no database.
+        - 400: A name is not valid.
+        - 404: The project or the database does not exist.
+        - 422: `limit` or `offset` is out of range.
+        """
+
+    @_abc_1.abstractmethod
+    def ListDocumentsHttp(
+        self,
+        request: _retrieval_pb2.ListDocumentsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_httpbody_pb2.HttpBody, _abc.Awaitable[_httpbody_pb2.HttpBody]]:
+        """Lists the documents of a database by name, as a bare array.
+
+        Content types:
+        - application/json: Document[]
+
+        Errors:
+        - 400: A name is not valid.
         - 404: The project or the database does not exist.
         - 422: `limit` or `offset` is out of range.
         """

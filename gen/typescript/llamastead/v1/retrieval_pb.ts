@@ -6,6 +6,8 @@ import type { GenFile, GenMessage, GenService } from "@bufbuild/protobuf/codegen
 import { fileDesc, messageDesc, serviceDesc } from "@bufbuild/protobuf/codegenv2";
 import { file_google_api_annotations } from "../../google/api/annotations_pb.js";
 import { file_google_api_field_behavior } from "../../google/api/field_behavior_pb.js";
+import type { HttpBodySchema } from "../../google/api/httpbody_pb.js";
+import { file_google_api_httpbody } from "../../google/api/httpbody_pb.js";
 import { file_google_protobuf_struct } from "@bufbuild/protobuf/wkt";
 import type { JsonObject, Message } from "@bufbuild/protobuf";
 
@@ -13,7 +15,7 @@ import type { JsonObject, Message } from "@bufbuild/protobuf";
  * Describes the file llamastead/v1/retrieval.proto.
  */
 export const file_llamastead_v1_retrieval: GenFile = /*@__PURE__*/
-  fileDesc("Ch1sbGFtYXN0ZWFkL3YxL3JldHJpZXZhbC5wcm90bxINbGxhbWFzdGVhZC52MSLaBAoMUXVlcnlSZXF1ZXN0EhcKCW5hbWVzcGFjZRgBIAEoCUIE4kEBAhIVCgdwcm9qZWN0GAIgASgJQgTiQQECEhMKBXF1ZXJ5GAMgASgJQgTiQQECEhUKCGRhdGFiYXNlGAQgASgJSACIAQESEgoFdG9wX2sYBSABKA1IAYgBARIcCg9zY29yZV90aHJlc2hvbGQYBiABKAFIAogBARIfChJyZXRyaWV2YWxfc3RyYXRlZ3kYByABKAlIA4gBARIxChBtZXRhZGF0YV9maWx0ZXJzGAggASgLMhcuZ29vZ2xlLnByb3RvYnVmLlN0cnVjdBIcCg9kaXN0YW5jZV9tZXRyaWMYCSABKAlIBIgBARIZCgxoeWJyaWRfYWxwaGEYCiABKAFIBYgBARIZCgxyZXJhbmtfbW9kZWwYCyABKAlIBogBARIcCg9xdWVyeV9leHBhbnNpb24YDCABKAhIB4gBARIXCgptYXhfdG9rZW5zGA0gASgNSAiIAQESJQoYZGF0YV9wcm9jZXNzaW5nX3N0cmF0ZWd5GA4gASgJSAmIAQFCCwoJX2RhdGFiYXNlQggKBl90b3Bfa0ISChBfc2NvcmVfdGhyZXNob2xkQhUKE19yZXRyaWV2YWxfc3RyYXRlZ3lCEgoQX2Rpc3RhbmNlX21ldHJpY0IPCg1faHlicmlkX2FscGhhQg8KDV9yZXJhbmtfbW9kZWxCEgoQX3F1ZXJ5X2V4cGFuc2lvbkINCgtfbWF4X3Rva2Vuc0IbChlfZGF0YV9wcm9jZXNzaW5nX3N0cmF0ZWd5IrYBCg1RdWVyeVJlc3BvbnNlEg0KBXF1ZXJ5GAEgASgJEisKB3Jlc3VsdHMYAiADKAsyGi5sbGFtYXN0ZWFkLnYxLlF1ZXJ5UmVzdWx0EhUKDXRvdGFsX3Jlc3VsdHMYAyABKA0SGgoScHJvY2Vzc2luZ190aW1lX21zGAQgASgBEh8KF3JldHJpZXZhbF9zdHJhdGVneV91c2VkGAUgASgJEhUKDWRhdGFiYXNlX3VzZWQYBiABKAkifwoLUXVlcnlSZXN1bHQSDwoHY29udGVudBgBIAEoCRINCgVzY29yZRgCIAEoARIpCghtZXRhZGF0YRgDIAEoCzIXLmdvb2dsZS5wcm90b2J1Zi5TdHJ1Y3QSEAoIY2h1bmtfaWQYBCABKAkSEwoLZG9jdW1lbnRfaWQYBSABKAkidgogUmV0cmlldmFsU2VydmljZUdldEhlYWx0aFJlcXVlc3QSFwoJbmFtZXNwYWNlGAEgASgJQgTiQQECEhUKB3Byb2plY3QYAiABKAlCBOJBAQISFQoIZGF0YWJhc2UYAyABKAlIAIgBAUILCglfZGF0YWJhc2Ui3wIKIVJldHJpZXZhbFNlcnZpY2VHZXRIZWFsdGhSZXNwb25zZRIOCgZzdGF0dXMYASABKAkSMAoJZGF0YWJhc2VzGAIgAygLMh0ubGxhbWFzdGVhZC52MS5EYXRhYmFzZUhlYWx0aBIVCghkYXRhYmFzZRgDIAEoCUgAiAEBElQKCmNvbXBvbmVudHMYBCADKAsyQC5sbGFtYXN0ZWFkLnYxLlJldHJpZXZhbFNlcnZpY2VHZXRIZWFsdGhSZXNwb25zZS5Db21wb25lbnRzRW50cnkSEgoKbGFzdF9jaGVjaxgFIAEoCRIOCgZpc3N1ZXMYBiADKAkaWgoPQ29tcG9uZW50c0VudHJ5EgsKA2tleRgBIAEoCRI2CgV2YWx1ZRgCIAEoCzInLmxsYW1hc3RlYWQudjEuUmV0cmlldmFsQ29tcG9uZW50SGVhbHRoOgI4AUILCglfZGF0YWJhc2Ui/QEKDkRhdGFiYXNlSGVhbHRoEgwKBG5hbWUYASABKAkSDgoGc3RhdHVzGAIgASgJEhYKDmRvY3VtZW50X2NvdW50GAMgASgNEhIKCnNpemVfYnl0ZXMYBCABKAESEwoLY2h1bmtfY291bnQYBSABKA0SHAoPZW1iZWRkaW5nX21vZGVsGAYgASgJSACIAQESIAoTZW1iZWRkaW5nX2RpbWVuc2lvbhgHIAEoDUgBiAEBEhQKB21lc3NhZ2UYCCABKAlIAogBAUISChBfZW1iZWRkaW5nX21vZGVsQhYKFF9lbWJlZGRpbmdfZGltZW5zaW9uQgoKCF9tZXNzYWdlIm4KGFJldHJpZXZhbENvbXBvbmVudEhlYWx0aBIMCgRuYW1lGAEgASgJEg4KBnN0YXR1cxgCIAEoCRIPCgdsYXRlbmN5GAMgASgBEhIKCmxhdGVuY3lfbXMYBCABKA0SDwoHbWVzc2FnZRgFIAEoCSJGChRMaXN0RGF0YWJhc2VzUmVxdWVzdBIXCgluYW1lc3BhY2UYASABKAlCBOJBAQISFQoHcHJvamVjdBgCIAEoCUIE4kEBAiJ3ChVMaXN0RGF0YWJhc2VzUmVzcG9uc2USKgoJZGF0YWJhc2VzGAEgAygLMhcubGxhbWFzdGVhZC52MS5EYXRhYmFzZRIdChBkZWZhdWx0X2RhdGFiYXNlGAIgASgJSACIAQFCEwoRX2RlZmF1bHRfZGF0YWJhc2UidgoVQ3JlYXRlRGF0YWJhc2VSZXF1ZXN0EhcKCW5hbWVzcGFjZRgBIAEoCUIE4kEBAhIVCgdwcm9qZWN0GAIgASgJQgTiQQECEi0KBmNvbmZpZxgDIAEoCzIXLmdvb2dsZS5wcm90b2J1Zi5TdHJ1Y3RCBOJBAQIiQwoWQ3JlYXRlRGF0YWJhc2VSZXNwb25zZRIpCghkYXRhYmFzZRgBIAEoCzIXLmxsYW1hc3RlYWQudjEuRGF0YWJhc2UiXAoSR2V0RGF0YWJhc2VSZXF1ZXN0EhcKCW5hbWVzcGFjZRgBIAEoCUIE4kEBAhIVCgdwcm9qZWN0GAIgASgJQgTiQQECEhYKCGRhdGFiYXNlGAMgASgJQgTiQQECIkAKE0dldERhdGFiYXNlUmVzcG9uc2USKQoIZGF0YWJhc2UYASABKAsyFy5sbGFtYXN0ZWFkLnYxLkRhdGFiYXNlIo4BChVVcGRhdGVEYXRhYmFzZVJlcXVlc3QSFwoJbmFtZXNwYWNlGAEgASgJQgTiQQECEhUKB3Byb2plY3QYAiABKAlCBOJBAQISFgoIZGF0YWJhc2UYAyABKAlCBOJBAQISLQoGY29uZmlnGAQgASgLMhcuZ29vZ2xlLnByb3RvYnVmLlN0cnVjdEIE4kEBAiJDChZVcGRhdGVEYXRhYmFzZVJlc3BvbnNlEikKCGRhdGFiYXNlGAEgASgLMhcubGxhbWFzdGVhZC52MS5EYXRhYmFzZSKVAQoVRGVsZXRlRGF0YWJhc2VSZXF1ZXN0EhcKCW5hbWVzcGFjZRgBIAEoCUIE4kEBAhIVCgdwcm9qZWN0GAIgASgJQgTiQQECEhYKCGRhdGFiYXNlGAMgASgJQgTiQQECEh4KEWRlbGV0ZV9jb2xsZWN0aW9uGAQgASgISACIAQFCFAoSX2RlbGV0ZV9jb2xsZWN0aW9uImwKFkRlbGV0ZURhdGFiYXNlUmVzcG9uc2USDwoHbWVzc2FnZRgBIAEoCRIpCghkYXRhYmFzZRgCIAEoCzIXLmxsYW1hc3RlYWQudjEuRGF0YWJhc2USFgoOZGVsZXRlZF9jaHVua3MYAyABKA0i0AMKCERhdGFiYXNlEgwKBG5hbWUYASABKAkSDAoEdHlwZRgCIAEoCRISCgppc19kZWZhdWx0GAMgASgIEicKBmNvbmZpZxgEIAEoCzIXLmdvb2dsZS5wcm90b2J1Zi5TdHJ1Y3QSPgoUZW1iZWRkaW5nX3N0cmF0ZWdpZXMYBSADKAsyIC5sbGFtYXN0ZWFkLnYxLkVtYmVkZGluZ1N0cmF0ZWd5Ej4KFHJldHJpZXZhbF9zdHJhdGVnaWVzGAYgAygLMiAubGxhbWFzdGVhZC52MS5SZXRyaWV2YWxTdHJhdGVneRInChpkZWZhdWx0X2VtYmVkZGluZ19zdHJhdGVneRgHIAEoCUgAiAEBEicKGmRlZmF1bHRfcmV0cmlldmFsX3N0cmF0ZWd5GAggASgJSAGIAQESGgoSZGVwZW5kZW50X2RhdGFzZXRzGAkgAygJEhwKD2VtYmVkZGluZ19tb2RlbBgKIAEoCUgCiAEBEg0KBW5vdGVzGAsgAygJQh0KG19kZWZhdWx0X2VtYmVkZGluZ19zdHJhdGVneUIdChtfZGVmYXVsdF9yZXRyaWV2YWxfc3RyYXRlZ3lCEgoQX2VtYmVkZGluZ19tb2RlbCJ+ChFFbWJlZGRpbmdTdHJhdGVneRIMCgRuYW1lGAEgASgJEgwKBHR5cGUYAiABKAkSEAoIcHJpb3JpdHkYAyABKAUSEgoKaXNfZGVmYXVsdBgEIAEoCBInCgZjb25maWcYBSABKAsyFy5nb29nbGUucHJvdG9idWYuU3RydWN0ImwKEVJldHJpZXZhbFN0cmF0ZWd5EgwKBG5hbWUYASABKAkSDAoEdHlwZRgCIAEoCRISCgppc19kZWZhdWx0GAMgASgIEicKBmNvbmZpZxgEIAEoCzIXLmdvb2dsZS5wcm90b2J1Zi5TdHJ1Y3QiqAEKFExpc3REb2N1bWVudHNSZXF1ZXN0EhcKCW5hbWVzcGFjZRgBIAEoCUIE4kEBAhIVCgdwcm9qZWN0GAIgASgJQgTiQQECEhUKCGRhdGFiYXNlGAMgASgJSACIAQESEgoFbGltaXQYBCABKA1IAYgBARITCgZvZmZzZXQYBSABKA1IAogBAUILCglfZGF0YWJhc2VCCAoGX2xpbWl0QgkKB19vZmZzZXQiQwoVTGlzdERvY3VtZW50c1Jlc3BvbnNlEioKCWRvY3VtZW50cxgBIAMoCzIXLmxsYW1hc3RlYWQudjEuRG9jdW1lbnQiqAEKCERvY3VtZW50EgoKAmlkGAEgASgJEhAKCGZpbGVuYW1lGAIgASgJEhMKC2NodW5rX2NvdW50GAMgASgNEhIKCnNpemVfYnl0ZXMYBCABKAESEwoLcGFyc2VyX3VzZWQYBSABKAkSFQoNZGF0ZV9pbmdlc3RlZBgGIAEoCRIpCghtZXRhZGF0YRgHIAEoCzIXLmdvb2dsZS5wcm90b2J1Zi5TdHJ1Y3QiZQoPR2V0U3RhdHNSZXF1ZXN0EhcKCW5hbWVzcGFjZRgBIAEoCUIE4kEBAhIVCgdwcm9qZWN0GAIgASgJQgTiQQECEhUKCGRhdGFiYXNlGAMgASgJSACIAQFCCwoJX2RhdGFiYXNlIq0CChBHZXRTdGF0c1Jlc3BvbnNlEhAKCGRhdGFiYXNlGAEgASgJEhQKDHZlY3Rvcl9jb3VudBgCIAEoDRIWCg5kb2N1bWVudF9jb3VudBgDIAEoDRITCgtjaHVua19jb3VudBgEIAEoDRIdChVjb2xsZWN0aW9uX3NpemVfYnl0ZXMYBSABKAESGAoQaW5kZXhfc2l6ZV9ieXRlcxgGIAEoARIbChNlbWJlZGRpbmdfZGltZW5zaW9uGAcgASgNEhcKD2Rpc3RhbmNlX21ldHJpYxgIIAEoCRIZCgxsYXN0X3VwZGF0ZWQYCSABKAlIAIgBARIpCghtZXRhZGF0YRgKIAEoCzIXLmdvb2dsZS5wcm90b2J1Zi5TdHJ1Y3RCDwoNX2xhc3RfdXBkYXRlZCLGAwoUUHJldmlld0NodW5rc1JlcXVlc3QSFwoJbmFtZXNwYWNlGAEgASgJQgTiQQECEhUKB3Byb2plY3QYAiABKAlCBOJBAQISFgoIZGF0YWJhc2UYAyABKAlCBOJBAQISFwoKZGF0YXNldF9pZBgEIAEoCUgAiAEBEhYKCWZpbGVfaGFzaBgFIAEoCUgBiAEBEhkKDGZpbGVfY29udGVudBgGIAEoDEgCiAEBEhUKCGZpbGVuYW1lGAcgASgJSAOIAQESJQoYZGF0YV9wcm9jZXNzaW5nX3N0cmF0ZWd5GAggASgJSASIAQESFwoKY2h1bmtfc2l6ZRgJIAEoDUgFiAEBEhoKDWNodW5rX292ZXJsYXAYCiABKA1IBogBARIbCg5jaHVua19zdHJhdGVneRgLIAEoCUgHiAEBQg0KC19kYXRhc2V0X2lkQgwKCl9maWxlX2hhc2hCDwoNX2ZpbGVfY29udGVudEILCglfZmlsZW5hbWVCGwoZX2RhdGFfcHJvY2Vzc2luZ19zdHJhdGVneUINCgtfY2h1bmtfc2l6ZUIQCg5fY2h1bmtfb3ZlcmxhcEIRCg9fY2h1bmtfc3RyYXRlZ3kiuwIKFVByZXZpZXdDaHVua3NSZXNwb25zZRIVCg1vcmlnaW5hbF90ZXh0GAEgASgJEisKBmNodW5rcxgCIAMoCzIbLmxsYW1hc3RlYWQudjEuUHJldmlld0NodW5rEhAKCGZpbGVuYW1lGAMgASgJEhIKCnNpemVfYnl0ZXMYBCABKAESEwoLcGFyc2VyX3VzZWQYBSABKAkSFgoOY2h1bmtfc3RyYXRlZ3kYBiABKAkSEgoKY2h1bmtfc2l6ZRgHIAEoDRIVCg1jaHVua19vdmVybGFwGAggASgNEhQKDHRvdGFsX2NodW5rcxgJIAEoDRIWCg5hdmdfY2h1bmtfc2l6ZRgKIAEoARIgChh0b3RhbF9zaXplX3dpdGhfb3ZlcmxhcHMYCyABKA0SEAoId2FybmluZ3MYDCADKAkitQEKDFByZXZpZXdDaHVuaxITCgtjaHVua19pbmRleBgBIAEoDRIPCgdjb250ZW50GAIgASgJEhYKDnN0YXJ0X3Bvc2l0aW9uGAMgASgNEhQKDGVuZF9wb3NpdGlvbhgEIAEoDRISCgpjaGFyX2NvdW50GAUgASgNEhIKCndvcmRfY291bnQYBiABKA0SKQoIbWV0YWRhdGEYByABKAsyFy5nb29nbGUucHJvdG9idWYuU3RydWN0ImoKFENsZWFyRGF0YWJhc2VSZXF1ZXN0EhcKCW5hbWVzcGFjZRgBIAEoCUIE4kEBAhIVCgdwcm9qZWN0GAIgASgJQgTiQQECEhUKCGRhdGFiYXNlGAMgASgJSACIAQFCCwoJX2RhdGFiYXNlIlIKFUNsZWFyRGF0YWJhc2VSZXNwb25zZRIPCgdtZXNzYWdlGAEgASgJEhAKCGRhdGFiYXNlGAIgASgJEhYKDmRlbGV0ZWRfY2h1bmtzGAMgASgNImwKFlJlaW5kZXhEYXRhYmFzZVJlcXVlc3QSFwoJbmFtZXNwYWNlGAEgASgJQgTiQQECEhUKB3Byb2plY3QYAiABKAlCBOJBAQISFQoIZGF0YWJhc2UYAyABKAlIAIgBAUILCglfZGF0YWJhc2UiXwoXUmVpbmRleERhdGFiYXNlUmVzcG9uc2USDwoHbWVzc2FnZRgBIAEoCRIQCghkYXRhYmFzZRgCIAEoCRIPCgd0YXNrX2lkGAMgASgJEhAKCHRhc2tfdXJpGAQgASgJMsQWChBSZXRyaWV2YWxTZXJ2aWNlErIBCgVRdWVyeRIbLmxsYW1hc3RlYWQudjEuUXVlcnlSZXF1ZXN0GhwubGxhbWFzdGVhZC52MS5RdWVyeVJlc3BvbnNlIm6C0+STAmg6ASpaNToBKiIwL2FwaS92MS9wcm9qZWN0cy97bmFtZXNwYWNlfS97cHJvamVjdH0vcmFnL3F1ZXJ5IiwvdjEvcHJvamVjdHMve25hbWVzcGFjZX0ve3Byb2plY3R9L3JhZy9xdWVyeRLaAQoJR2V0SGVhbHRoEi8ubGxhbWFzdGVhZC52MS5SZXRyaWV2YWxTZXJ2aWNlR2V0SGVhbHRoUmVxdWVzdBowLmxsYW1hc3RlYWQudjEuUmV0cmlldmFsU2VydmljZUdldEhlYWx0aFJlc3BvbnNlImqC0+STAmRaMxIxL2FwaS92MS9wcm9qZWN0cy97bmFtZXNwYWNlfS97cHJvamVjdH0vcmFnL2hlYWx0aBItL3YxL3Byb2plY3RzL3tuYW1lc3BhY2V9L3twcm9qZWN0fS9yYWcvaGVhbHRoEswBCg1MaXN0RGF0YWJhc2VzEiMubGxhbWFzdGVhZC52MS5MaXN0RGF0YWJhc2VzUmVxdWVzdBokLmxsYW1hc3RlYWQudjEuTGlzdERhdGFiYXNlc1Jlc3BvbnNlInCC0+STAmpaNhI0L2FwaS92MS9wcm9qZWN0cy97bmFtZXNwYWNlfS97cHJvamVjdH0vcmFnL2RhdGFiYXNlcxIwL3YxL3Byb2plY3RzL3tuYW1lc3BhY2V9L3twcm9qZWN0fS9yYWcvZGF0YWJhc2VzEvUBCg5DcmVhdGVEYXRhYmFzZRIkLmxsYW1hc3RlYWQudjEuQ3JlYXRlRGF0YWJhc2VSZXF1ZXN0GiUubGxhbWFzdGVhZC52MS5DcmVhdGVEYXRhYmFzZVJlc3BvbnNlIpUBgtPkkwKOAToGY29uZmlnWkg6BmNvbmZpZ2IIZGF0YWJhc2UiNC9hcGkvdjEvcHJvamVjdHMve25hbWVzcGFjZX0ve3Byb2plY3R9L3JhZy9kYXRhYmFzZXNiCGRhdGFiYXNlIjAvdjEvcHJvamVjdHMve25hbWVzcGFjZX0ve3Byb2plY3R9L3JhZy9kYXRhYmFzZXMS8gEKC0dldERhdGFiYXNlEiEubGxhbWFzdGVhZC52MS5HZXREYXRhYmFzZVJlcXVlc3QaIi5sbGFtYXN0ZWFkLnYxLkdldERhdGFiYXNlUmVzcG9uc2UimwGC0+STApQBWktiCGRhdGFiYXNlEj8vYXBpL3YxL3Byb2plY3RzL3tuYW1lc3BhY2V9L3twcm9qZWN0fS9yYWcvZGF0YWJhc2VzL3tkYXRhYmFzZX1iCGRhdGFiYXNlEjsvdjEvcHJvamVjdHMve25hbWVzcGFjZX0ve3Byb2plY3R9L3JhZy9kYXRhYmFzZXMve2RhdGFiYXNlfRKLAgoOVXBkYXRlRGF0YWJhc2USJC5sbGFtYXN0ZWFkLnYxLlVwZGF0ZURhdGFiYXNlUmVxdWVzdBolLmxsYW1hc3RlYWQudjEuVXBkYXRlRGF0YWJhc2VSZXNwb25zZSKrAYLT5JMCpAE6BmNvbmZpZ1pTOgZjb25maWdiCGRhdGFiYXNlMj8vYXBpL3YxL3Byb2plY3RzL3tuYW1lc3BhY2V9L3twcm9qZWN0fS9yYWcvZGF0YWJhc2VzL3tkYXRhYmFzZX1iCGRhdGFiYXNlMjsvdjEvcHJvamVjdHMve25hbWVzcGFjZX0ve3Byb2plY3R9L3JhZy9kYXRhYmFzZXMve2RhdGFiYXNlfRLnAQoORGVsZXRlRGF0YWJhc2USJC5sbGFtYXN0ZWFkLnYxLkRlbGV0ZURhdGFiYXNlUmVxdWVzdBolLmxsYW1hc3RlYWQudjEuRGVsZXRlRGF0YWJhc2VSZXNwb25zZSKHAYLT5JMCgAFaQSo/L2FwaS92MS9wcm9qZWN0cy97bmFtZXNwYWNlfS97cHJvamVjdH0vcmFnL2RhdGFiYXNlcy97ZGF0YWJhc2V9KjsvdjEvcHJvamVjdHMve25hbWVzcGFjZX0ve3Byb2plY3R9L3JhZy9kYXRhYmFzZXMve2RhdGFiYXNlfRKQAwoNTGlzdERvY3VtZW50cxIjLmxsYW1hc3RlYWQudjEuTGlzdERvY3VtZW50c1JlcXVlc3QaJC5sbGFtYXN0ZWFkLnYxLkxpc3REb2N1bWVudHNSZXNwb25zZSKzAoLT5JMCrAJaVmIJZG9jdW1lbnRzEkkvYXBpL3YxL3Byb2plY3RzL3tuYW1lc3BhY2V9L3twcm9qZWN0fS9yYWcvZGF0YWJhc2VzL3tkYXRhYmFzZX0vZG9jdW1lbnRzWj1iCWRvY3VtZW50cxIwL3YxL3Byb2plY3RzL3tuYW1lc3BhY2V9L3twcm9qZWN0fS9yYWcvZG9jdW1lbnRzWkFiCWRvY3VtZW50cxI0L2FwaS92MS9wcm9qZWN0cy97bmFtZXNwYWNlfS97cHJvamVjdH0vcmFnL2RvY3VtZW50c2IJZG9jdW1lbnRzEkUvdjEvcHJvamVjdHMve25hbWVzcGFjZX0ve3Byb2plY3R9L3JhZy9kYXRhYmFzZXMve2RhdGFiYXNlfS9kb2N1bWVudHMStQEKCEdldFN0YXRzEh4ubGxhbWFzdGVhZC52MS5HZXRTdGF0c1JlcXVlc3QaHy5sbGFtYXN0ZWFkLnYxLkdldFN0YXRzUmVzcG9uc2UiaILT5JMCYloyEjAvYXBpL3YxL3Byb2plY3RzL3tuYW1lc3BhY2V9L3twcm9qZWN0fS9yYWcvc3RhdHMSLC92MS9wcm9qZWN0cy97bmFtZXNwYWNlfS97cHJvamVjdH0vcmFnL3N0YXRzEvoBCg1QcmV2aWV3Q2h1bmtzEiMubGxhbWFzdGVhZC52MS5QcmV2aWV3Q2h1bmtzUmVxdWVzdBokLmxsYW1hc3RlYWQudjEuUHJldmlld0NodW5rc1Jlc3BvbnNlIp0BgtPkkwKWAToBKlpMOgEqIkcvYXBpL3YxL3Byb2plY3RzL3tuYW1lc3BhY2V9L3twcm9qZWN0fS9yYWcvZGF0YWJhc2VzL3tkYXRhYmFzZX0vcHJldmlldyJDL3YxL3Byb2plY3RzL3tuYW1lc3BhY2V9L3twcm9qZWN0fS9yYWcvZGF0YWJhc2VzL3tkYXRhYmFzZX0vcHJldmlldxLKAQoNQ2xlYXJEYXRhYmFzZRIjLmxsYW1hc3RlYWQudjEuQ2xlYXJEYXRhYmFzZVJlcXVlc3QaJC5sbGFtYXN0ZWFkLnYxLkNsZWFyRGF0YWJhc2VSZXNwb25zZSJugtPkkwJoOgEqWjU6ASoiMC9hcGkvdjEvcHJvamVjdHMve25hbWVzcGFjZX0ve3Byb2plY3R9L3JhZy9jbGVhciIsL3YxL3Byb2plY3RzL3tuYW1lc3BhY2V9L3twcm9qZWN0fS9yYWcvY2xlYXIS1AEKD1JlaW5kZXhEYXRhYmFzZRIlLmxsYW1hc3RlYWQudjEuUmVpbmRleERhdGFiYXNlUmVxdWVzdBomLmxsYW1hc3RlYWQudjEuUmVpbmRleERhdGFiYXNlUmVzcG9uc2UicoLT5JMCbDoBKlo3OgEqIjIvYXBpL3YxL3Byb2plY3RzL3tuYW1lc3BhY2V9L3twcm9qZWN0fS9yYWcvcmVpbmRleCIuL3YxL3Byb2plY3RzL3tuYW1lc3BhY2V9L3twcm9qZWN0fS9yYWcvcmVpbmRleGIGcHJvdG8z", [file_google_api_annotations, file_google_api_field_behavior, file_google_protobuf_struct]);
+  fileDesc("Ch1sbGFtYXN0ZWFkL3YxL3JldHJpZXZhbC5wcm90bxINbGxhbWFzdGVhZC52MSLaBAoMUXVlcnlSZXF1ZXN0EhcKCW5hbWVzcGFjZRgBIAEoCUIE4kEBAhIVCgdwcm9qZWN0GAIgASgJQgTiQQECEhMKBXF1ZXJ5GAMgASgJQgTiQQECEhUKCGRhdGFiYXNlGAQgASgJSACIAQESEgoFdG9wX2sYBSABKA1IAYgBARIcCg9zY29yZV90aHJlc2hvbGQYBiABKAFIAogBARIfChJyZXRyaWV2YWxfc3RyYXRlZ3kYByABKAlIA4gBARIxChBtZXRhZGF0YV9maWx0ZXJzGAggASgLMhcuZ29vZ2xlLnByb3RvYnVmLlN0cnVjdBIcCg9kaXN0YW5jZV9tZXRyaWMYCSABKAlIBIgBARIZCgxoeWJyaWRfYWxwaGEYCiABKAFIBYgBARIZCgxyZXJhbmtfbW9kZWwYCyABKAlIBogBARIcCg9xdWVyeV9leHBhbnNpb24YDCABKAhIB4gBARIXCgptYXhfdG9rZW5zGA0gASgNSAiIAQESJQoYZGF0YV9wcm9jZXNzaW5nX3N0cmF0ZWd5GA4gASgJSAmIAQFCCwoJX2RhdGFiYXNlQggKBl90b3Bfa0ISChBfc2NvcmVfdGhyZXNob2xkQhUKE19yZXRyaWV2YWxfc3RyYXRlZ3lCEgoQX2Rpc3RhbmNlX21ldHJpY0IPCg1faHlicmlkX2FscGhhQg8KDV9yZXJhbmtfbW9kZWxCEgoQX3F1ZXJ5X2V4cGFuc2lvbkINCgtfbWF4X3Rva2Vuc0IbChlfZGF0YV9wcm9jZXNzaW5nX3N0cmF0ZWd5IrYBCg1RdWVyeVJlc3BvbnNlEg0KBXF1ZXJ5GAEgASgJEisKB3Jlc3VsdHMYAiADKAsyGi5sbGFtYXN0ZWFkLnYxLlF1ZXJ5UmVzdWx0EhUKDXRvdGFsX3Jlc3VsdHMYAyABKA0SGgoScHJvY2Vzc2luZ190aW1lX21zGAQgASgBEh8KF3JldHJpZXZhbF9zdHJhdGVneV91c2VkGAUgASgJEhUKDWRhdGFiYXNlX3VzZWQYBiABKAkifwoLUXVlcnlSZXN1bHQSDwoHY29udGVudBgBIAEoCRINCgVzY29yZRgCIAEoARIpCghtZXRhZGF0YRgDIAEoCzIXLmdvb2dsZS5wcm90b2J1Zi5TdHJ1Y3QSEAoIY2h1bmtfaWQYBCABKAkSEwoLZG9jdW1lbnRfaWQYBSABKAkidgogUmV0cmlldmFsU2VydmljZUdldEhlYWx0aFJlcXVlc3QSFwoJbmFtZXNwYWNlGAEgASgJQgTiQQECEhUKB3Byb2plY3QYAiABKAlCBOJBAQISFQoIZGF0YWJhc2UYAyABKAlIAIgBAUILCglfZGF0YWJhc2Ui3wIKIVJldHJpZXZhbFNlcnZpY2VHZXRIZWFsdGhSZXNwb25zZRIOCgZzdGF0dXMYASABKAkSMAoJZGF0YWJhc2VzGAIgAygLMh0ubGxhbWFzdGVhZC52MS5EYXRhYmFzZUhlYWx0aBIVCghkYXRhYmFzZRgDIAEoCUgAiAEBElQKCmNvbXBvbmVudHMYBCADKAsyQC5sbGFtYXN0ZWFkLnYxLlJldHJpZXZhbFNlcnZpY2VHZXRIZWFsdGhSZXNwb25zZS5Db21wb25lbnRzRW50cnkSEgoKbGFzdF9jaGVjaxgFIAEoCRIOCgZpc3N1ZXMYBiADKAkaWgoPQ29tcG9uZW50c0VudHJ5EgsKA2tleRgBIAEoCRI2CgV2YWx1ZRgCIAEoCzInLmxsYW1hc3RlYWQudjEuUmV0cmlldmFsQ29tcG9uZW50SGVhbHRoOgI4AUILCglfZGF0YWJhc2Ui/QEKDkRhdGFiYXNlSGVhbHRoEgwKBG5hbWUYASABKAkSDgoGc3RhdHVzGAIgASgJEhYKDmRvY3VtZW50X2NvdW50GAMgASgNEhIKCnNpemVfYnl0ZXMYBCABKAESEwoLY2h1bmtfY291bnQYBSABKA0SHAoPZW1iZWRkaW5nX21vZGVsGAYgASgJSACIAQESIAoTZW1iZWRkaW5nX2RpbWVuc2lvbhgHIAEoDUgBiAEBEhQKB21lc3NhZ2UYCCABKAlIAogBAUISChBfZW1iZWRkaW5nX21vZGVsQhYKFF9lbWJlZGRpbmdfZGltZW5zaW9uQgoKCF9tZXNzYWdlIm4KGFJldHJpZXZhbENvbXBvbmVudEhlYWx0aBIMCgRuYW1lGAEgASgJEg4KBnN0YXR1cxgCIAEoCRIPCgdsYXRlbmN5GAMgASgBEhIKCmxhdGVuY3lfbXMYBCABKA0SDwoHbWVzc2FnZRgFIAEoCSJGChRMaXN0RGF0YWJhc2VzUmVxdWVzdBIXCgluYW1lc3BhY2UYASABKAlCBOJBAQISFQoHcHJvamVjdBgCIAEoCUIE4kEBAiJ3ChVMaXN0RGF0YWJhc2VzUmVzcG9uc2USKgoJZGF0YWJhc2VzGAEgAygLMhcubGxhbWFzdGVhZC52MS5EYXRhYmFzZRIdChBkZWZhdWx0X2RhdGFiYXNlGAIgASgJSACIAQFCEwoRX2RlZmF1bHRfZGF0YWJhc2UidgoVQ3JlYXRlRGF0YWJhc2VSZXF1ZXN0EhcKCW5hbWVzcGFjZRgBIAEoCUIE4kEBAhIVCgdwcm9qZWN0GAIgASgJQgTiQQECEi0KBmNvbmZpZxgDIAEoCzIXLmdvb2dsZS5wcm90b2J1Zi5TdHJ1Y3RCBOJBAQIiYQoSR2V0RGF0YWJhc2VSZXF1ZXN0EhcKCW5hbWVzcGFjZRgBIAEoCUIE4kEBAhIVCgdwcm9qZWN0GAIgASgJQgTiQQECEhsKDWRhdGFiYXNlX25hbWUYAyABKAlCBOJBAQIikwEKFVVwZGF0ZURhdGFiYXNlUmVxdWVzdBIXCgluYW1lc3BhY2UYASABKAlCBOJBAQISFQoHcHJvamVjdBgCIAEoCUIE4kEBAhIbCg1kYXRhYmFzZV9uYW1lGAMgASgJQgTiQQECEi0KBmNvbmZpZxgEIAEoCzIXLmdvb2dsZS5wcm90b2J1Zi5TdHJ1Y3RCBOJBAQIimgEKFURlbGV0ZURhdGFiYXNlUmVxdWVzdBIXCgluYW1lc3BhY2UYASABKAlCBOJBAQISFQoHcHJvamVjdBgCIAEoCUIE4kEBAhIbCg1kYXRhYmFzZV9uYW1lGAMgASgJQgTiQQECEh4KEWRlbGV0ZV9jb2xsZWN0aW9uGAQgASgISACIAQFCFAoSX2RlbGV0ZV9jb2xsZWN0aW9uImwKFkRlbGV0ZURhdGFiYXNlUmVzcG9uc2USDwoHbWVzc2FnZRgBIAEoCRIpCghkYXRhYmFzZRgCIAEoCzIXLmxsYW1hc3RlYWQudjEuRGF0YWJhc2USFgoOZGVsZXRlZF9jaHVua3MYAyABKA0i0AMKCERhdGFiYXNlEgwKBG5hbWUYASABKAkSDAoEdHlwZRgCIAEoCRISCgppc19kZWZhdWx0GAMgASgIEicKBmNvbmZpZxgEIAEoCzIXLmdvb2dsZS5wcm90b2J1Zi5TdHJ1Y3QSPgoUZW1iZWRkaW5nX3N0cmF0ZWdpZXMYBSADKAsyIC5sbGFtYXN0ZWFkLnYxLkVtYmVkZGluZ1N0cmF0ZWd5Ej4KFHJldHJpZXZhbF9zdHJhdGVnaWVzGAYgAygLMiAubGxhbWFzdGVhZC52MS5SZXRyaWV2YWxTdHJhdGVneRInChpkZWZhdWx0X2VtYmVkZGluZ19zdHJhdGVneRgHIAEoCUgAiAEBEicKGmRlZmF1bHRfcmV0cmlldmFsX3N0cmF0ZWd5GAggASgJSAGIAQESGgoSZGVwZW5kZW50X2RhdGFzZXRzGAkgAygJEhwKD2VtYmVkZGluZ19tb2RlbBgKIAEoCUgCiAEBEg0KBW5vdGVzGAsgAygJQh0KG19kZWZhdWx0X2VtYmVkZGluZ19zdHJhdGVneUIdChtfZGVmYXVsdF9yZXRyaWV2YWxfc3RyYXRlZ3lCEgoQX2VtYmVkZGluZ19tb2RlbCJ+ChFFbWJlZGRpbmdTdHJhdGVneRIMCgRuYW1lGAEgASgJEgwKBHR5cGUYAiABKAkSEAoIcHJpb3JpdHkYAyABKAUSEgoKaXNfZGVmYXVsdBgEIAEoCBInCgZjb25maWcYBSABKAsyFy5nb29nbGUucHJvdG9idWYuU3RydWN0ImwKEVJldHJpZXZhbFN0cmF0ZWd5EgwKBG5hbWUYASABKAkSDAoEdHlwZRgCIAEoCRISCgppc19kZWZhdWx0GAMgASgIEicKBmNvbmZpZxgEIAEoCzIXLmdvb2dsZS5wcm90b2J1Zi5TdHJ1Y3Qi1gEKFExpc3REb2N1bWVudHNSZXF1ZXN0EhcKCW5hbWVzcGFjZRgBIAEoCUIE4kEBAhIVCgdwcm9qZWN0GAIgASgJQgTiQQECEhUKCGRhdGFiYXNlGAMgASgJSACIAQESEgoFbGltaXQYBCABKA1IAYgBARITCgZvZmZzZXQYBSABKA1IAogBARIaCg1kYXRhYmFzZV9uYW1lGAYgASgJSAOIAQFCCwoJX2RhdGFiYXNlQggKBl9saW1pdEIJCgdfb2Zmc2V0QhAKDl9kYXRhYmFzZV9uYW1lIkMKFUxpc3REb2N1bWVudHNSZXNwb25zZRIqCglkb2N1bWVudHMYASADKAsyFy5sbGFtYXN0ZWFkLnYxLkRvY3VtZW50IqgBCghEb2N1bWVudBIKCgJpZBgBIAEoCRIQCghmaWxlbmFtZRgCIAEoCRITCgtjaHVua19jb3VudBgDIAEoDRISCgpzaXplX2J5dGVzGAQgASgBEhMKC3BhcnNlcl91c2VkGAUgASgJEhUKDWRhdGVfaW5nZXN0ZWQYBiABKAkSKQoIbWV0YWRhdGEYByABKAsyFy5nb29nbGUucHJvdG9idWYuU3RydWN0ImUKD0dldFN0YXRzUmVxdWVzdBIXCgluYW1lc3BhY2UYASABKAlCBOJBAQISFQoHcHJvamVjdBgCIAEoCUIE4kEBAhIVCghkYXRhYmFzZRgDIAEoCUgAiAEBQgsKCV9kYXRhYmFzZSKtAgoQR2V0U3RhdHNSZXNwb25zZRIQCghkYXRhYmFzZRgBIAEoCRIUCgx2ZWN0b3JfY291bnQYAiABKA0SFgoOZG9jdW1lbnRfY291bnQYAyABKA0SEwoLY2h1bmtfY291bnQYBCABKA0SHQoVY29sbGVjdGlvbl9zaXplX2J5dGVzGAUgASgBEhgKEGluZGV4X3NpemVfYnl0ZXMYBiABKAESGwoTZW1iZWRkaW5nX2RpbWVuc2lvbhgHIAEoDRIXCg9kaXN0YW5jZV9tZXRyaWMYCCABKAkSGQoMbGFzdF91cGRhdGVkGAkgASgJSACIAQESKQoIbWV0YWRhdGEYCiABKAsyFy5nb29nbGUucHJvdG9idWYuU3RydWN0Qg8KDV9sYXN0X3VwZGF0ZWQiywMKFFByZXZpZXdDaHVua3NSZXF1ZXN0EhcKCW5hbWVzcGFjZRgBIAEoCUIE4kEBAhIVCgdwcm9qZWN0GAIgASgJQgTiQQECEhsKDWRhdGFiYXNlX25hbWUYAyABKAlCBOJBAQISFwoKZGF0YXNldF9pZBgEIAEoCUgAiAEBEhYKCWZpbGVfaGFzaBgFIAEoCUgBiAEBEhkKDGZpbGVfY29udGVudBgGIAEoDEgCiAEBEhUKCGZpbGVuYW1lGAcgASgJSAOIAQESJQoYZGF0YV9wcm9jZXNzaW5nX3N0cmF0ZWd5GAggASgJSASIAQESFwoKY2h1bmtfc2l6ZRgJIAEoDUgFiAEBEhoKDWNodW5rX292ZXJsYXAYCiABKA1IBogBARIbCg5jaHVua19zdHJhdGVneRgLIAEoCUgHiAEBQg0KC19kYXRhc2V0X2lkQgwKCl9maWxlX2hhc2hCDwoNX2ZpbGVfY29udGVudEILCglfZmlsZW5hbWVCGwoZX2RhdGFfcHJvY2Vzc2luZ19zdHJhdGVneUINCgtfY2h1bmtfc2l6ZUIQCg5fY2h1bmtfb3ZlcmxhcEIRCg9fY2h1bmtfc3RyYXRlZ3kiuwIKFVByZXZpZXdDaHVua3NSZXNwb25zZRIVCg1vcmlnaW5hbF90ZXh0GAEgASgJEisKBmNodW5rcxgCIAMoCzIbLmxsYW1hc3RlYWQudjEuUHJldmlld0NodW5rEhAKCGZpbGVuYW1lGAMgASgJEhIKCnNpemVfYnl0ZXMYBCABKAESEwoLcGFyc2VyX3VzZWQYBSABKAkSFgoOY2h1bmtfc3RyYXRlZ3kYBiABKAkSEgoKY2h1bmtfc2l6ZRgHIAEoDRIVCg1jaHVua19vdmVybGFwGAggASgNEhQKDHRvdGFsX2NodW5rcxgJIAEoDRIWCg5hdmdfY2h1bmtfc2l6ZRgKIAEoARIgChh0b3RhbF9zaXplX3dpdGhfb3ZlcmxhcHMYCyABKA0SEAoId2FybmluZ3MYDCADKAkitQEKDFByZXZpZXdDaHVuaxITCgtjaHVua19pbmRleBgBIAEoDRIPCgdjb250ZW50GAIgASgJEhYKDnN0YXJ0X3Bvc2l0aW9uGAMgASgNEhQKDGVuZF9wb3NpdGlvbhgEIAEoDRISCgpjaGFyX2NvdW50GAUgASgNEhIKCndvcmRfY291bnQYBiABKA0SKQoIbWV0YWRhdGEYByABKAsyFy5nb29nbGUucHJvdG9idWYuU3RydWN0ImoKFENsZWFyRGF0YWJhc2VSZXF1ZXN0EhcKCW5hbWVzcGFjZRgBIAEoCUIE4kEBAhIVCgdwcm9qZWN0GAIgASgJQgTiQQECEhUKCGRhdGFiYXNlGAMgASgJSACIAQFCCwoJX2RhdGFiYXNlIlIKFUNsZWFyRGF0YWJhc2VSZXNwb25zZRIPCgdtZXNzYWdlGAEgASgJEhAKCGRhdGFiYXNlGAIgASgJEhYKDmRlbGV0ZWRfY2h1bmtzGAMgASgNImwKFlJlaW5kZXhEYXRhYmFzZVJlcXVlc3QSFwoJbmFtZXNwYWNlGAEgASgJQgTiQQECEhUKB3Byb2plY3QYAiABKAlCBOJBAQISFQoIZGF0YWJhc2UYAyABKAlIAIgBAUILCglfZGF0YWJhc2UiXwoXUmVpbmRleERhdGFiYXNlUmVzcG9uc2USDwoHbWVzc2FnZRgBIAEoCRIQCghkYXRhYmFzZRgCIAEoCRIPCgd0YXNrX2lkGAMgASgJEhAKCHRhc2tfdXJpGAQgASgJMrYWChBSZXRyaWV2YWxTZXJ2aWNlErIBCgVRdWVyeRIbLmxsYW1hc3RlYWQudjEuUXVlcnlSZXF1ZXN0GhwubGxhbWFzdGVhZC52MS5RdWVyeVJlc3BvbnNlIm6C0+STAmg6ASpaNToBKiIwL2FwaS92MS9wcm9qZWN0cy97bmFtZXNwYWNlfS97cHJvamVjdH0vcmFnL3F1ZXJ5IiwvdjEvcHJvamVjdHMve25hbWVzcGFjZX0ve3Byb2plY3R9L3JhZy9xdWVyeRLaAQoJR2V0SGVhbHRoEi8ubGxhbWFzdGVhZC52MS5SZXRyaWV2YWxTZXJ2aWNlR2V0SGVhbHRoUmVxdWVzdBowLmxsYW1hc3RlYWQudjEuUmV0cmlldmFsU2VydmljZUdldEhlYWx0aFJlc3BvbnNlImqC0+STAmRaMxIxL2FwaS92MS9wcm9qZWN0cy97bmFtZXNwYWNlfS97cHJvamVjdH0vcmFnL2hlYWx0aBItL3YxL3Byb2plY3RzL3tuYW1lc3BhY2V9L3twcm9qZWN0fS9yYWcvaGVhbHRoEswBCg1MaXN0RGF0YWJhc2VzEiMubGxhbWFzdGVhZC52MS5MaXN0RGF0YWJhc2VzUmVxdWVzdBokLmxsYW1hc3RlYWQudjEuTGlzdERhdGFiYXNlc1Jlc3BvbnNlInCC0+STAmpaNhI0L2FwaS92MS9wcm9qZWN0cy97bmFtZXNwYWNlfS97cHJvamVjdH0vcmFnL2RhdGFiYXNlcxIwL3YxL3Byb2plY3RzL3tuYW1lc3BhY2V9L3twcm9qZWN0fS9yYWcvZGF0YWJhc2VzEtIBCg5DcmVhdGVEYXRhYmFzZRIkLmxsYW1hc3RlYWQudjEuQ3JlYXRlRGF0YWJhc2VSZXF1ZXN0GhcubGxhbWFzdGVhZC52MS5EYXRhYmFzZSKAAYLT5JMCejoGY29uZmlnWj46BmNvbmZpZyI0L2FwaS92MS9wcm9qZWN0cy97bmFtZXNwYWNlfS97cHJvamVjdH0vcmFnL2RhdGFiYXNlcyIwL3YxL3Byb2plY3RzL3tuYW1lc3BhY2V9L3twcm9qZWN0fS9yYWcvZGF0YWJhc2VzEt0BCgtHZXREYXRhYmFzZRIhLmxsYW1hc3RlYWQudjEuR2V0RGF0YWJhc2VSZXF1ZXN0GhcubGxhbWFzdGVhZC52MS5EYXRhYmFzZSKRAYLT5JMCigFaRhJEL2FwaS92MS9wcm9qZWN0cy97bmFtZXNwYWNlfS97cHJvamVjdH0vcmFnL2RhdGFiYXNlcy97ZGF0YWJhc2VfbmFtZX0SQC92MS9wcm9qZWN0cy97bmFtZXNwYWNlfS97cHJvamVjdH0vcmFnL2RhdGFiYXNlcy97ZGF0YWJhc2VfbmFtZX0S8wEKDlVwZGF0ZURhdGFiYXNlEiQubGxhbWFzdGVhZC52MS5VcGRhdGVEYXRhYmFzZVJlcXVlc3QaFy5sbGFtYXN0ZWFkLnYxLkRhdGFiYXNlIqEBgtPkkwKaAToGY29uZmlnWk46BmNvbmZpZzJEL2FwaS92MS9wcm9qZWN0cy97bmFtZXNwYWNlfS97cHJvamVjdH0vcmFnL2RhdGFiYXNlcy97ZGF0YWJhc2VfbmFtZX0yQC92MS9wcm9qZWN0cy97bmFtZXNwYWNlfS97cHJvamVjdH0vcmFnL2RhdGFiYXNlcy97ZGF0YWJhc2VfbmFtZX0S8QEKDkRlbGV0ZURhdGFiYXNlEiQubGxhbWFzdGVhZC52MS5EZWxldGVEYXRhYmFzZVJlcXVlc3QaJS5sbGFtYXN0ZWFkLnYxLkRlbGV0ZURhdGFiYXNlUmVzcG9uc2UikQGC0+STAooBWkYqRC9hcGkvdjEvcHJvamVjdHMve25hbWVzcGFjZX0ve3Byb2plY3R9L3JhZy9kYXRhYmFzZXMve2RhdGFiYXNlX25hbWV9KkAvdjEvcHJvamVjdHMve25hbWVzcGFjZX0ve3Byb2plY3R9L3JhZy9kYXRhYmFzZXMve2RhdGFiYXNlX25hbWV9EloKDUxpc3REb2N1bWVudHMSIy5sbGFtYXN0ZWFkLnYxLkxpc3REb2N1bWVudHNSZXF1ZXN0GiQubGxhbWFzdGVhZC52MS5MaXN0RG9jdW1lbnRzUmVzcG9uc2US4gIKEUxpc3REb2N1bWVudHNIdHRwEiMubGxhbWFzdGVhZC52MS5MaXN0RG9jdW1lbnRzUmVxdWVzdBoULmdvb2dsZS5hcGkuSHR0cEJvZHkikQKC0+STAooCWlASTi9hcGkvdjEvcHJvamVjdHMve25hbWVzcGFjZX0ve3Byb2plY3R9L3JhZy9kYXRhYmFzZXMve2RhdGFiYXNlX25hbWV9L2RvY3VtZW50c1oyEjAvdjEvcHJvamVjdHMve25hbWVzcGFjZX0ve3Byb2plY3R9L3JhZy9kb2N1bWVudHNaNhI0L2FwaS92MS9wcm9qZWN0cy97bmFtZXNwYWNlfS97cHJvamVjdH0vcmFnL2RvY3VtZW50cxJKL3YxL3Byb2plY3RzL3tuYW1lc3BhY2V9L3twcm9qZWN0fS9yYWcvZGF0YWJhc2VzL3tkYXRhYmFzZV9uYW1lfS9kb2N1bWVudHMStQEKCEdldFN0YXRzEh4ubGxhbWFzdGVhZC52MS5HZXRTdGF0c1JlcXVlc3QaHy5sbGFtYXN0ZWFkLnYxLkdldFN0YXRzUmVzcG9uc2UiaILT5JMCYloyEjAvYXBpL3YxL3Byb2plY3RzL3tuYW1lc3BhY2V9L3twcm9qZWN0fS9yYWcvc3RhdHMSLC92MS9wcm9qZWN0cy97bmFtZXNwYWNlfS97cHJvamVjdH0vcmFnL3N0YXRzEoQCCg1QcmV2aWV3Q2h1bmtzEiMubGxhbWFzdGVhZC52MS5QcmV2aWV3Q2h1bmtzUmVxdWVzdBokLmxsYW1hc3RlYWQudjEuUHJldmlld0NodW5rc1Jlc3BvbnNlIqcBgtPkkwKgAToBKlpROgEqIkwvYXBpL3YxL3Byb2plY3RzL3tuYW1lc3BhY2V9L3twcm9qZWN0fS9yYWcvZGF0YWJhc2VzL3tkYXRhYmFzZV9uYW1lfS9wcmV2aWV3IkgvdjEvcHJvamVjdHMve25hbWVzcGFjZX0ve3Byb2plY3R9L3JhZy9kYXRhYmFzZXMve2RhdGFiYXNlX25hbWV9L3ByZXZpZXcSygEKDUNsZWFyRGF0YWJhc2USIy5sbGFtYXN0ZWFkLnYxLkNsZWFyRGF0YWJhc2VSZXF1ZXN0GiQubGxhbWFzdGVhZC52MS5DbGVhckRhdGFiYXNlUmVzcG9uc2UiboLT5JMCaDoBKlo1OgEqIjAvYXBpL3YxL3Byb2plY3RzL3tuYW1lc3BhY2V9L3twcm9qZWN0fS9yYWcvY2xlYXIiLC92MS9wcm9qZWN0cy97bmFtZXNwYWNlfS97cHJvamVjdH0vcmFnL2NsZWFyEtQBCg9SZWluZGV4RGF0YWJhc2USJS5sbGFtYXN0ZWFkLnYxLlJlaW5kZXhEYXRhYmFzZVJlcXVlc3QaJi5sbGFtYXN0ZWFkLnYxLlJlaW5kZXhEYXRhYmFzZVJlc3BvbnNlInKC0+STAmw6ASpaNzoBKiIyL2FwaS92MS9wcm9qZWN0cy97bmFtZXNwYWNlfS97cHJvamVjdH0vcmFnL3JlaW5kZXgiLi92MS9wcm9qZWN0cy97bmFtZXNwYWNlfS97cHJvamVjdH0vcmFnL3JlaW5kZXhiBnByb3RvMw", [file_google_api_annotations, file_google_api_field_behavior, file_google_api_httpbody, file_google_protobuf_struct]);
 
 /**
  * A question to a database.
@@ -545,27 +547,6 @@ export const CreateDatabaseRequestSchema: GenMessage<CreateDatabaseRequest> = /*
   messageDesc(file_llamastead_v1_retrieval, 9);
 
 /**
- * The database that was added.
- *
- * @generated from message llamastead.v1.CreateDatabaseResponse
- */
-export type CreateDatabaseResponse = Message<"llamastead.v1.CreateDatabaseResponse"> & {
-  /**
-   * The database; over REST it is the whole body.
-   *
-   * @generated from field: llamastead.v1.Database database = 1;
-   */
-  database?: Database | undefined;
-};
-
-/**
- * Describes the message llamastead.v1.CreateDatabaseResponse.
- * Use `create(CreateDatabaseResponseSchema)` to create a new message.
- */
-export const CreateDatabaseResponseSchema: GenMessage<CreateDatabaseResponse> = /*@__PURE__*/
-  messageDesc(file_llamastead_v1_retrieval, 10);
-
-/**
  * Asks for one database.
  *
  * @generated from message llamastead.v1.GetDatabaseRequest
@@ -588,9 +569,9 @@ export type GetDatabaseRequest = Message<"llamastead.v1.GetDatabaseRequest"> & {
   /**
    * Name of the database.
    *
-   * @generated from field: string database = 3;
+   * @generated from field: string database_name = 3;
    */
-  database: string;
+  databaseName: string;
 };
 
 /**
@@ -598,28 +579,7 @@ export type GetDatabaseRequest = Message<"llamastead.v1.GetDatabaseRequest"> & {
  * Use `create(GetDatabaseRequestSchema)` to create a new message.
  */
 export const GetDatabaseRequestSchema: GenMessage<GetDatabaseRequest> = /*@__PURE__*/
-  messageDesc(file_llamastead_v1_retrieval, 11);
-
-/**
- * The database asked for.
- *
- * @generated from message llamastead.v1.GetDatabaseResponse
- */
-export type GetDatabaseResponse = Message<"llamastead.v1.GetDatabaseResponse"> & {
-  /**
-   * The database; over REST it is the whole body.
-   *
-   * @generated from field: llamastead.v1.Database database = 1;
-   */
-  database?: Database | undefined;
-};
-
-/**
- * Describes the message llamastead.v1.GetDatabaseResponse.
- * Use `create(GetDatabaseResponseSchema)` to create a new message.
- */
-export const GetDatabaseResponseSchema: GenMessage<GetDatabaseResponse> = /*@__PURE__*/
-  messageDesc(file_llamastead_v1_retrieval, 12);
+  messageDesc(file_llamastead_v1_retrieval, 10);
 
 /**
  * Changes a database.
@@ -644,9 +604,9 @@ export type UpdateDatabaseRequest = Message<"llamastead.v1.UpdateDatabaseRequest
   /**
    * Name of the database.
    *
-   * @generated from field: string database = 3;
+   * @generated from field: string database_name = 3;
    */
-  database: string;
+  databaseName: string;
 
   /**
    * The keys to change, as in `CreateDatabaseRequest.config`; a key that is `null` is removed.
@@ -661,28 +621,7 @@ export type UpdateDatabaseRequest = Message<"llamastead.v1.UpdateDatabaseRequest
  * Use `create(UpdateDatabaseRequestSchema)` to create a new message.
  */
 export const UpdateDatabaseRequestSchema: GenMessage<UpdateDatabaseRequest> = /*@__PURE__*/
-  messageDesc(file_llamastead_v1_retrieval, 13);
-
-/**
- * The database as it is now.
- *
- * @generated from message llamastead.v1.UpdateDatabaseResponse
- */
-export type UpdateDatabaseResponse = Message<"llamastead.v1.UpdateDatabaseResponse"> & {
-  /**
-   * The database; over REST it is the whole body.
-   *
-   * @generated from field: llamastead.v1.Database database = 1;
-   */
-  database?: Database | undefined;
-};
-
-/**
- * Describes the message llamastead.v1.UpdateDatabaseResponse.
- * Use `create(UpdateDatabaseResponseSchema)` to create a new message.
- */
-export const UpdateDatabaseResponseSchema: GenMessage<UpdateDatabaseResponse> = /*@__PURE__*/
-  messageDesc(file_llamastead_v1_retrieval, 14);
+  messageDesc(file_llamastead_v1_retrieval, 11);
 
 /**
  * Deletes a database.
@@ -707,9 +646,9 @@ export type DeleteDatabaseRequest = Message<"llamastead.v1.DeleteDatabaseRequest
   /**
    * Name of the database.
    *
-   * @generated from field: string database = 3;
+   * @generated from field: string database_name = 3;
    */
-  database: string;
+  databaseName: string;
 
   /**
    * Whether its vectors and chunks go too. Default: true.
@@ -724,7 +663,7 @@ export type DeleteDatabaseRequest = Message<"llamastead.v1.DeleteDatabaseRequest
  * Use `create(DeleteDatabaseRequestSchema)` to create a new message.
  */
 export const DeleteDatabaseRequestSchema: GenMessage<DeleteDatabaseRequest> = /*@__PURE__*/
-  messageDesc(file_llamastead_v1_retrieval, 15);
+  messageDesc(file_llamastead_v1_retrieval, 12);
 
 /**
  * The database that was deleted.
@@ -759,7 +698,7 @@ export type DeleteDatabaseResponse = Message<"llamastead.v1.DeleteDatabaseRespon
  * Use `create(DeleteDatabaseResponseSchema)` to create a new message.
  */
 export const DeleteDatabaseResponseSchema: GenMessage<DeleteDatabaseResponse> = /*@__PURE__*/
-  messageDesc(file_llamastead_v1_retrieval, 16);
+  messageDesc(file_llamastead_v1_retrieval, 13);
 
 /**
  * A database as it is configured, and what that comes to here.
@@ -851,7 +790,7 @@ export type Database = Message<"llamastead.v1.Database"> & {
  * Use `create(DatabaseSchema)` to create a new message.
  */
 export const DatabaseSchema: GenMessage<Database> = /*@__PURE__*/
-  messageDesc(file_llamastead_v1_retrieval, 17);
+  messageDesc(file_llamastead_v1_retrieval, 14);
 
 /**
  * An embedding strategy of a database.
@@ -900,7 +839,7 @@ export type EmbeddingStrategy = Message<"llamastead.v1.EmbeddingStrategy"> & {
  * Use `create(EmbeddingStrategySchema)` to create a new message.
  */
 export const EmbeddingStrategySchema: GenMessage<EmbeddingStrategy> = /*@__PURE__*/
-  messageDesc(file_llamastead_v1_retrieval, 18);
+  messageDesc(file_llamastead_v1_retrieval, 15);
 
 /**
  * A retrieval strategy of a database.
@@ -942,7 +881,7 @@ export type RetrievalStrategy = Message<"llamastead.v1.RetrievalStrategy"> & {
  * Use `create(RetrievalStrategySchema)` to create a new message.
  */
 export const RetrievalStrategySchema: GenMessage<RetrievalStrategy> = /*@__PURE__*/
-  messageDesc(file_llamastead_v1_retrieval, 19);
+  messageDesc(file_llamastead_v1_retrieval, 16);
 
 /**
  * Asks for a database's documents.
@@ -984,6 +923,13 @@ export type ListDocumentsRequest = Message<"llamastead.v1.ListDocumentsRequest">
    * @generated from field: optional uint32 offset = 5;
    */
   offset?: number | undefined;
+
+  /**
+   * The same as `database`, as it stands in a path.
+   *
+   * @generated from field: optional string database_name = 6;
+   */
+  databaseName?: string | undefined;
 };
 
 /**
@@ -991,7 +937,7 @@ export type ListDocumentsRequest = Message<"llamastead.v1.ListDocumentsRequest">
  * Use `create(ListDocumentsRequestSchema)` to create a new message.
  */
 export const ListDocumentsRequestSchema: GenMessage<ListDocumentsRequest> = /*@__PURE__*/
-  messageDesc(file_llamastead_v1_retrieval, 20);
+  messageDesc(file_llamastead_v1_retrieval, 17);
 
 /**
  * A database's documents.
@@ -1000,7 +946,7 @@ export const ListDocumentsRequestSchema: GenMessage<ListDocumentsRequest> = /*@_
  */
 export type ListDocumentsResponse = Message<"llamastead.v1.ListDocumentsResponse"> & {
   /**
-   * The documents by name; over REST this array is the whole body.
+   * The documents by name.
    *
    * @generated from field: repeated llamastead.v1.Document documents = 1;
    */
@@ -1012,7 +958,7 @@ export type ListDocumentsResponse = Message<"llamastead.v1.ListDocumentsResponse
  * Use `create(ListDocumentsResponseSchema)` to create a new message.
  */
 export const ListDocumentsResponseSchema: GenMessage<ListDocumentsResponse> = /*@__PURE__*/
-  messageDesc(file_llamastead_v1_retrieval, 21);
+  messageDesc(file_llamastead_v1_retrieval, 18);
 
 /**
  * A document of a database: a file, however many of its datasets hold it.
@@ -1075,7 +1021,7 @@ export type Document = Message<"llamastead.v1.Document"> & {
  * Use `create(DocumentSchema)` to create a new message.
  */
 export const DocumentSchema: GenMessage<Document> = /*@__PURE__*/
-  messageDesc(file_llamastead_v1_retrieval, 22);
+  messageDesc(file_llamastead_v1_retrieval, 19);
 
 /**
  * Asks how much a database holds.
@@ -1110,7 +1056,7 @@ export type GetStatsRequest = Message<"llamastead.v1.GetStatsRequest"> & {
  * Use `create(GetStatsRequestSchema)` to create a new message.
  */
 export const GetStatsRequestSchema: GenMessage<GetStatsRequest> = /*@__PURE__*/
-  messageDesc(file_llamastead_v1_retrieval, 23);
+  messageDesc(file_llamastead_v1_retrieval, 20);
 
 /**
  * How much a database holds.
@@ -1194,7 +1140,7 @@ export type GetStatsResponse = Message<"llamastead.v1.GetStatsResponse"> & {
  * Use `create(GetStatsResponseSchema)` to create a new message.
  */
 export const GetStatsResponseSchema: GenMessage<GetStatsResponse> = /*@__PURE__*/
-  messageDesc(file_llamastead_v1_retrieval, 24);
+  messageDesc(file_llamastead_v1_retrieval, 21);
 
 /**
  * Asks how a document would be cut into chunks.
@@ -1219,9 +1165,9 @@ export type PreviewChunksRequest = Message<"llamastead.v1.PreviewChunksRequest">
   /**
    * Name of the database.
    *
-   * @generated from field: string database = 3;
+   * @generated from field: string database_name = 3;
    */
-  database: string;
+  databaseName: string;
 
   /**
    * Dataset that holds the file, together with `file_hash`.
@@ -1285,7 +1231,7 @@ export type PreviewChunksRequest = Message<"llamastead.v1.PreviewChunksRequest">
  * Use `create(PreviewChunksRequestSchema)` to create a new message.
  */
 export const PreviewChunksRequestSchema: GenMessage<PreviewChunksRequest> = /*@__PURE__*/
-  messageDesc(file_llamastead_v1_retrieval, 25);
+  messageDesc(file_llamastead_v1_retrieval, 22);
 
 /**
  * How a document would be cut into chunks.
@@ -1383,7 +1329,7 @@ export type PreviewChunksResponse = Message<"llamastead.v1.PreviewChunksResponse
  * Use `create(PreviewChunksResponseSchema)` to create a new message.
  */
 export const PreviewChunksResponseSchema: GenMessage<PreviewChunksResponse> = /*@__PURE__*/
-  messageDesc(file_llamastead_v1_retrieval, 26);
+  messageDesc(file_llamastead_v1_retrieval, 23);
 
 /**
  * A chunk of a preview.
@@ -1446,7 +1392,7 @@ export type PreviewChunk = Message<"llamastead.v1.PreviewChunk"> & {
  * Use `create(PreviewChunkSchema)` to create a new message.
  */
 export const PreviewChunkSchema: GenMessage<PreviewChunk> = /*@__PURE__*/
-  messageDesc(file_llamastead_v1_retrieval, 27);
+  messageDesc(file_llamastead_v1_retrieval, 24);
 
 /**
  * Empties a database.
@@ -1481,7 +1427,7 @@ export type ClearDatabaseRequest = Message<"llamastead.v1.ClearDatabaseRequest">
  * Use `create(ClearDatabaseRequestSchema)` to create a new message.
  */
 export const ClearDatabaseRequestSchema: GenMessage<ClearDatabaseRequest> = /*@__PURE__*/
-  messageDesc(file_llamastead_v1_retrieval, 28);
+  messageDesc(file_llamastead_v1_retrieval, 25);
 
 /**
  * What was removed.
@@ -1516,7 +1462,7 @@ export type ClearDatabaseResponse = Message<"llamastead.v1.ClearDatabaseResponse
  * Use `create(ClearDatabaseResponseSchema)` to create a new message.
  */
 export const ClearDatabaseResponseSchema: GenMessage<ClearDatabaseResponse> = /*@__PURE__*/
-  messageDesc(file_llamastead_v1_retrieval, 29);
+  messageDesc(file_llamastead_v1_retrieval, 26);
 
 /**
  * Makes a database's vectors anew.
@@ -1551,7 +1497,7 @@ export type ReindexDatabaseRequest = Message<"llamastead.v1.ReindexDatabaseReque
  * Use `create(ReindexDatabaseRequestSchema)` to create a new message.
  */
 export const ReindexDatabaseRequestSchema: GenMessage<ReindexDatabaseRequest> = /*@__PURE__*/
-  messageDesc(file_llamastead_v1_retrieval, 30);
+  messageDesc(file_llamastead_v1_retrieval, 27);
 
 /**
  * The task that makes the vectors.
@@ -1593,7 +1539,7 @@ export type ReindexDatabaseResponse = Message<"llamastead.v1.ReindexDatabaseResp
  * Use `create(ReindexDatabaseResponseSchema)` to create a new message.
  */
 export const ReindexDatabaseResponseSchema: GenMessage<ReindexDatabaseResponse> = /*@__PURE__*/
-  messageDesc(file_llamastead_v1_retrieval, 31);
+  messageDesc(file_llamastead_v1_retrieval, 28);
 
 /**
  * Searches the vector databases of a project.
@@ -1667,7 +1613,7 @@ export const RetrievalService: GenService<{
   createDatabase: {
     methodKind: "unary";
     input: typeof CreateDatabaseRequestSchema;
-    output: typeof CreateDatabaseResponseSchema;
+    output: typeof DatabaseSchema;
   },
   /**
    * Returns a database's configuration, what it comes to here, and the datasets that go into it.
@@ -1681,7 +1627,7 @@ export const RetrievalService: GenService<{
   getDatabase: {
     methodKind: "unary";
     input: typeof GetDatabaseRequestSchema;
-    output: typeof GetDatabaseResponseSchema;
+    output: typeof DatabaseSchema;
   },
   /**
    * Changes a database's configuration: keys that are given replace the present ones, `null` removes a key.
@@ -1698,7 +1644,7 @@ export const RetrievalService: GenService<{
   updateDatabase: {
     methodKind: "unary";
     input: typeof UpdateDatabaseRequestSchema;
-    output: typeof UpdateDatabaseResponseSchema;
+    output: typeof DatabaseSchema;
   },
   /**
    * Deletes a database: its vectors, its chunks, then its configuration.
@@ -1717,10 +1663,10 @@ export const RetrievalService: GenService<{
     output: typeof DeleteDatabaseResponseSchema;
   },
   /**
-   * Lists the documents of a database by name. Over REST the answer is the bare array.
+   * Lists the documents of a database by name.
    *
    * Errors:
-   * - 400: A name is not valid, or the project has no database.
+   * - 400: A name is not valid.
    * - 404: The project or the database does not exist.
    * - 422: `limit` or `offset` is out of range.
    *
@@ -1730,6 +1676,24 @@ export const RetrievalService: GenService<{
     methodKind: "unary";
     input: typeof ListDocumentsRequestSchema;
     output: typeof ListDocumentsResponseSchema;
+  },
+  /**
+   * Lists the documents of a database by name, as a bare array.
+   *
+   * Content types:
+   * - application/json: Document[]
+   *
+   * Errors:
+   * - 400: A name is not valid.
+   * - 404: The project or the database does not exist.
+   * - 422: `limit` or `offset` is out of range.
+   *
+   * @generated from rpc llamastead.v1.RetrievalService.ListDocumentsHttp
+   */
+  listDocumentsHttp: {
+    methodKind: "unary";
+    input: typeof ListDocumentsRequestSchema;
+    output: typeof HttpBodySchema;
   },
   /**
    * Returns how much a database holds.
