@@ -15,6 +15,7 @@ import pytest
 
 from llamastead.v1 import retrieval_pb2 as pb
 from llamastead.v1 import retrieval_pb2_grpc
+from tests.adapters.test_embedder import make_cross_encoder
 from tests.contract.shape import assert_shape
 from tests.running_server import RunningServer
 
@@ -250,6 +251,21 @@ def test_a_strategy_whose_model_is_not_installed_says_so(api: httpx.Client) -> N
     assert answer.status_code == 404
     assert "ms-marco-MiniLM-L-6-v2" in answer.json()["detail"]
     assert "Installed cross-encoders" in answer.json()["detail"]
+
+
+def test_a_cross_encoder_in_the_models_folder_gives_the_scores(api: httpx.Client, server: RunningServer) -> None:
+    make_cross_encoder(server.data_dir / "models" / "tiny-reranker")
+    body = {"query": "llama eat grass", "database": "fda_db", "rerank_model": "tiny-reranker"}
+    reranked = api.post(f"{PROJECT}/rag/query", json=body)
+    assert reranked.status_code == 200, reranked.text
+    plain = api.post(f"{PROJECT}/rag/query", json={**body, "rerank_model": None}).json()["results"]
+    results = reranked.json()["results"]
+    assert {entry["chunk_id"] for entry in results} == {entry["chunk_id"] for entry in plain}
+    assert [entry["score"] for entry in results] != [entry["score"] for entry in plain]
+    scores = [entry["score"] for entry in results]
+    assert scores == sorted(scores, reverse=True)
+    absent = api.post(f"{PROJECT}/rag/query", json={**body, "rerank_model": "absent"})
+    assert (absent.status_code, "tiny-reranker" in absent.json()["detail"]) == (404, True)
 
 
 @pytest.mark.parametrize("metric", ["cosine", "l2", "euclidean", "ip", "dot"])

@@ -258,3 +258,10 @@ def test_a_wrong_setting_is_refused_by_its_path_when_it_is_written(
     with pytest.raises(ValidationFailed) as refused:
         ProjectConfig.parse(raw)
     assert list(refused.value.details) == [f"rag.databases.0.retrieval_strategies.0.config.{path}".rstrip(".")]
+
+
+def test_a_query_can_switch_the_strategy_s_expansion_off() -> None:
+    strategy = {"type": "keyword", "config": {"query_expansion": True}}
+    assert leaf(planned(strategy)).expand
+    assert not leaf(planned(strategy, query_expansion=False)).expand
+    assert leaf(planned(retrieval_strategy="keyword", query_expansion=True)).expand

@@ -75,7 +75,7 @@ class RetrievalQuery:
     distance_metric: str | None = None
     hybrid_alpha: float | None = None
     rerank_model: str | None = None
-    query_expansion: bool = False
+    query_expansion: bool | None = None
     data_processing_strategy: str | None = None
     max_tokens: int | None = None
 
@@ -247,7 +247,7 @@ class _Builder:
             self._unused.discard("hybrid_alpha")
             alpha = alpha if self._query.hybrid_alpha is None else self._query.hybrid_alpha
         configured = own.distance_metric if isinstance(own, WithMetric) else None
-        asked = self._query.distance_metric
+        asked, wished = self._query.distance_metric, self._query.query_expansion
         return PlainSearch(
             kind,
             candidates=max(100, 10 * self._top_k),
@@ -255,7 +255,7 @@ class _Builder:
             metric=METRICS[asked.lower()] if asked else configured or self._metric,
             filters={**own.filters, **self._query.metadata_filters},
             filtered_after=filtered_after,
-            expand=kind != "vector" and (expand or self._query.query_expansion),
+            expand=kind != "vector" and (expand if wished is None else wished),
         )
 
     def _reranked(self, initial: int) -> int:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from datetime import UTC, datetime
-from typing import Any
 
 from llamastead.v1 import retrieval_pb2 as pb
 from llamastead_server.domain.database_views import DatabaseView, Document, Stats
@@ -29,7 +27,7 @@ def database_message(view: DatabaseView) -> pb.Database:
                 type=entry.type,
                 priority=entry.priority,
                 is_default=entry is embedding,
-                config=to_struct(_without_secrets(entry.config)),
+                config=to_struct(entry.config),
             )
             for entry in config.embedding_strategies
         ],
@@ -106,10 +104,6 @@ def preview_message(preview: Preview) -> pb.PreviewChunksResponse:
         total_size_with_overlaps=total,
         warnings=preview.warnings,
     )
-
-
-def _without_secrets(config: Mapping[str, Any]) -> Mapping[str, Any]:
-    return {key: "***" if key == "api_key" and value else value for key, value in config.items()}
 
 
 def _rfc3339(seconds: float) -> str:

@@ -229,7 +229,7 @@ def _query(request: retrieval_pb2.QueryRequest) -> RetrievalQuery:
         distance_metric=request.distance_metric or None,
         hybrid_alpha=optional("hybrid_alpha"),
         rerank_model=request.rerank_model or None,
-        query_expansion=request.query_expansion,
+        query_expansion=optional("query_expansion"),
         data_processing_strategy=request.data_processing_strategy or None,
         max_tokens=optional("max_tokens"),
     )

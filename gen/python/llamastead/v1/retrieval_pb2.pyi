@@ -70,7 +70,7 @@ class QueryRequest(_message.Message):
     """
     query_expansion: _builtins.bool
     """Whether words that the best keyword hits share are searched too. 400 with a strategy that makes no keyword search.
-    Default: false.
+    Default: the strategy's, else false.
     """
     max_tokens: _builtins.int
     """Most tokens of all results together; the last ones are dropped. Range: 1 to 8192. Default: no limit."""

@@ -108,7 +108,7 @@ export type QueryRequest = Message<"llamastead.v1.QueryRequest"> & {
 
   /**
    * Whether words that the best keyword hits share are searched too. 400 with a strategy that makes no keyword search.
-   * Default: false.
+   * Default: the strategy's, else false.
    *
    * @generated from field: optional bool query_expansion = 12;
    */
