@@ -31,7 +31,7 @@ class Dataset:
     @property
     def auto_process(self) -> bool:
         """Whether files are processed as soon as they are uploaded."""
-        return bool((self.config.model_extra or {}).get("auto_process", False))
+        return bool(self.config.auto_process)
 
 
 @dataclass(frozen=True, slots=True)

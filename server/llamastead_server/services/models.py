@@ -78,7 +78,6 @@ class ModelServicer(model_pb2_grpc.ModelServiceServicer):
         return None if chosen is None else chosen.name
 
     def _project_model(self, entry: RuntimeModel, default: str) -> model_pb2.ProjectModel:
-        extra = entry.model_extra or {}
         message = model_pb2.ProjectModel(
             name=entry.name,
             description=entry.description,
@@ -86,9 +85,9 @@ class ModelServicer(model_pb2_grpc.ModelServiceServicer):
             model=entry.model,
             default=entry.name == default,
             prompts=entry.prompts,
-            tool_call_strategy=str(extra.get("tool_call_strategy", "native_api")),
-            tools=[plain.to_struct(tool) for tool in extra.get("tools") or [] if isinstance(tool, dict)],
-            keep_loaded=extra.get("keep_loaded") is True,
+            tool_call_strategy=entry.tool_call_strategy,
+            tools=[plain.to_struct(tool.model_dump(mode="json", exclude_unset=True)) for tool in entry.tools],
+            keep_loaded=entry.keep_loaded,
         )
         try:
             card = self._models.resolve(entry.model)
