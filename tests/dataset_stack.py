@@ -85,7 +85,7 @@ class Stack:
     async def left(self, ref: ProjectRef = REF) -> tuple[int, int, int]:
         """Vectors, file records and blobs of a project."""
         blobs = [path for path in (self.folder / "projects").glob(f"{ref}/lf_data/*/**/*") if path.is_file()]
-        vectors = [await self.vectors.count(ref, name) for name in ("main_db", "other_db", "handbook_db")]
+        vectors = [await self.vectors.count(ref, name) for name in ("main_db", "other_db")]
         return sum(vectors), len(await self.files.list_files(ref)), len(blobs)
 
 

@@ -76,7 +76,7 @@ async def test_an_imported_example_answers_the_questions_of_the_readme(parts: St
         "How fast may one drive on the farm?": "The speed limit on the farm is ten kilometres an hour.",
     }
     for question, answer in asked.items():
-        assert any(answer in text for text in (await parts.found(question, "handbook_db", REF))[:3]), question
+        assert any(answer in text for text in (await parts.found(question, "main_db", REF))[:3]), question
 
 
 async def test_an_existing_project_is_not_touched(parts: Stack) -> None:
@@ -127,17 +127,17 @@ async def test_data_is_added_to_a_project_and_answers(parts: Stack) -> None:
         last = state
     assert last.result is not None
     assert (last.result["processed_files"], last.result["failed_files"]) == (5, 0)
-    assert "Yusuf Karim" in (await parts.found("cheese maker", "handbook_db", REF))[0]
+    assert "Yusuf Karim" in (await parts.found("cheese maker", "main_db", REF))[0]
     config = await parts.projects.config(REF)
     assert [dataset.name for dataset in config.datasets] == ["papers", "handbook"]
-    assert [database.name for database in config.rag.databases] == ["main_db", "other_db", "handbook_db"]
+    assert [database.name for database in config.rag.databases] == ["main_db", "other_db", "main_db"]
 
 
 async def test_data_can_be_added_to_a_project_without_databases(parts: Stack) -> None:
     await plain_project(parts)
     await import_data(parts)
     config = await parts.projects.config(REF)
-    assert [database.name for database in config.rag.databases] == ["handbook_db"]
+    assert [database.name for database in config.rag.databases] == ["main_db"]
     assert (await parts.datasets.get(REF, "handbook")).config.data_processing_strategy == "handbook_processor"
 
 
@@ -153,7 +153,7 @@ async def test_importing_again_adds_only_what_is_missing(parts: Stack) -> None:
     assert ((await parts.projects.get(REF)).raw, await parts.left(REF)) == before
 
 
-DATABASE = {"name": "handbook_db", "type": "MilvusStore"}
+DATABASE = {"name": "main_db", "type": "MilvusStore"}
 STRATEGY = {"name": "handbook_processor", "parsers": [{"type": "auto"}]}
 
 
