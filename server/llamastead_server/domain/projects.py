@@ -80,10 +80,13 @@ class Projects:
         """Replaces a project's configuration; keys that `raw` leaves out are gone.
 
         Raises:
+            NotFound: There is no such project.
             InvalidRequest: The configuration names another project.
             ValidationFailed: It breaks a rule; nothing was written.
             Conflict: It leaves out a dataset that holds files, which nobody could reach or delete any more.
         """
+        # A project that does not exist is the first thing to say, whatever the configuration holds.
+        await self._store.get(ref)
         named = {"name": ref.name, "namespace": ref.namespace}
         for key, own in named.items():
             given = raw.get(key, own)
@@ -92,8 +95,6 @@ class Projects:
                     f"The configuration's {key} is {given!r}, but this is project {ref}. Leave it out or correct it.",
                     details={"field": f"config.{key}"},
                 )
-        # A project that does not exist is the first thing to say, whatever the configuration holds.
-        await self._store.get(ref)
         config = ProjectConfig.parse({**raw, **named})
         async with self._filled_datasets(ref) as filled:
             lost = set(filled) - {dataset.name for dataset in config.datasets}
