@@ -148,7 +148,7 @@ def test_import_data_into_an_existing_project(http: httpx.Client, project: str) 
 
 def test_a_conflict_answers_409_and_changes_nothing(http: httpx.Client, project: str) -> None:
     config = http.get(project).json()["project"]["config"]
-    config["rag"]["databases"].append({"name": "constitution_db"})
+    config["rag"]["databases"].append({"name": "constitution_db", "type": "ChromaStore"})
     assert http.put(project, json={"config": config}).status_code == 200
     body = {"namespace": "my-org", "project": "my-project"}
     answer = http.post("/v1/examples/us_amendments/import-data", json=body)
@@ -188,7 +188,7 @@ def test_import_dataset_adds_one_under_another_name(http: httpx.Client, project:
     assert answer.status_code == 200, answer.text
     assert_shape({"project": "x", "namespace": "x", "dataset": "rules", "file_count": 3, "task_id": "x"}, answer.json())
     assert finished(http, project, answer.json()["task_id"])["result"]["failed_files"] == 0
-    # The example's database is the template's own, so it is used as it is.
+    # The database of the template has the same name and stores alike, so it is used as it is.
     assert best(http, project, "When does the barn gate close?") == "visiting.md"
     missing = http.post("/v1/examples/quickstart_rag/import-dataset", json={**body, "dataset": "absent"})
     assert missing.status_code == 404

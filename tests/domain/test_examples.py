@@ -130,7 +130,7 @@ async def test_data_is_added_to_a_project_and_answers(parts: Stack) -> None:
     assert "Yusuf Karim" in (await parts.found("cheese maker", "main_db", REF))[0]
     config = await parts.projects.config(REF)
     assert [dataset.name for dataset in config.datasets] == ["papers", "handbook"]
-    assert [database.name for database in config.rag.databases] == ["main_db", "other_db", "main_db"]
+    assert [database.name for database in config.rag.databases] == ["main_db", "other_db"]
 
 
 async def test_data_can_be_added_to_a_project_without_databases(parts: Stack) -> None:
@@ -153,14 +153,15 @@ async def test_importing_again_adds_only_what_is_missing(parts: Stack) -> None:
     assert ((await parts.projects.get(REF)).raw, await parts.left(REF)) == before
 
 
-DATABASE = {"name": "main_db", "type": "MilvusStore"}
+OTHER_KIND = {"name": "main_db", "type": "ChromaStore"}
+DATABASE = {"name": "main_db", "retrieval_strategies": [{"name": "own", "type": "keyword"}]}
 STRATEGY = {"name": "handbook_processor", "parsers": [{"type": "auto"}]}
 
 
 @pytest.mark.parametrize(
     ("rag", "datasets", "named"),
     [
-        ({"databases": [DATABASE]}, [], "database 'handbook_db'"),
+        ({"databases": [OTHER_KIND]}, [], "database 'main_db'"),
         ({"data_processing_strategies": [STRATEGY]}, [], "strategy 'handbook_processor'"),
         ({"databases": [{"name": "mine"}]}, [{"name": "Handbook", "database": "mine"}], "dataset 'Handbook'"),
     ],
@@ -179,7 +180,7 @@ async def test_what_differs_under_the_same_name_is_a_conflict_and_nothing_change
 
 async def test_without_its_strategies_data_uses_the_projects_own(parts: Stack) -> None:
     await plain_project(parts)
-    with pytest.raises(InvalidRequest, match="no database 'handbook_db'"):
+    with pytest.raises(InvalidRequest, match="no database 'main_db'"):
         await import_data(parts, include_strategies=False)
     rag = {"databases": [DATABASE], "data_processing_strategies": [STRATEGY]}
     await parts.projects.replace(REF, ProjectConfig.parse({**(await parts.projects.get(REF)).raw, "rag": rag}))
@@ -263,3 +264,9 @@ async def test_a_broken_or_escaping_example_is_left_out(parts: Stack, tmp_path: 
 async def test_sizes_for_people() -> None:
     sizes = {0: "0.0B", 1023: "1023.0B", 4096: "4.0KB", 2 << 20: "2.0MB", 3 << 30: "3.0GB"}
     assert {size: human_size(size) for size in sizes} == sizes
+
+
+async def test_a_project_keeps_its_own_ways_to_search_a_database_of_the_same_name(parts: Stack) -> None:
+    await plain_project(parts, rag={"databases": [DATABASE]})
+    await import_data(parts)
+    assert (await parts.projects.get(REF)).raw["rag"]["databases"] == [DATABASE]

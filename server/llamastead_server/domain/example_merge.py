@@ -12,6 +12,8 @@ from llamastead_server.domain.errors import Conflict, InvalidRequest, NotFound
 from llamastead_server.domain.processing_config import DataProcessingStrategy
 from llamastead_server.domain.rag_config import Database
 
+_SEARCHING = {"retrieval_strategies", "default_retrieval_strategy", "retrieval_strategy"}
+
 
 @dataclass(slots=True)
 class Additions:
@@ -95,7 +97,7 @@ def _lacks(
                 details={"field": "include_strategies", kind: wanted.name},
             )
         return not _among(wanted, added)
-    if include_strategies and _content(existing) != _content(wanted):
+    if include_strategies and _essence(existing) != _essence(wanted):
         raise Conflict(
             f"The project has a {kind} {wanted.name!r} of its own, which differs from the example's. Rename it, or "
             "leave out include_strategies to use it as it is.",
@@ -132,6 +134,11 @@ def _check_unused(config: ProjectConfig, name: str) -> None:
 
 def _route(dataset: DatasetConfig) -> tuple[str, str]:
     return dataset.data_processing_strategy, dataset.database
+
+
+def _essence(section: Section) -> dict[str, Any]:
+    """What decides how data is stored; a project may search the same data in its own way."""
+    return section.model_dump(mode="json", exclude=_SEARCHING)
 
 
 def _among(section: Section, others: Sequence[Section]) -> bool:

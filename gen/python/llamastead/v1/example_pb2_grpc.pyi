@@ -47,7 +47,7 @@ class ExampleServiceStub:
     """Adds the datasets of an example, with their files, to an existing project; when that fails, nothing of it stays.
 
     What the project has already under the same name is used as it is when it is the same, so that importing again
-    adds only what is missing.
+    adds only what is missing. A database is the same when it stores alike; the project keeps its ways to search it.
 
     Errors:
     - 400: A name is not valid, or a strategy or a database the datasets need is neither configured nor included.
@@ -90,7 +90,7 @@ class ExampleServiceAsyncStub(ExampleServiceStub):
     """Adds the datasets of an example, with their files, to an existing project; when that fails, nothing of it stays.
 
     What the project has already under the same name is used as it is when it is the same, so that importing again
-    adds only what is missing.
+    adds only what is missing. A database is the same when it stores alike; the project keeps its ways to search it.
 
     Errors:
     - 400: A name is not valid, or a strategy or a database the datasets need is neither configured nor included.
@@ -148,7 +148,7 @@ class ExampleServiceServicer(metaclass=_abc_1.ABCMeta):
         """Adds the datasets of an example, with their files, to an existing project; when that fails, nothing of it stays.
 
         What the project has already under the same name is used as it is when it is the same, so that importing again
-        adds only what is missing.
+        adds only what is missing. A database is the same when it stores alike; the project keeps its ways to search it.
 
         Errors:
         - 400: A name is not valid, or a strategy or a database the datasets need is neither configured nor included.
