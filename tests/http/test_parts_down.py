@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import time
@@ -39,7 +40,15 @@ def wait_until_healthy(client: httpx.Client) -> None:
 
 
 def worker(server: RunningServer, module: str) -> int:
-    return next(pid for pid in server.descendants() if module.encode() in Path(f"/proc/{pid}/cmdline").read_bytes())
+    """The worker's process, also when it is just being started again."""
+    deadline = time.monotonic() + 60
+    while True:
+        for pid in server.descendants():
+            with contextlib.suppress(OSError):
+                if module.encode() in Path(f"/proc/{pid}/cmdline").read_bytes():
+                    return pid
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
 
 
 def kill_until_named(server: RunningServer, client: httpx.Client, module: str, part: str) -> dict[str, Any]:
