@@ -12,8 +12,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import select
-
+from llamastead_server import health_checks
 from llamastead_server.adapters.blob_store import FileBlobStore
 from llamastead_server.adapters.chunk_store import SqlChunkStore
 from llamastead_server.adapters.data_folder import DataFolder
@@ -38,7 +37,6 @@ from llamastead_server.domain.datasets import Datasets
 from llamastead_server.domain.errors import AlreadyExists, LlamasteadError
 from llamastead_server.domain.examples import Examples
 from llamastead_server.domain.files import DatasetLocks
-from llamastead_server.domain.health import Health, HealthCheck
 from llamastead_server.domain.ingestion import PROCESS_DATASET, Ingestion
 from llamastead_server.domain.model_routing import ModelRouter
 from llamastead_server.domain.names import ProjectRef
@@ -173,7 +171,13 @@ async def start(stack: AsyncExitStack, settings: Settings, example: str | None) 
                 reindexing,
                 tasks,
             ),
-            SystemServicer(version("llamastead"), str(settings.data_dir), _checks(models, embedder, database, gateway)),
+            SystemServicer(
+                version("llamastead"),
+                settings.data_dir,
+                settings.models_folder,
+                health_checks.parts(models, embedder, store, database, gateway),
+                health_checks.seeds(models, f"{settings.host}:{settings.port}"),
+            ),
             TaskServicer(tasks),
         ],
         host=settings.host,
@@ -237,35 +241,6 @@ def _vector_store(settings: Settings) -> MilvusStore:
     if settings.milvus_uri:
         return MilvusStore.cluster(settings.milvus_uri, settings.milvus_token)
     return MilvusStore.embedded(settings.data_dir)
-
-
-def _checks(
-    models: LocalModelRegistry, embedder: WorkerEmbedder, database: Database, gateway: EnvoyGateway
-) -> Sequence[HealthCheck]:
-    async def engine() -> Health:
-        card = models.resolve(None)
-        broken = card.state == "failed"
-        return Health("unhealthy" if broken else "healthy", f"The model {card.name} is {card.state}.")
-
-    async def retrieval() -> Health:
-        dimension = await embedder.dimension()
-        return Health(message=f"{embedder.model} answers with {dimension} dimensions.")
-
-    async def sql() -> Health:
-        await database.read(lambda connection: connection.execute(select(1)).scalar())
-        return Health(message="The database answers.")
-
-    async def reachable() -> Health:
-        healthy = await gateway.is_healthy()
-        return Health() if healthy else Health("unhealthy", "Envoy does not answer; it is being started again.")
-
-    return (
-        HealthCheck("universal-runtime", engine),
-        HealthCheck("rag-service", retrieval),
-        HealthCheck("gateway", reachable),
-        # What the documented names stand for here: the task runner's queue is in the database.
-        HealthCheck("database", sql, services=("celery", "redis")),
-    )
 
 
 async def _import_example(examples: Examples, tasks: TaskRunner, example: str) -> None:

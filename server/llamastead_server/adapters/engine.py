@@ -75,6 +75,11 @@ class WorkerEngine:
         return self._card
 
     @property
+    def worker(self) -> WorkerProcess:
+        """The supervised process, for health reports."""
+        return self._worker
+
+    @property
     def context_length(self) -> int:
         """Tokens in one request's window."""
         return self._context_length

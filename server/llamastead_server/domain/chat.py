@@ -198,7 +198,9 @@ def _offer(request: ChatRequest, model: RuntimeModel) -> ToolOffer:
     tools = request.tools
     if not tools and model.tools:
         filled = [
-            prompts.fill_texts(tool.model_dump(include={"name", "description", "parameters"}), request.variables)
+            prompts.fill_texts(
+                tool.function.model_dump(include={"name", "description", "parameters"}), request.variables
+            )
             for tool in model.tools
         ]
         try:

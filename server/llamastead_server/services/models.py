@@ -90,7 +90,7 @@ class ModelServicer(model_pb2_grpc.ModelServiceServicer):
             default=entry.name == default,
             prompts=entry.prompts,
             tool_call_strategy=entry.tool_call_strategy,
-            tools=[plain.to_struct(tool.model_dump()) for tool in entry.tools],
+            tools=[plain.to_struct(tool.model_dump(mode="json", exclude_unset=True)) for tool in entry.tools],
             keep_loaded=entry.keep_loaded,
             base_url=entry.base_url,
         )
