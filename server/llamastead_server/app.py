@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import time
 from collections.abc import Coroutine, Sequence
 from contextlib import AsyncExitStack
@@ -11,30 +12,29 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from llamastead_server import logs
+from llamastead_server import health_checks, operating
 from llamastead_server.adapters.blob_store import FileBlobStore
 from llamastead_server.adapters.chunk_store import SqlChunkStore
-from llamastead_server.adapters.configuration_file import ConfigurationFile
 from llamastead_server.adapters.data_folder import DataFolder
 from llamastead_server.adapters.database import Database
+from llamastead_server.adapters.database_contents import SqlDatabaseContents
 from llamastead_server.adapters.document_reader import KreuzbergReader
 from llamastead_server.adapters.embedder import WorkerEmbedder
 from llamastead_server.adapters.envoy import EnvoyGateway, GatewayOptions, check_port
 from llamastead_server.adapters.example_catalogue import ExampleCatalogue
 from llamastead_server.adapters.file_store import SqlFileStore
-from llamastead_server.adapters.meter_reader import PrometheusReader
 from llamastead_server.adapters.milvus_store import MilvusStore
 from llamastead_server.adapters.model_catalog import ModelCatalog
 from llamastead_server.adapters.model_registry import EngineOptions, LocalModelRegistry
 from llamastead_server.adapters.project_files import ProjectFiles
 from llamastead_server.adapters.project_templates import ProjectTemplates
 from llamastead_server.adapters.prometheus_meters import PrometheusMeters
+from llamastead_server.adapters.remote_engine import HttpEngines
 from llamastead_server.adapters.session_store import SqlSessionStore
 from llamastead_server.background import background
-from llamastead_server.checks import Parts, diagnosis, health_checks
-from llamastead_server.domain.caches import Caches
 from llamastead_server.domain.chat import ChatTurns
 from llamastead_server.domain.completion import Completions
+from llamastead_server.domain.databases import Databases
 from llamastead_server.domain.datasets import Datasets
 from llamastead_server.domain.embeddings import Embeddings
 from llamastead_server.domain.errors import AlreadyExists, LlamasteadError
@@ -42,12 +42,14 @@ from llamastead_server.domain.examples import Examples
 from llamastead_server.domain.files import DatasetLocks
 from llamastead_server.domain.ingestion import Ingestion
 from llamastead_server.domain.log_book import LogBook
+from llamastead_server.domain.model_routing import ModelRouter
 from llamastead_server.domain.names import ProjectRef
+from llamastead_server.domain.previews import Previews
 from llamastead_server.domain.projects import Projects
 from llamastead_server.domain.prompt_turns import PromptTurns
+from llamastead_server.domain.reindexing import Reindexing
 from llamastead_server.domain.retrieval import Retriever
 from llamastead_server.domain.retrieval_health import RetrievalHealth
-from llamastead_server.domain.runtime_settings import Configuration, RuntimeSettings, SystemSettings
 from llamastead_server.domain.sessions import Sessions
 from llamastead_server.domain.shutdown import Shutdown
 from llamastead_server.domain.tasks import TaskRunner
@@ -59,7 +61,7 @@ from llamastead_server.services.datasets import DatasetServicer
 from llamastead_server.services.examples import ExampleServicer
 from llamastead_server.services.models import ModelServicer
 from llamastead_server.services.openai import ModelChat, OpenAIServicer
-from llamastead_server.services.operations import Operations, OperationsServicer
+from llamastead_server.services.operations import OperationsServicer
 from llamastead_server.services.projects import ProjectServicer
 from llamastead_server.services.prompts import PromptServicer
 from llamastead_server.services.retrieval import RetrievalServicer
@@ -101,7 +103,7 @@ async def start(
     url = settings.database_url
     database = await stack.enter_async_context(Database(url) if url else Database.in_folder(settings.data_dir))
     catalog, meters = model_catalog(settings), PrometheusMeters()
-    runtime = runtime_settings(settings, catalog)
+    runtime = operating.runtime_settings(settings, catalog)
     await runtime.restore()
     models = LocalModelRegistry(
         catalog,
@@ -132,19 +134,24 @@ async def start(
     configs = ProjectFiles(projects_folder)
     datasets = Datasets(configs, files, chunks, blobs, store, locks, time.time)
     ingestion = Ingestion(configs, files, chunks, blobs, store, embedder, reader, locks)
+    databases = Databases(configs, chunks, SqlDatabaseContents(database), store, embedder, locks)
+    reindexing = Reindexing(configs, chunks, store, embedder, locks)
     sessions = Sessions(SqlSessionStore(database), ttl=settings.session_ttl)
     retriever = Retriever(configs, embedder, store, chunks)
+    remote = await stack.enter_async_context(HttpEngines(settings.request_timeout))
+    router = ModelRouter(models, remote, settings.remote_hosts, os.environ)
     turns = ChatTurns(
         configs,
         models,
         retriever,
         sessions,
+        router=router,
         defaults=runtime.parameters,
         request_timeout=lambda: runtime.system.request_timeout_seconds,
     )
     completions, embeddings = Completions(models, runtime), Embeddings(embedder, settings.model_aliases)
     lines = BatchLines(turns, completions, embeddings)
-    tasks, batches = background(settings, database, models, ingestion, lines)
+    tasks, batches = background(settings, database, models, ingestion, reindexing, lines)
     resources = (tasks, datasets, sessions)
     projects = Projects(
         configs,
@@ -179,12 +186,8 @@ async def start(
             cors_origins=settings.cors_origins,
         )
     )
-    parts = Parts(models, embedder, store, database, gateway, settings.data_dir)
-    checks = health_checks(parts)
-    caches = Caches(
-        {"prompt": models.clear_prompt_caches, "embedding": embedder.clear_cache, "uploads": blobs.clear_abandoned}
-    )
-    reader_of_meters = PrometheusReader(meters, lambda: models.engines, lambda: embedder.worker.pid, settings.data_dir)
+    checks = health_checks.parts(models, embedder, store, database, gateway)
+    operations = operating.operations(settings, models, embedder, blobs, meters, checks, log, shutdown)
     server = build_server(
         [
             BatchServicer(batches),
@@ -192,13 +195,26 @@ async def start(
             ConfigServicer(runtime, models),
             DatasetServicer(datasets, ingestion, tasks),
             ExampleServicer(examples),
-            ModelServicer(configs, models, runtime),
+            ModelServicer(configs, models, runtime, router),
             OpenAIServicer(ModelChat(turns, sessions, configs), completions, models, embedder, embeddings),
-            OperationsServicer(Operations(models, checks, log, reader_of_meters, caches, diagnosis(parts), shutdown)),
+            OperationsServicer(operations),
             ProjectServicer(projects),
             PromptServicer(PromptTurns(turns, runtime)),
-            RetrievalServicer(retriever, RetrievalHealth(configs, embedder, store, chunks)),
-            SystemServicer(version("llamastead"), str(settings.data_dir), checks),
+            RetrievalServicer(
+                retriever,
+                RetrievalHealth(configs, embedder, store, chunks),
+                databases,
+                Previews(configs, files, blobs, reader),
+                reindexing,
+                tasks,
+            ),
+            SystemServicer(
+                version("llamastead"),
+                settings.data_dir,
+                settings.models_folder,
+                checks,
+                health_checks.seeds(models, f"{settings.host}:{settings.port}"),
+            ),
             TaskServicer(tasks),
         ],
         host=settings.host,
@@ -217,22 +233,6 @@ async def start(
     await gateway.start()
     if example is not None:
         await _import_example(examples, tasks, example)
-
-
-def runtime_settings(settings: Settings, catalog: ModelCatalog) -> RuntimeSettings:
-    """What can be changed while the server runs, with the environment's settings as defaults."""
-
-    def apply(configuration: Configuration) -> None:
-        catalog.choose_default(configuration.model_settings.default_model or settings.default_model)
-        logs.set_level(configuration.system_settings.log_level)
-
-    system = SystemSettings(request_timeout_seconds=settings.request_timeout, log_level=settings.log_level)
-    return RuntimeSettings(
-        Configuration(system_settings=system),
-        ConfigurationFile(settings.data_dir),
-        lambda name: catalog.find(name).card.name,
-        apply,
-    )
 
 
 async def _end_calls(server: GrpcServer, models: LocalModelRegistry, shutdown: Shutdown) -> None:

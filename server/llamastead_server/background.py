@@ -12,12 +12,18 @@ from llamastead_server.adapters.task_store import SqlTaskStore
 from llamastead_server.domain.batch_run import BATCHES, RUN_BATCHES, BatchRuns, LineAnswers
 from llamastead_server.domain.batches import Batches
 from llamastead_server.domain.ingestion import PROCESS_DATASET, Ingestion
+from llamastead_server.domain.reindexing import REINDEX_DATABASE, Reindexing
 from llamastead_server.domain.tasks import TaskRunner
 from llamastead_server.settings import Settings
 
 
 def background(
-    settings: Settings, database: Database, models: LocalModelRegistry, ingestion: Ingestion, lines: LineAnswers
+    settings: Settings,
+    database: Database,
+    models: LocalModelRegistry,
+    ingestion: Ingestion,
+    reindexing: Reindexing,
+    lines: LineAnswers,
 ) -> tuple[TaskRunner, Batches]:
     """The runner of all tasks, and the batches; neither is started."""
     store = SqlBatchStore(database)
@@ -27,6 +33,6 @@ def background(
         await tasks.submit(BATCHES, RUN_BATCHES, {})
 
     runs = BatchRuns(store, content, lines, lambda: models.has_room, wake, time.time)
-    functions = {PROCESS_DATASET: ingestion.run_task, RUN_BATCHES: runs.run}
+    functions = {PROCESS_DATASET: ingestion.run_task, REINDEX_DATABASE: reindexing.run_task, RUN_BATCHES: runs.run}
     tasks = TaskRunner(SqlTaskStore(database), functions, time.time, alone=settings.database_url is None)
     return tasks, Batches(store, content, wake, time.time)

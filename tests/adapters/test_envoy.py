@@ -73,7 +73,16 @@ def test_the_template_comes_with_the_package() -> None:
 
 def test_every_variable_of_a_path_is_closed_to_queries() -> None:
     found = {name for binding in contract().bindings for name in binding.variables}
-    of_projects = {"namespace", "project", "dataset", "session_id", "task_id", "file_hash", "example_id"}
+    of_projects = {
+        "namespace",
+        "project",
+        "dataset",
+        "session_id",
+        "task_id",
+        "file_hash",
+        "example_id",
+        "database_name",
+    }
     assert of_projects | {"model", "file_id", "batch_id"} == found
 
 

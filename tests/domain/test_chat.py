@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from llamastead_server.domain.chat import SessionChoice, TextDelta, TurnFinished
+from llamastead_server.domain.answer import TextDelta, TurnFinished
+from llamastead_server.domain.chat import SessionChoice
 from llamastead_server.domain.chat_request import ChatRequest
 from llamastead_server.domain.errors import (
     Conflict,
@@ -306,16 +307,12 @@ async def test_a_template_that_adds_more_than_reckoned_is_fitted_then(
 
 @pytest.mark.parametrize(
     ("broken", "error"),
-    [("absent", NotFound), ("session", InvalidRequest), ("yaml", Conflict), ("parameters", Conflict)],
+    [("absent", NotFound), ("session", InvalidRequest), ("yaml", Conflict)],
 )
 async def test_what_fails_fails_before_any_work(
     stack: ChatStack, tmp_path: Path, broken: str, error: type[Exception]
 ) -> None:
-    await stack.project(
-        runtime={"models": [{"name": "m", "model": "fake", "model_api_parameters": {"top_p": 5}}]}
-        if broken == "parameters"
-        else {"model": "fake"}
-    )
+    await stack.project(runtime={"model": "fake"})
     if broken == "yaml":
         (tmp_path / "projects" / "org" / "bot" / "llamafarm.yaml").write_text("runtime: [")
     ref = ProjectRef("org", "absent") if broken == "absent" else REF

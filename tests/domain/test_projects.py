@@ -1,6 +1,8 @@
 from __future__ import annotations
 
-from collections.abc import Callable
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
@@ -35,8 +37,9 @@ def log() -> list[str]:
     return []
 
 
-async def filled(ref: ProjectRef) -> set[str]:
-    return {"papers"} if ref.name == "library" else set()
+@asynccontextmanager
+async def filled(ref: ProjectRef) -> AsyncIterator[set[str]]:
+    yield {"papers"} if ref.name == "library" else set()
 
 
 @pytest.fixture
@@ -148,3 +151,21 @@ async def test_a_configuration_may_not_lose_datasets_that_hold_files(projects: P
     assert await projects.get(ref) == before
     kept = {**raw, "datasets": [{"name": "papers", "database": "main_db"}]}
     assert (await projects.replace(ref, kept)).raw["datasets"] == kept["datasets"]
+
+
+async def test_of_concurrent_creations_one_wins_and_clears_nothing_of_it(projects: Projects, log: list[str]) -> None:
+    results = await asyncio.gather(*(projects.create(REF, "rag") for _ in range(10)), return_exceptions=True)
+    assert sum(isinstance(result, AlreadyExists) for result in results) == 9
+    # What a losing creation cleared could be what the winner's caller has just put in.
+    assert log == ["vectors of org/bot, folder gone", "sessions of org/bot, folder gone"]
+
+
+async def test_of_concurrent_replacements_one_is_whole(projects: Projects) -> None:
+    await projects.create(REF)
+    raws = [
+        {"version": "v1", "runtime": {"model": f"m{number}"}, "prompts": [{"content": f"{number}" * 1000}] * number}
+        for number in range(1, 9)
+    ]
+    await asyncio.gather(*(projects.replace(REF, raw) for raw in raws))
+    left = (await projects.get(REF)).raw
+    assert left in [{**raw, "name": "bot", "namespace": "org"} for raw in raws]

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, cast
 
@@ -22,8 +24,9 @@ CONTEXT = cast("grpc.aio.ServicerContext[Any, Any]", None)
 NAMES = {"namespace": "org", "project": "bot"}
 
 
-async def no_datasets(ref: object) -> list[str]:
-    return []
+@asynccontextmanager
+async def no_datasets(ref: object) -> AsyncIterator[list[str]]:
+    yield []
 
 
 @pytest.fixture

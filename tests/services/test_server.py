@@ -50,7 +50,7 @@ async def test_a_socket_that_cannot_be_made_is_named(tmp_path: Path) -> None:
 
 
 async def test_a_servicer_given_twice_or_of_no_public_service_is_refused(tmp_path: Path) -> None:
-    twice = [SystemServicer("1", "/", []), SystemServicer("1", "/", [])]
+    twice = [SystemServicer("1", Path("/"), Path("/"), []) for _ in range(2)]
     for servicers, error in ((twice, ValueError), ([object()], TypeError)):
         with pytest.raises(error):
             build(servicers, host="127.0.0.1", grpc_port=free_port(), socket=tmp_path / "server.sock")

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -35,7 +36,7 @@ async def hanging() -> Health:
 
 
 async def health(*checks: HealthCheck, seeds: tuple[HealthCheck, ...] = ()) -> pb.SystemServiceGetHealthResponse:
-    servicer = SystemServicer("0.1.0", "/data", checks, seeds)
+    servicer = SystemServicer("0.1.0", Path("/data"), Path("/data/models"), checks, seeds)
     return await servicer.GetHealth(pb.SystemServiceGetHealthRequest(), CONTEXT)
 
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Sequence
+import json
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
-from typing import cast
+from typing import Any, cast
 
 import grpc
 
@@ -81,9 +82,19 @@ class WorkerEngine:
         return self._card
 
     @property
+    def worker(self) -> WorkerProcess:
+        """The supervised process, for health reports."""
+        return self._worker
+
+    @property
     def context_length(self) -> int:
         """Tokens in one request's window."""
         return self._context_length
+
+    @property
+    def native_tool_calls(self) -> bool:
+        """Never: the worker gives the text that the model writes for a call."""
+        return False
 
     @property
     def active_requests(self) -> int:
@@ -140,11 +151,12 @@ class WorkerEngine:
             self._admitted -= 1
             meter.close()
 
-    async def count_tokens(self, messages: Sequence[Message]) -> TokenCount:
+    async def count_tokens(self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] = ()) -> TokenCount:
         """Counts a conversation as the model's template renders it."""
         stub = await self._stub()
+        request = engine_pb2.CountTokensRequest(messages=_messages(messages), tools=_tools(tools))
         try:
-            answer = await stub.CountTokens(engine_pb2.CountTokensRequest(messages=_messages(messages)))
+            answer = await stub.CountTokens(request)
         except grpc.aio.AioRpcError as error:
             raise self._failure(error) from None
         return TokenCount(answer.total, tuple(answer.per_message))
@@ -171,7 +183,7 @@ class WorkerEngine:
             sizes = dict(cast("Iterable[tuple[str, str]]", error.trailing_metadata() or ()))
             if "x-prompt-tokens" in sizes:
                 return ContextLengthExceeded(int(sizes["x-prompt-tokens"]), int(sizes["x-context-length"]))
-            return InvalidRequest(error.details() or "The engine refused the request.")
+            return InvalidRequest(f"Model {self._card.name!r}: {error.details() or 'the engine refused the request.'}")
         if error.code() is grpc.StatusCode.INTERNAL:
             return EngineFailed(f"The engine of model {self._card.name!r} failed: {error.details()}", retry_after=1.0)
         return self._died()
@@ -208,6 +220,8 @@ def _request(request: GenerationRequest) -> engine_pb2.GenerateRequest:
         top_logprobs=request.top_logprobs,
         json_schema=request.json_schema or "",
         json_object=request.json_object,
+        tools=_tools(request.tools),
+        thinking=request.thinking,
     )
 
 
@@ -217,7 +231,21 @@ def _sampling(sampling: Sampling) -> engine_pb2.Sampling:
 
 
 def _messages(messages: Sequence[Message]) -> list[engine_pb2.Message]:
-    return [engine_pb2.Message(role=message.role, content=message.content) for message in messages]
+    return [
+        engine_pb2.Message(
+            role=message.role,
+            content=message.content,
+            tool_calls=[
+                engine_pb2.ToolCall(id=call.id, name=call.name, arguments=call.arguments) for call in message.tool_calls
+            ],
+            tool_call_id=message.tool_call_id or "",
+        )
+        for message in messages
+    ]
+
+
+def _tools(tools: Sequence[Mapping[str, Any]]) -> str:
+    return json.dumps(tools, ensure_ascii=False) if tools else ""
 
 
 def _event(response: engine_pb2.GenerateResponse) -> GenerationEvent:

@@ -7,15 +7,16 @@ import logging
 from collections.abc import AsyncIterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
+from llamastead_server.adapters import yaml_files
+from llamastead_server.domain.config import ProjectConfig
 from llamastead_server.domain.config_section import Name
 from llamastead_server.domain.errors import LlamasteadError, NotFound
 from llamastead_server.domain.examples import Example, ExampleDataset
 from llamastead_server.domain.names import path_inside
+from llamastead_server.domain.rag_config import Rag
 
 _log = logging.getLogger("llamastead.examples")
 _PIECE = 1 << 20
@@ -79,7 +80,7 @@ class ExampleCatalogue:
         for manifest in sorted(self._folder.glob("*/manifest.yaml")):
             try:
                 example = _read(manifest)
-            except (OSError, yaml.YAMLError, ValidationError, LlamasteadError) as error:
+            except (OSError, ValueError, LlamasteadError) as error:
                 _log.warning("the example %s is left out: %s", manifest.parent.name, error)
                 continue
             found.setdefault(example.id, example)
@@ -88,13 +89,11 @@ class ExampleCatalogue:
 
 def _read(path: Path) -> Example:
     folder = path.parent
-    manifest = _Manifest.model_validate(yaml.safe_load(path.read_text()))
+    manifest = _Manifest.model_validate(yaml_files.parse(path.read_bytes()))
     config_path = path_inside(folder, manifest.config.yaml_path)
-    config: Any = yaml.safe_load(config_path.read_text())
-    datasets = [
-        ExampleDataset(dataset.name, dataset.strategy, dataset.database, _files(folder, dataset.ingest))
-        for dataset in manifest.datasets
-    ]
+    raw = yaml_files.parse(config_path.read_bytes())
+    rag = ProjectConfig.parse({**raw, "datasets": []}).rag
+    datasets = [_dataset(folder, entry, rag) for entry in manifest.datasets]
     files = {file for dataset in datasets for file in dataset.files}
     changed = max(file.stat().st_mtime for file in (path, config_path, *files))
     return Example(
@@ -105,10 +104,23 @@ def _read(path: Path) -> Example:
         primary_model=manifest.primary_model,
         tags=manifest.tags,
         datasets=datasets,
-        config=config,
+        config=raw,
         data_size_bytes=sum(file.stat().st_size for file in files),
         project_size_bytes=config_path.stat().st_size,
         updated_at=datetime.fromtimestamp(changed, UTC),
+    )
+
+
+def _dataset(folder: Path, entry: _ManifestDataset, rag: Rag) -> ExampleDataset:
+    """A dataset of the manifest; raises `NotFound` when the configuration has not what it names."""
+    files = _files(folder, entry.ingest)
+    return ExampleDataset(
+        name=entry.name,
+        strategy=rag.processing_strategy(entry.strategy or rag.strategy_names()[0]).name,
+        database=rag.database(entry.database).name,
+        patterns=entry.ingest,
+        files=files,
+        size_bytes=sum(file.stat().st_size for file in files),
     )
 
 

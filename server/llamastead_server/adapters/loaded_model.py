@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 
 import grpc
 
@@ -33,6 +34,7 @@ class LoadedModel:
         worker: Its process.
         probe: Its memory, as the last heartbeat told.
         used: When it was used last, as a number that grows.
+        since: When it was loaded, on the monotonic clock.
 
     Args:
         engine: What answers.
@@ -45,6 +47,7 @@ class LoadedModel:
         self.worker = worker
         self.probe = probe
         self.used = 0
+        self.since = time.monotonic()
         self._leases = 0
         self._idle = asyncio.Event()
         self._idle.set()

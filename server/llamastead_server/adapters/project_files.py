@@ -5,8 +5,7 @@ from __future__ import annotations
 import asyncio
 import shutil
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from llamastead_server.adapters import yaml_files
 from llamastead_server.domain import names
 from llamastead_server.domain.config import ProjectConfig
 from llamastead_server.domain.errors import AlreadyExists, Conflict, InvalidRequest, NotFound
+from llamastead_server.domain.named_locks import NamedLocks
 from llamastead_server.domain.names import ProjectRef
 from llamastead_server.domain.ports import Project
 
@@ -36,7 +36,7 @@ class ProjectFiles:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._cache: OrderedDict[ProjectRef, tuple[_Version, Project]] = OrderedDict()
-        self._locks: dict[ProjectRef, tuple[asyncio.Lock, int]] = {}
+        self._locks = NamedLocks()
 
     async def sweep(self) -> None:
         """Removes what a crash left of deleted projects and half-written files; run before serving."""
@@ -61,7 +61,7 @@ class ProjectFiles:
             AlreadyExists: There is one of that name.
         """
         _check_name(ref, config)
-        async with self._locked(ref):
+        async with self._locks.held(ref):
             if await asyncio.to_thread(self._path(ref).exists):
                 raise AlreadyExists(f"Project {ref} already exists.")
             return await asyncio.to_thread(self._write, ref, config)
@@ -69,13 +69,13 @@ class ProjectFiles:
     async def replace(self, ref: ProjectRef, config: ProjectConfig) -> Project:
         """Writes a project's configuration anew; keys it does not hold are gone."""
         _check_name(ref, config)
-        async with self._locked(ref):
+        async with self._locks.held(ref):
             await self.get(ref)
             return await asyncio.to_thread(self._write, ref, config)
 
     async def update(self, ref: ProjectRef, change: Callable[[ProjectConfig], ProjectConfig]) -> Project:
         """Applies a change under the project's lock, so that concurrent changes are all kept."""
-        async with self._locked(ref):
+        async with self._locks.held(ref):
             config = change(await self.config(ref))
             # A change is checked like a file: `model_copy` validates nothing.
             config = ProjectConfig.parse(config.plain())
@@ -84,24 +84,10 @@ class ProjectFiles:
 
     async def delete(self, ref: ProjectRef) -> None:
         """Removes the project's folder: at once from sight, then from disk."""
-        async with self._locked(ref):
+        async with self._locks.held(ref):
             await self.get(ref)
             self._cache.pop(ref, None)
             await asyncio.to_thread(self._remove, ref)
-
-    @asynccontextmanager
-    async def _locked(self, ref: ProjectRef) -> AsyncIterator[None]:
-        lock, users = self._locks.get(ref, (asyncio.Lock(), 0))
-        self._locks[ref] = (lock, users + 1)
-        try:
-            async with lock:
-                yield
-        finally:
-            users = self._locks[ref][1] - 1
-            if users:
-                self._locks[ref] = (lock, users)
-            else:
-                del self._locks[ref]
 
     def _path(self, ref: ProjectRef) -> Path:
         return self._folder / names.segment("namespace", ref.namespace) / names.segment("project", ref.name) / FILE_NAME

@@ -10,7 +10,8 @@ from typing import Annotated, Any, Literal, cast
 from pydantic import Field, StringConstraints, ValidationError
 
 from llamastead_server.domain.chat_request import Parameters, StreamOptions
-from llamastead_server.domain.engine_stream import Deadline, next_event, started
+from llamastead_server.domain.deadline import Deadline
+from llamastead_server.domain.engine_stream import next_event, started
 from llamastead_server.domain.errors import InvalidRequest, ValidationFailed
 from llamastead_server.domain.generation import Delta, Finished, GenerationEvent, GenerationRequest
 from llamastead_server.domain.ports import ModelRegistry

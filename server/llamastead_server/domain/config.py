@@ -5,55 +5,65 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Literal
 
-from pydantic import ValidationError, model_validator
+from pydantic import Field, ValidationError
 
-from llamastead_server.domain.config_section import Name, Section
+from llamastead_server.domain import config_errors, config_references
+from llamastead_server.domain.config_section import Name, Section, Url
 from llamastead_server.domain.errors import NotFound, ValidationFailed
+from llamastead_server.domain.mcp_config import Mcp
 from llamastead_server.domain.processing_config import UNIVERSAL_STRATEGY
 from llamastead_server.domain.rag_config import Rag
-from llamastead_server.domain.runtime_config import PromptMessage, PromptSet, Runtime, RuntimeModel
+from llamastead_server.domain.runtime_config import Prompt, PromptMessage, Runtime, RuntimeModel
 
 
 class DatasetConfig(Section):
-    """A named set of files that go into one database."""
+    """A named set of files that go into one database.
+
+    `files` are the hashes that LlamaFarm's older files list; which files a dataset holds is recorded elsewhere.
+    """
 
     name: Name
     data_processing_strategy: str = UNIVERSAL_STRATEGY
     database: str
+    auto_process: bool | None = None
+    files: list[str] = []
+
+
+class Environment(Section):
+    """Another server that LlamaFarm's command line deploys to."""
+
+    server_url: Url
+    deploy_models: bool = True
+    deploy_data: bool = False
+
+
+class Deployment(Section):
+    """Where LlamaFarm's command line puts models when it deploys."""
+
+    model_dir: str | None = None
 
 
 class ProjectConfig(Section):
-    """The whole of llamafarm.yaml."""
+    """The whole of llamafarm.yaml.
+
+    `schema`, `components`, `voice`, `memory`, `environments` and `deployment` are for other LlamaFarm programs: they
+    are checked for their form and kept as they are. `schema` names Python code, which is never run.
+    """
 
     version: Literal["v1"] = "v1"
     name: Name
     namespace: Name
     runtime: Runtime
-    prompts: list[PromptSet | PromptMessage] = []
+    prompts: list[Prompt] = []
     rag: Rag = Rag()
     datasets: list[DatasetConfig] = []
-
-    @model_validator(mode="after")
-    def _references_exist(self) -> ProjectConfig:
-        seen: set[str] = set()
-        for dataset in self.datasets:
-            if dataset.name.lower() in seen:
-                raise ValueError(f"two datasets are named {dataset.name!r} (names are compared without case)")
-            seen.add(dataset.name.lower())
-        databases = {database.name for database in self.rag.databases}
-        for dataset in self.datasets:
-            if databases and dataset.database not in databases:
-                raise ValueError(
-                    f"dataset {dataset.name!r} names the database {dataset.database!r}, which is not configured"
-                )
-        known = {entry.name for entry in self.prompts if isinstance(entry, PromptSet)}
-        for model in self.runtime.models:
-            for prompt in model.prompts:
-                if prompt not in known:
-                    raise ValueError(
-                        f"runtime.models[{model.name}].prompts names {prompt!r}, which prompts does not hold"
-                    )
-        return self
+    mcp: Mcp = Mcp()
+    environments: dict[str, Environment] = {}
+    deployment: Deployment | None = None
+    voice: dict[str, Any] | None = None
+    memory: dict[str, Any] | None = None
+    components: dict[str, Any] | None = None
+    output_schema: str | None = Field(None, alias="schema")
 
     @classmethod
     def parse(cls, raw: Any) -> ProjectConfig:
@@ -63,14 +73,13 @@ class ProjectConfig(Section):
             ValidationFailed: Names every wrong field by its path, with the reason.
         """
         try:
-            return cls.model_validate(raw)
+            config = cls.model_validate(raw)
+            wrong = dict(config_references.problems(config))
         except ValidationError as error:
-            reasons = {
-                ".".join(str(part) for part in item["loc"]) or "config": item["msg"].removeprefix("Value error, ")
-                for item in error.errors(include_url=False, include_context=False, include_input=False)
-            }
-            summary = "; ".join(f"{path}: {reason}" for path, reason in reasons.items())
-            raise ValidationFailed(f"Invalid configuration: {summary}.", details=reasons) from None
+            wrong = config_errors.reasons(error, raw)
+        if wrong:
+            raise ValidationFailed(config_errors.summary(wrong), details=wrong)
+        return config
 
     def plain(self) -> dict[str, Any]:
         """The configuration as plain data, without fields nobody set."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import mimetypes
 from collections.abc import AsyncIterator, Callable, Collection, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -31,7 +32,7 @@ class Dataset:
     @property
     def auto_process(self) -> bool:
         """Whether files are processed as soon as they are uploaded."""
-        return bool((self.config.model_extra or {}).get("auto_process", False))
+        return bool(self.config.auto_process)
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,9 +92,11 @@ class Datasets:
         config = (await self._projects.config(ref)).dataset(names.segment("dataset", name))
         return Dataset(config, [record for record in await self._files.list_files(ref, name) if record.visible])
 
-    async def filled(self, ref: ProjectRef) -> Collection[str]:
-        """Names of the datasets that hold files, whether the configuration still has them or not."""
-        return {record.dataset for record in await self._files.list_files(ref) if record.visible}
+    @asynccontextmanager
+    async def filled(self, ref: ProjectRef) -> AsyncIterator[Collection[str]]:
+        """Names of the datasets that hold files, configured or not; no file comes while the block runs."""
+        async with self._locks.blobs(ref):
+            yield {record.dataset for record in await self._files.list_files(ref) if record.visible}
 
     async def strategies(self, ref: ProjectRef) -> tuple[Sequence[str], Sequence[str]]:
         """The processing strategies and the databases a dataset of this project may name."""

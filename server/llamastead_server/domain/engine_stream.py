@@ -2,38 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 
-from llamastead_server.domain.errors import EngineFailed, RequestTimeout
+from llamastead_server.domain.deadline import Deadline
+from llamastead_server.domain.errors import EngineFailed
 from llamastead_server.domain.generation import GenerationEvent, Started
-
-
-class Deadline:
-    """A moment by which a request must be answered, held around each wait and never across a `yield`.
-
-    Args:
-        seconds: Time from now.
-    """
-
-    def __init__(self, seconds: float) -> None:
-        self._seconds = seconds
-        self._when = asyncio.get_running_loop().time() + seconds
-
-    @asynccontextmanager
-    async def held(self) -> AsyncIterator[None]:
-        """Raises `RequestTimeout` out of the block when the moment comes."""
-        timeout = asyncio.timeout_at(self._when)
-        try:
-            async with timeout:
-                yield
-        except TimeoutError:
-            if not timeout.expired():
-                raise
-            raise RequestTimeout(
-                f"The answer was not complete after {self._seconds:g} seconds, the most one request may take."
-            ) from None
 
 
 async def started(events: AsyncIterator[GenerationEvent]) -> None:

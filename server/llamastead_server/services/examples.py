@@ -6,8 +6,19 @@ import grpc
 
 from llamastead.v1 import example_pb2 as pb
 from llamastead.v1 import example_pb2_grpc as pb_grpc
-from llamastead_server.domain.examples import Example, Examples
+from llamastead_server.domain.examples import Example, ExampleDataset, Examples
 from llamastead_server.domain.names import project_ref
+
+_KINDS = {
+    ".pdf": "pdf",
+    ".csv": "csv",
+    ".md": "markdown",
+    ".markdown": "markdown",
+    ".json": "json",
+    ".txt": "text",
+    ".html": "html",
+    **dict.fromkeys((".png", ".jpg", ".jpeg", ".tif", ".tiff"), "images"),
+}
 
 
 class ExampleServicer(pb_grpc.ExampleServiceServicer):
@@ -39,6 +50,55 @@ class ExampleServicer(pb_grpc.ExampleServiceServicer):
             task_ids=imported.task_ids,
         )
 
+    async def ImportData(  # noqa: N802
+        self, request: pb.ImportDataRequest, context: grpc.aio.ServicerContext[object, object]
+    ) -> pb.ImportDataResponse:
+        """Adds an example's datasets to a project."""
+        imported = await self._examples.import_data(
+            request.example_id,
+            project_ref(request.namespace, request.project),
+            include_strategies=request.include_strategies or not request.HasField("include_strategies"),
+            process=request.process or not request.HasField("process"),
+        )
+        return pb.ImportDataResponse(
+            project=imported.project.name,
+            namespace=imported.project.namespace,
+            datasets=imported.datasets,
+            task_ids=imported.task_ids,
+        )
+
+    async def ListExampleDatasets(  # noqa: N802
+        self, request: pb.ListExampleDatasetsRequest, context: grpc.aio.ServicerContext[object, object]
+    ) -> pb.ListExampleDatasetsResponse:
+        """Lists the datasets of one example, or of all."""
+        if request.example_id:
+            examples = [await self._examples.get(request.example_id)]
+        else:
+            examples = [*await self._examples.list_examples()]
+        return pb.ListExampleDatasetsResponse(
+            datasets=[dataset_message(example, dataset) for example in examples for dataset in example.datasets]
+        )
+
+    async def ImportDataset(  # noqa: N802
+        self, request: pb.ImportDatasetRequest, context: grpc.aio.ServicerContext[object, object]
+    ) -> pb.ImportDatasetResponse:
+        """Adds one dataset of an example to a project."""
+        imported, files = await self._examples.import_dataset(
+            request.example_id,
+            request.dataset,
+            project_ref(request.namespace, request.project),
+            target=request.target_dataset or None,
+            include_strategies=request.include_strategies or not request.HasField("include_strategies"),
+            process=request.process or not request.HasField("process"),
+        )
+        return pb.ImportDatasetResponse(
+            project=imported.project.name,
+            namespace=imported.project.namespace,
+            dataset=imported.datasets[0],
+            file_count=files,
+            task_id=next(iter(imported.task_ids), None),
+        )
+
 
 def example_message(example: Example) -> pb.Example:
     """An example as the API shows it."""
@@ -55,6 +115,23 @@ def example_message(example: Example) -> pb.Example:
         project_size_bytes=example.project_size_bytes,
         project_size_human=human_size(example.project_size_bytes),
         updated_at=example.updated_at.isoformat(timespec="seconds"),
+    )
+
+
+def dataset_message(example: Example, dataset: ExampleDataset) -> pb.ExampleDataset:
+    """A dataset of an example as the API shows it."""
+    kinds = {_KINDS.get(file.suffix.lower()) for file in dataset.files}
+    return pb.ExampleDataset(
+        example_id=example.id,
+        example_title=example.title,
+        name=dataset.name,
+        strategy=dataset.strategy,
+        database=dataset.database,
+        kind=kinds.pop() if len(kinds) == 1 else None,
+        ingest=dataset.patterns,
+        file_count=len(dataset.files),
+        size_bytes=dataset.size_bytes,
+        size_human=human_size(dataset.size_bytes),
     )
 
 

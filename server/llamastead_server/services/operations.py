@@ -129,11 +129,11 @@ class OperationsServicer(pb_grpc.OperationsServiceServicer):
 
         async def events() -> AsyncIterator[httpbody_pb2.HttpBody]:
             while True:
-                yield EVENTS.event(plain.full(messages.metrics(await self._parts.meters.measurements())))
+                yield EVENTS.event(plain.to_json(messages.metrics(await self._parts.meters.measurements())))
                 await asyncio.sleep(interval)
 
         if not request.stream:
-            yield json_body(plain.full(messages.metrics(await self._parts.meters.measurements())))
+            yield json_body(plain.to_json(messages.metrics(await self._parts.meters.measurements())))
             return
         await context.send_initial_metadata(STREAM_HEADERS)
         async with aclosing(_stream(events(), EVENTS)) as bodies:
@@ -165,12 +165,12 @@ class OperationsServicer(pb_grpc.OperationsServiceServicer):
             report = Report()
             async for check, finding in self._parts.diagnosis.run():
                 report.findings[check.name] = finding
-                yield EVENTS.event(plain.full(messages.check(check.name, finding)))
-            yield EVENTS.event(plain.full(await self._diagnostics(report)))
+                yield EVENTS.event(plain.to_json(messages.check(check.name, finding)))
+            yield EVENTS.event(plain.to_json(await self._diagnostics(report)))
             yield EVENTS.body(EVENTS.end)
 
         if not request.stream:
-            yield json_body(plain.full(await self.GetDiagnostics(request, context)))
+            yield json_body(plain.to_json(await self.GetDiagnostics(request, context)))
             return
         await context.send_initial_metadata(STREAM_HEADERS)
         async with aclosing(_stream(events(), EVENTS)) as bodies:

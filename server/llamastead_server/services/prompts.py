@@ -12,7 +12,8 @@ from google.api import httpbody_pb2
 
 from llamastead.v1 import prompt_pb2 as pb
 from llamastead.v1 import prompt_pb2_grpc as pb_grpc
-from llamastead_server.domain.chat import ChatTurn, TextDelta, TurnFinished
+from llamastead_server.domain.answer import TextDelta, TurnFinished
+from llamastead_server.domain.chat import ChatTurn
 from llamastead_server.domain.errors import EngineFailed, InvalidRequest
 from llamastead_server.domain.prompt_turns import PromptRequest, PromptTurns
 from llamastead_server.services import plain

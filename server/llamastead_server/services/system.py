@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import grpc
 
@@ -28,15 +30,22 @@ class SystemServicer(pb_grpc.SystemServiceServicer):
     Args:
         version: Version of the server.
         data_directory: Folder of the data.
+        models_directory: Folder of the models; it need not exist.
         checks: The parts beside the server itself.
         seeds: The default models; details are `provider`, `model` and `host`.
     """
 
     def __init__(
-        self, version: str, data_directory: str, checks: Sequence[HealthCheck], seeds: Sequence[HealthCheck] = ()
+        self,
+        version: str,
+        data_directory: Path,
+        models_directory: Path,
+        checks: Sequence[HealthCheck],
+        seeds: Sequence[HealthCheck] = (),
     ) -> None:
         self._version = version
         self._data_directory = data_directory
+        self._models_directory = models_directory
         self._checks = tuple(checks)
         self._seeds = tuple(seeds)
 
@@ -50,7 +59,7 @@ class SystemServicer(pb_grpc.SystemServiceServicer):
         self, request: pb.GetInfoRequest, context: grpc.aio.ServicerContext[object, object]
     ) -> pb.GetInfoResponse:
         """Gives the version and the data folder."""
-        return pb.GetInfoResponse(version=self._version, data_directory=self._data_directory)
+        return pb.GetInfoResponse(version=self._version, data_directory=str(self._data_directory))
 
     async def GetHealth(  # noqa: N802
         self, request: pb.SystemServiceGetHealthRequest, context: grpc.aio.ServicerContext[object, object]
@@ -76,6 +85,37 @@ class SystemServicer(pb_grpc.SystemServiceServicer):
     ) -> pb.GetLivenessResponse:
         """Says that the process lives."""
         return pb.GetLivenessResponse(status="alive")
+
+    async def CheckVersion(  # noqa: N802
+        self, request: pb.CheckVersionRequest, context: grpc.aio.ServicerContext[object, object]
+    ) -> pb.CheckVersionResponse:
+        """Gives the version, without asking anybody for a newer one."""
+        return pb.CheckVersionResponse(
+            current_version=self._version,
+            latest_version=self._version,
+            message="This server makes no calls to the internet, so it does not look for updates.",
+        )
+
+    async def GetDisk(  # noqa: N802
+        self, request: pb.GetDiskRequest, context: grpc.aio.ServicerContext[object, object]
+    ) -> pb.GetDiskResponse:
+        """Measures the disks of the models and of the data."""
+        models, data = await asyncio.gather(
+            *(asyncio.to_thread(_disk, folder) for folder in (self._models_directory, self._data_directory))
+        )
+        return pb.GetDiskResponse(cache=models, system=data)
+
+
+def _disk(folder: Path) -> pb.DiskSpace:
+    there = next(parent for parent in (folder, *folder.parents) if parent.exists())
+    usage = shutil.disk_usage(there)
+    return pb.DiskSpace(
+        path=str(folder),
+        total_bytes=usage.total,
+        used_bytes=usage.used,
+        free_bytes=usage.free,
+        percent_free=round(100 * usage.free / usage.total, 2) if usage.total else 0,
+    )
 
 
 async def _ask(check: HealthCheck) -> _Finding:

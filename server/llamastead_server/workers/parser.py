@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from llamastead_server.domain.chunking import ChunkSettings, spans
-from llamastead_server.workers.child import configure_logging, die_with_parent
+from llamastead_server.workers.child import configure_logging, die_with_parent, give_way
 
 HEADER = struct.Struct("!I")
 _PIECES_PER_FRAME = 256
@@ -164,6 +164,7 @@ def main() -> None:
     options.add_argument("--longest-text", type=int, required=True)
     given = options.parse_args()
     die_with_parent()
+    give_way(10)
     configure_logging()
     resource.setrlimit(resource.RLIMIT_AS, (given.memory, given.memory))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))

@@ -287,3 +287,210 @@ class ImportDataResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ImportDataResponse: _TypeAlias = ImportDataResponse  # noqa: Y015
+
+@_typing.final
+class ListExampleDatasetsRequest(_message.Message):
+    """Asks for the datasets of examples."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    EXAMPLE_ID_FIELD_NUMBER: _builtins.int
+    example_id: _builtins.str
+    """Id of the example. Default: all examples."""
+    def __init__(
+        self,
+        *,
+        example_id: _builtins.str | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_example_id", b"_example_id", "example_id", b"example_id"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_example_id", b"_example_id", "example_id", b"example_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__example_id: _TypeAlias = _typing.Literal["example_id"]  # noqa: Y015
+    _WhichOneofArgType__example_id: _TypeAlias = _typing.Literal["_example_id", b"_example_id"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__example_id) -> _WhichOneofReturnType__example_id | None: ...
+
+Global___ListExampleDatasetsRequest: _TypeAlias = ListExampleDatasetsRequest  # noqa: Y015
+
+@_typing.final
+class ListExampleDatasetsResponse(_message.Message):
+    """The datasets of examples."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DATASETS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def datasets(self) -> _containers.RepeatedCompositeFieldContainer[Global___ExampleDataset]:
+        """The datasets, sorted by example, in the order of its manifest."""
+
+    def __init__(
+        self,
+        *,
+        datasets: _abc.Iterable[Global___ExampleDataset] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["datasets", b"datasets"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListExampleDatasetsResponse: _TypeAlias = ListExampleDatasetsResponse  # noqa: Y015
+
+@_typing.final
+class ExampleDataset(_message.Message):
+    """A dataset of an example."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    EXAMPLE_ID_FIELD_NUMBER: _builtins.int
+    EXAMPLE_TITLE_FIELD_NUMBER: _builtins.int
+    NAME_FIELD_NUMBER: _builtins.int
+    STRATEGY_FIELD_NUMBER: _builtins.int
+    DATABASE_FIELD_NUMBER: _builtins.int
+    KIND_FIELD_NUMBER: _builtins.int
+    INGEST_FIELD_NUMBER: _builtins.int
+    FILE_COUNT_FIELD_NUMBER: _builtins.int
+    SIZE_BYTES_FIELD_NUMBER: _builtins.int
+    SIZE_HUMAN_FIELD_NUMBER: _builtins.int
+    example_id: _builtins.str
+    """Id of the example."""
+    example_title: _builtins.str
+    """Title of the example."""
+    name: _builtins.str
+    """Name of the dataset."""
+    strategy: _builtins.str
+    """Data processing strategy it is made for."""
+    database: _builtins.str
+    """Database it is made for."""
+    kind: _builtins.str
+    """`pdf`, `csv`, `markdown`, `images`, `json`, `text` or `html` when all its files are. Absent when they differ."""
+    file_count: _builtins.int
+    """Number of its files."""
+    size_bytes: _builtins.float
+    """Size of its files in bytes, a whole number."""
+    size_human: _builtins.str
+    """The same for people, such as `2.0MB`."""
+    @_builtins.property
+    def ingest(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Patterns of its files, relative to the example's folder."""
+
+    def __init__(
+        self,
+        *,
+        example_id: _builtins.str = ...,
+        example_title: _builtins.str = ...,
+        name: _builtins.str = ...,
+        strategy: _builtins.str = ...,
+        database: _builtins.str = ...,
+        kind: _builtins.str | None = ...,
+        ingest: _abc.Iterable[_builtins.str] | None = ...,
+        file_count: _builtins.int = ...,
+        size_bytes: _builtins.float = ...,
+        size_human: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_kind", b"_kind", "kind", b"kind"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_kind", b"_kind", "database", b"database", "example_id", b"example_id", "example_title", b"example_title", "file_count", b"file_count", "ingest", b"ingest", "kind", b"kind", "name", b"name", "size_bytes", b"size_bytes", "size_human", b"size_human", "strategy", b"strategy"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__kind: _TypeAlias = _typing.Literal["kind"]  # noqa: Y015
+    _WhichOneofArgType__kind: _TypeAlias = _typing.Literal["_kind", b"_kind"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__kind) -> _WhichOneofReturnType__kind | None: ...
+
+Global___ExampleDataset: _TypeAlias = ExampleDataset  # noqa: Y015
+
+@_typing.final
+class ImportDatasetRequest(_message.Message):
+    """Describes where one dataset of an example goes."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    EXAMPLE_ID_FIELD_NUMBER: _builtins.int
+    NAMESPACE_FIELD_NUMBER: _builtins.int
+    PROJECT_FIELD_NUMBER: _builtins.int
+    DATASET_FIELD_NUMBER: _builtins.int
+    TARGET_DATASET_FIELD_NUMBER: _builtins.int
+    INCLUDE_STRATEGIES_FIELD_NUMBER: _builtins.int
+    PROCESS_FIELD_NUMBER: _builtins.int
+    example_id: _builtins.str
+    """Id of the example."""
+    namespace: _builtins.str
+    """Namespace that holds the project."""
+    project: _builtins.str
+    """Name of an existing project."""
+    dataset: _builtins.str
+    """Name of the dataset in the example."""
+    target_dataset: _builtins.str
+    """Name of the dataset in the project. Default: the same."""
+    include_strategies: _builtins.bool
+    """Whether the strategy and the database it needs are added to the project. Default: true."""
+    process: _builtins.bool
+    """Whether it is processed, as a task. Default: true."""
+    def __init__(
+        self,
+        *,
+        example_id: _builtins.str = ...,
+        namespace: _builtins.str = ...,
+        project: _builtins.str = ...,
+        dataset: _builtins.str = ...,
+        target_dataset: _builtins.str | None = ...,
+        include_strategies: _builtins.bool | None = ...,
+        process: _builtins.bool | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_include_strategies", b"_include_strategies", "_process", b"_process", "_target_dataset", b"_target_dataset", "include_strategies", b"include_strategies", "process", b"process", "target_dataset", b"target_dataset"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_include_strategies", b"_include_strategies", "_process", b"_process", "_target_dataset", b"_target_dataset", "dataset", b"dataset", "example_id", b"example_id", "include_strategies", b"include_strategies", "namespace", b"namespace", "process", b"process", "project", b"project", "target_dataset", b"target_dataset"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__include_strategies: _TypeAlias = _typing.Literal["include_strategies"]  # noqa: Y015
+    _WhichOneofArgType__include_strategies: _TypeAlias = _typing.Literal["_include_strategies", b"_include_strategies"]  # noqa: Y015
+    _WhichOneofReturnType__process: _TypeAlias = _typing.Literal["process"]  # noqa: Y015
+    _WhichOneofArgType__process: _TypeAlias = _typing.Literal["_process", b"_process"]  # noqa: Y015
+    _WhichOneofReturnType__target_dataset: _TypeAlias = _typing.Literal["target_dataset"]  # noqa: Y015
+    _WhichOneofArgType__target_dataset: _TypeAlias = _typing.Literal["_target_dataset", b"_target_dataset"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__include_strategies) -> _WhichOneofReturnType__include_strategies | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__process) -> _WhichOneofReturnType__process | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__target_dataset) -> _WhichOneofReturnType__target_dataset | None: ...
+
+Global___ImportDatasetRequest: _TypeAlias = ImportDatasetRequest  # noqa: Y015
+
+@_typing.final
+class ImportDatasetResponse(_message.Message):
+    """The dataset added to a project."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PROJECT_FIELD_NUMBER: _builtins.int
+    NAMESPACE_FIELD_NUMBER: _builtins.int
+    DATASET_FIELD_NUMBER: _builtins.int
+    FILE_COUNT_FIELD_NUMBER: _builtins.int
+    TASK_ID_FIELD_NUMBER: _builtins.int
+    project: _builtins.str
+    """Name of the project."""
+    namespace: _builtins.str
+    """Its namespace."""
+    dataset: _builtins.str
+    """Name of the dataset."""
+    file_count: _builtins.int
+    """Number of the example's files it holds now."""
+    task_id: _builtins.str
+    """The task that processes it. Absent when `process` is false."""
+    def __init__(
+        self,
+        *,
+        project: _builtins.str = ...,
+        namespace: _builtins.str = ...,
+        dataset: _builtins.str = ...,
+        file_count: _builtins.int = ...,
+        task_id: _builtins.str | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_task_id", b"_task_id", "task_id", b"task_id"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_task_id", b"_task_id", "dataset", b"dataset", "file_count", b"file_count", "namespace", b"namespace", "project", b"project", "task_id", b"task_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__task_id: _TypeAlias = _typing.Literal["task_id"]  # noqa: Y015
+    _WhichOneofArgType__task_id: _TypeAlias = _typing.Literal["_task_id", b"_task_id"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__task_id) -> _WhichOneofReturnType__task_id | None: ...
+
+Global___ImportDatasetResponse: _TypeAlias = ImportDatasetResponse  # noqa: Y015

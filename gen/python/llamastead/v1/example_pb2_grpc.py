@@ -50,6 +50,16 @@ class ExampleServiceStub:
                 request_serializer=llamastead_dot_v1_dot_example__pb2.ImportDataRequest.SerializeToString,
                 response_deserializer=llamastead_dot_v1_dot_example__pb2.ImportDataResponse.FromString,
                 _registered_method=True)
+        self.ListExampleDatasets = channel.unary_unary(
+                '/llamastead.v1.ExampleService/ListExampleDatasets',
+                request_serializer=llamastead_dot_v1_dot_example__pb2.ListExampleDatasetsRequest.SerializeToString,
+                response_deserializer=llamastead_dot_v1_dot_example__pb2.ListExampleDatasetsResponse.FromString,
+                _registered_method=True)
+        self.ImportDataset = channel.unary_unary(
+                '/llamastead.v1.ExampleService/ImportDataset',
+                request_serializer=llamastead_dot_v1_dot_example__pb2.ImportDatasetRequest.SerializeToString,
+                response_deserializer=llamastead_dot_v1_dot_example__pb2.ImportDatasetResponse.FromString,
+                _registered_method=True)
 
 
 class ExampleServiceServicer:
@@ -76,12 +86,39 @@ class ExampleServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ImportData(self, request, context):
-        """Adds the datasets of an example, with their files, to an existing project.
+        """Adds the datasets of an example, with their files, to an existing project; when that fails, nothing of it stays.
+
+        What the project has already under the same name is used as it is when it is the same, so that importing again
+        adds only what is missing. A database is the same when it stores alike; the project keeps its ways to search it.
 
         Errors:
-        - 400: A name is not valid, or a strategy the datasets need is neither configured nor included.
+        - 400: A name is not valid, or a strategy or a database the datasets need is neither configured nor included.
         - 404: The example or the project does not exist.
-        - 409: The project has a dataset, a strategy or a database of the same name that differs.
+        - 409: The project has a dataset, a strategy or a database of the same name that differs, or its configuration
+        is broken.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListExampleDatasets(self, request, context):
+        """Lists the datasets of one example, or of all of them.
+
+        Errors:
+        - 404: The example does not exist.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ImportDataset(self, request, context):
+        """Adds one dataset of an example to an existing project, as `ImportData` does all of them.
+
+        Errors:
+        - 400: A name is not valid, or the strategy or the database it needs is neither configured nor included.
+        - 404: The example, its dataset or the project does not exist.
+        - 409: The project has a dataset, a strategy or a database of the same name that differs, or its configuration
+        is broken.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -104,6 +141,16 @@ def add_ExampleServiceServicer_to_server(servicer, server):
                     servicer.ImportData,
                     request_deserializer=llamastead_dot_v1_dot_example__pb2.ImportDataRequest.FromString,
                     response_serializer=llamastead_dot_v1_dot_example__pb2.ImportDataResponse.SerializeToString,
+            ),
+            'ListExampleDatasets': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListExampleDatasets,
+                    request_deserializer=llamastead_dot_v1_dot_example__pb2.ListExampleDatasetsRequest.FromString,
+                    response_serializer=llamastead_dot_v1_dot_example__pb2.ListExampleDatasetsResponse.SerializeToString,
+            ),
+            'ImportDataset': grpc.unary_unary_rpc_method_handler(
+                    servicer.ImportDataset,
+                    request_deserializer=llamastead_dot_v1_dot_example__pb2.ImportDatasetRequest.FromString,
+                    response_serializer=llamastead_dot_v1_dot_example__pb2.ImportDatasetResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -188,6 +235,60 @@ class ExampleService:
             '/llamastead.v1.ExampleService/ImportData',
             llamastead_dot_v1_dot_example__pb2.ImportDataRequest.SerializeToString,
             llamastead_dot_v1_dot_example__pb2.ImportDataResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListExampleDatasets(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/llamastead.v1.ExampleService/ListExampleDatasets',
+            llamastead_dot_v1_dot_example__pb2.ListExampleDatasetsRequest.SerializeToString,
+            llamastead_dot_v1_dot_example__pb2.ListExampleDatasetsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ImportDataset(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/llamastead.v1.ExampleService/ImportDataset',
+            llamastead_dot_v1_dot_example__pb2.ImportDatasetRequest.SerializeToString,
+            llamastead_dot_v1_dot_example__pb2.ImportDatasetResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -44,12 +44,31 @@ class ExampleServiceStub:
     - 409: The project exists already.
     """
     ImportData: _grpc.UnaryUnaryMultiCallable[_example_pb2.ImportDataRequest, _example_pb2.ImportDataResponse]
-    """Adds the datasets of an example, with their files, to an existing project.
+    """Adds the datasets of an example, with their files, to an existing project; when that fails, nothing of it stays.
+
+    What the project has already under the same name is used as it is when it is the same, so that importing again
+    adds only what is missing. A database is the same when it stores alike; the project keeps its ways to search it.
 
     Errors:
-    - 400: A name is not valid, or a strategy the datasets need is neither configured nor included.
+    - 400: A name is not valid, or a strategy or a database the datasets need is neither configured nor included.
     - 404: The example or the project does not exist.
-    - 409: The project has a dataset, a strategy or a database of the same name that differs.
+    - 409: The project has a dataset, a strategy or a database of the same name that differs, or its configuration
+      is broken.
+    """
+    ListExampleDatasets: _grpc.UnaryUnaryMultiCallable[_example_pb2.ListExampleDatasetsRequest, _example_pb2.ListExampleDatasetsResponse]
+    """Lists the datasets of one example, or of all of them.
+
+    Errors:
+    - 404: The example does not exist.
+    """
+    ImportDataset: _grpc.UnaryUnaryMultiCallable[_example_pb2.ImportDatasetRequest, _example_pb2.ImportDatasetResponse]
+    """Adds one dataset of an example to an existing project, as `ImportData` does all of them.
+
+    Errors:
+    - 400: A name is not valid, or the strategy or the database it needs is neither configured nor included.
+    - 404: The example, its dataset or the project does not exist.
+    - 409: The project has a dataset, a strategy or a database of the same name that differs, or its configuration
+      is broken.
     """
 
 @_typing.type_check_only
@@ -68,12 +87,31 @@ class ExampleServiceAsyncStub(ExampleServiceStub):
     - 409: The project exists already.
     """
     ImportData: _aio.UnaryUnaryMultiCallable[_example_pb2.ImportDataRequest, _example_pb2.ImportDataResponse]  # type: ignore[assignment]
-    """Adds the datasets of an example, with their files, to an existing project.
+    """Adds the datasets of an example, with their files, to an existing project; when that fails, nothing of it stays.
+
+    What the project has already under the same name is used as it is when it is the same, so that importing again
+    adds only what is missing. A database is the same when it stores alike; the project keeps its ways to search it.
 
     Errors:
-    - 400: A name is not valid, or a strategy the datasets need is neither configured nor included.
+    - 400: A name is not valid, or a strategy or a database the datasets need is neither configured nor included.
     - 404: The example or the project does not exist.
-    - 409: The project has a dataset, a strategy or a database of the same name that differs.
+    - 409: The project has a dataset, a strategy or a database of the same name that differs, or its configuration
+      is broken.
+    """
+    ListExampleDatasets: _aio.UnaryUnaryMultiCallable[_example_pb2.ListExampleDatasetsRequest, _example_pb2.ListExampleDatasetsResponse]  # type: ignore[assignment]
+    """Lists the datasets of one example, or of all of them.
+
+    Errors:
+    - 404: The example does not exist.
+    """
+    ImportDataset: _aio.UnaryUnaryMultiCallable[_example_pb2.ImportDatasetRequest, _example_pb2.ImportDatasetResponse]  # type: ignore[assignment]
+    """Adds one dataset of an example to an existing project, as `ImportData` does all of them.
+
+    Errors:
+    - 400: A name is not valid, or the strategy or the database it needs is neither configured nor included.
+    - 404: The example, its dataset or the project does not exist.
+    - 409: The project has a dataset, a strategy or a database of the same name that differs, or its configuration
+      is broken.
     """
 
 class ExampleServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -107,12 +145,43 @@ class ExampleServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _example_pb2.ImportDataRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_example_pb2.ImportDataResponse, _abc.Awaitable[_example_pb2.ImportDataResponse]]:
-        """Adds the datasets of an example, with their files, to an existing project.
+        """Adds the datasets of an example, with their files, to an existing project; when that fails, nothing of it stays.
+
+        What the project has already under the same name is used as it is when it is the same, so that importing again
+        adds only what is missing. A database is the same when it stores alike; the project keeps its ways to search it.
 
         Errors:
-        - 400: A name is not valid, or a strategy the datasets need is neither configured nor included.
+        - 400: A name is not valid, or a strategy or a database the datasets need is neither configured nor included.
         - 404: The example or the project does not exist.
-        - 409: The project has a dataset, a strategy or a database of the same name that differs.
+        - 409: The project has a dataset, a strategy or a database of the same name that differs, or its configuration
+          is broken.
+        """
+
+    @_abc_1.abstractmethod
+    def ListExampleDatasets(
+        self,
+        request: _example_pb2.ListExampleDatasetsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_example_pb2.ListExampleDatasetsResponse, _abc.Awaitable[_example_pb2.ListExampleDatasetsResponse]]:
+        """Lists the datasets of one example, or of all of them.
+
+        Errors:
+        - 404: The example does not exist.
+        """
+
+    @_abc_1.abstractmethod
+    def ImportDataset(
+        self,
+        request: _example_pb2.ImportDatasetRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_example_pb2.ImportDatasetResponse, _abc.Awaitable[_example_pb2.ImportDatasetResponse]]:
+        """Adds one dataset of an example to an existing project, as `ImportData` does all of them.
+
+        Errors:
+        - 400: A name is not valid, or the strategy or the database it needs is neither configured nor included.
+        - 404: The example, its dataset or the project does not exist.
+        - 409: The project has a dataset, a strategy or a database of the same name that differs, or its configuration
+          is broken.
         """
 
 def add_ExampleServiceServicer_to_server(servicer: ExampleServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

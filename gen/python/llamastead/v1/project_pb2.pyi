@@ -130,8 +130,9 @@ class CreateProjectRequest(_message.Message):
     name: _builtins.str
     """Name of the new project, under the same rule as the namespace."""
     config_template: _builtins.str
-    """Template of the first configuration: `default`, `server`, `rag` or the name of a template of your own.
-    Default: `default`.
+    """Template of the first configuration: `default`, `server`, `rag` (LlamaFarm's `advanced`), or the name of your own:
+    a file `templates/<name>.yaml` in the data folder, in which `${name}`, `${namespace}` and `${model}` stand for the
+    project and the default model. Default: `default`.
     """
     def __init__(
         self,

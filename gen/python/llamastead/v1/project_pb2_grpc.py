@@ -87,7 +87,7 @@ class ProjectServiceServicer:
         Errors:
         - 400: The name is not valid.
         - 404: The template does not exist.
-        - 409: The project exists already.
+        - 409: The project exists already, or the template is wrong.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -109,9 +109,10 @@ class ProjectServiceServicer:
         checked; keys that the request leaves out are gone.
 
         Errors:
-        - 400: A name is not valid.
+        - 400: A name is not valid, or the configuration names another project.
         - 404: The project does not exist.
-        - 422: The configuration breaks a rule; nothing was written.
+        - 409: The configuration leaves out a dataset that holds files.
+        - 422: The configuration breaks a rule; nothing was written. `error.details` gives each field and reason.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -50,7 +50,7 @@ class ProjectServiceStub:
     Errors:
     - 400: The name is not valid.
     - 404: The template does not exist.
-    - 409: The project exists already.
+    - 409: The project exists already, or the template is wrong.
     """
     GetProject: _grpc.UnaryUnaryMultiCallable[_project_pb2.GetProjectRequest, _project_pb2.GetProjectResponse]
     """Returns a project and its configuration as they are on disk.
@@ -64,9 +64,10 @@ class ProjectServiceStub:
     checked; keys that the request leaves out are gone.
 
     Errors:
-    - 400: A name is not valid.
+    - 400: A name is not valid, or the configuration names another project.
     - 404: The project does not exist.
-    - 422: The configuration breaks a rule; nothing was written.
+    - 409: The configuration leaves out a dataset that holds files.
+    - 422: The configuration breaks a rule; nothing was written. `error.details` gives each field and reason.
     """
     DeleteProject: _grpc.UnaryUnaryMultiCallable[_project_pb2.DeleteProjectRequest, _project_pb2.DeleteProjectResponse]
     """Deletes a project with its files, datasets, databases, sessions and tasks, and returns it as it was.
@@ -98,7 +99,7 @@ class ProjectServiceAsyncStub(ProjectServiceStub):
     Errors:
     - 400: The name is not valid.
     - 404: The template does not exist.
-    - 409: The project exists already.
+    - 409: The project exists already, or the template is wrong.
     """
     GetProject: _aio.UnaryUnaryMultiCallable[_project_pb2.GetProjectRequest, _project_pb2.GetProjectResponse]  # type: ignore[assignment]
     """Returns a project and its configuration as they are on disk.
@@ -112,9 +113,10 @@ class ProjectServiceAsyncStub(ProjectServiceStub):
     checked; keys that the request leaves out are gone.
 
     Errors:
-    - 400: A name is not valid.
+    - 400: A name is not valid, or the configuration names another project.
     - 404: The project does not exist.
-    - 422: The configuration breaks a rule; nothing was written.
+    - 409: The configuration leaves out a dataset that holds files.
+    - 422: The configuration breaks a rule; nothing was written. `error.details` gives each field and reason.
     """
     DeleteProject: _aio.UnaryUnaryMultiCallable[_project_pb2.DeleteProjectRequest, _project_pb2.DeleteProjectResponse]  # type: ignore[assignment]
     """Deletes a project with its files, datasets, databases, sessions and tasks, and returns it as it was.
@@ -155,7 +157,7 @@ class ProjectServiceServicer(metaclass=_abc_1.ABCMeta):
         Errors:
         - 400: The name is not valid.
         - 404: The template does not exist.
-        - 409: The project exists already.
+        - 409: The project exists already, or the template is wrong.
         """
 
     @_abc_1.abstractmethod
@@ -181,9 +183,10 @@ class ProjectServiceServicer(metaclass=_abc_1.ABCMeta):
         checked; keys that the request leaves out are gone.
 
         Errors:
-        - 400: A name is not valid.
+        - 400: A name is not valid, or the configuration names another project.
         - 404: The project does not exist.
-        - 422: The configuration breaks a rule; nothing was written.
+        - 409: The configuration leaves out a dataset that holds files.
+        - 422: The configuration breaks a rule; nothing was written. `error.details` gives each field and reason.
         """
 
     @_abc_1.abstractmethod

@@ -209,7 +209,7 @@ class HealthComponent(_message.Message):
     """Time the check took, in milliseconds."""
     @_builtins.property
     def details(self) -> _struct_pb2.Struct:
-        """Further facts. Absent when there are none."""
+        """Further facts, such as the `pid` of its process and its `restarts`. Absent when there are none."""
 
     def __init__(
         self,
@@ -240,7 +240,7 @@ class HealthSeed(_message.Message):
     LATENCY_MS_FIELD_NUMBER: _builtins.int
     RUNTIME_FIELD_NUMBER: _builtins.int
     name: _builtins.str
-    """Name of the model."""
+    """What it is for: `default-model`, the model that answers requests which name none."""
     status: _builtins.str
     """`healthy`, `degraded` or `unhealthy`."""
     message: _builtins.str
@@ -306,3 +306,143 @@ class GetLivenessResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___GetLivenessResponse: _TypeAlias = GetLivenessResponse  # noqa: Y015
+
+@_typing.final
+class CheckVersionRequest(_message.Message):
+    """Asks for this server's version."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CheckVersionRequest: _TypeAlias = CheckVersionRequest  # noqa: Y015
+
+@_typing.final
+class CheckVersionResponse(_message.Message):
+    """This server's version, as LlamaFarm's clients read it."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CURRENT_VERSION_FIELD_NUMBER: _builtins.int
+    LATEST_VERSION_FIELD_NUMBER: _builtins.int
+    UPDATE_AVAILABLE_FIELD_NUMBER: _builtins.int
+    FROM_CACHE_FIELD_NUMBER: _builtins.int
+    MESSAGE_FIELD_NUMBER: _builtins.int
+    current_version: _builtins.str
+    """Version of Llamastead that runs."""
+    latest_version: _builtins.str
+    """The newest version known of: the one that runs."""
+    update_available: _builtins.bool
+    """`false`: no newer version is known of."""
+    from_cache: _builtins.bool
+    """`false`: nobody was asked."""
+    message: _builtins.str
+    """One sentence for people."""
+    def __init__(
+        self,
+        *,
+        current_version: _builtins.str = ...,
+        latest_version: _builtins.str = ...,
+        update_available: _builtins.bool = ...,
+        from_cache: _builtins.bool = ...,
+        message: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["current_version", b"current_version", "from_cache", b"from_cache", "latest_version", b"latest_version", "message", b"message", "update_available", b"update_available"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CheckVersionResponse: _TypeAlias = CheckVersionResponse  # noqa: Y015
+
+@_typing.final
+class GetDiskRequest(_message.Message):
+    """Asks for the room on disk."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetDiskRequest: _TypeAlias = GetDiskRequest  # noqa: Y015
+
+@_typing.final
+class GetDiskResponse(_message.Message):
+    """The room on disk."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CACHE_FIELD_NUMBER: _builtins.int
+    SYSTEM_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def cache(self) -> Global___DiskSpace:
+        """The disk that holds the models."""
+
+    @_builtins.property
+    def system(self) -> Global___DiskSpace:
+        """The disk that holds the data."""
+
+    def __init__(
+        self,
+        *,
+        cache: Global___DiskSpace | None = ...,
+        system: Global___DiskSpace | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["cache", b"cache", "system", b"system"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cache", b"cache", "system", b"system"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetDiskResponse: _TypeAlias = GetDiskResponse  # noqa: Y015
+
+@_typing.final
+class DiskSpace(_message.Message):
+    """The room on one disk."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PATH_FIELD_NUMBER: _builtins.int
+    TOTAL_BYTES_FIELD_NUMBER: _builtins.int
+    USED_BYTES_FIELD_NUMBER: _builtins.int
+    FREE_BYTES_FIELD_NUMBER: _builtins.int
+    PERCENT_FREE_FIELD_NUMBER: _builtins.int
+    path: _builtins.str
+    """Folder on the disk, on the server's machine."""
+    total_bytes: _builtins.float
+    """Size of the disk in bytes, a whole number."""
+    used_bytes: _builtins.float
+    """Bytes in use, a whole number."""
+    free_bytes: _builtins.float
+    """Bytes that this server can still write, a whole number."""
+    percent_free: _builtins.float
+    """Free part of the disk, in percent."""
+    def __init__(
+        self,
+        *,
+        path: _builtins.str = ...,
+        total_bytes: _builtins.float = ...,
+        used_bytes: _builtins.float = ...,
+        free_bytes: _builtins.float = ...,
+        percent_free: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["free_bytes", b"free_bytes", "path", b"path", "percent_free", b"percent_free", "total_bytes", b"total_bytes", "used_bytes", b"used_bytes"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DiskSpace: _TypeAlias = DiskSpace  # noqa: Y015

@@ -26,7 +26,7 @@ if _version_not_supported:
 
 
 class SystemServiceStub:
-    """Says what this server is and whether it works. Only `GetInfo` needs a token when tokens are set.
+    """Says what this server is and whether it works. `GetRoot`, `GetHealth` and `GetLiveness` need no token.
     """
 
     def __init__(self, channel):
@@ -55,10 +55,20 @@ class SystemServiceStub:
                 request_serializer=llamastead_dot_v1_dot_system__pb2.GetLivenessRequest.SerializeToString,
                 response_deserializer=llamastead_dot_v1_dot_system__pb2.GetLivenessResponse.FromString,
                 _registered_method=True)
+        self.CheckVersion = channel.unary_unary(
+                '/llamastead.v1.SystemService/CheckVersion',
+                request_serializer=llamastead_dot_v1_dot_system__pb2.CheckVersionRequest.SerializeToString,
+                response_deserializer=llamastead_dot_v1_dot_system__pb2.CheckVersionResponse.FromString,
+                _registered_method=True)
+        self.GetDisk = channel.unary_unary(
+                '/llamastead.v1.SystemService/GetDisk',
+                request_serializer=llamastead_dot_v1_dot_system__pb2.GetDiskRequest.SerializeToString,
+                response_deserializer=llamastead_dot_v1_dot_system__pb2.GetDiskResponse.FromString,
+                _registered_method=True)
 
 
 class SystemServiceServicer:
-    """Says what this server is and whether it works. Only `GetInfo` needs a token when tokens are set.
+    """Says what this server is and whether it works. `GetRoot`, `GetHealth` and `GetLiveness` need no token.
     """
 
     def GetRoot(self, request, context):
@@ -90,6 +100,20 @@ class SystemServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def CheckVersion(self, request, context):
+        """Returns this server's version. It makes no calls to the internet, so it knows of no newer one.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetDisk(self, request, context):
+        """Returns how much room is left for models and for data.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_SystemServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -113,6 +137,16 @@ def add_SystemServiceServicer_to_server(servicer, server):
                     request_deserializer=llamastead_dot_v1_dot_system__pb2.GetLivenessRequest.FromString,
                     response_serializer=llamastead_dot_v1_dot_system__pb2.GetLivenessResponse.SerializeToString,
             ),
+            'CheckVersion': grpc.unary_unary_rpc_method_handler(
+                    servicer.CheckVersion,
+                    request_deserializer=llamastead_dot_v1_dot_system__pb2.CheckVersionRequest.FromString,
+                    response_serializer=llamastead_dot_v1_dot_system__pb2.CheckVersionResponse.SerializeToString,
+            ),
+            'GetDisk': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetDisk,
+                    request_deserializer=llamastead_dot_v1_dot_system__pb2.GetDiskRequest.FromString,
+                    response_serializer=llamastead_dot_v1_dot_system__pb2.GetDiskResponse.SerializeToString,
+            ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
             'llamastead.v1.SystemService', rpc_method_handlers)
@@ -122,7 +156,7 @@ def add_SystemServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class SystemService:
-    """Says what this server is and whether it works. Only `GetInfo` needs a token when tokens are set.
+    """Says what this server is and whether it works. `GetRoot`, `GetHealth` and `GetLiveness` need no token.
     """
 
     @staticmethod
@@ -223,6 +257,60 @@ class SystemService:
             '/llamastead.v1.SystemService/GetLiveness',
             llamastead_dot_v1_dot_system__pb2.GetLivenessRequest.SerializeToString,
             llamastead_dot_v1_dot_system__pb2.GetLivenessResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CheckVersion(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/llamastead.v1.SystemService/CheckVersion',
+            llamastead_dot_v1_dot_system__pb2.CheckVersionRequest.SerializeToString,
+            llamastead_dot_v1_dot_system__pb2.CheckVersionResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetDisk(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/llamastead.v1.SystemService/GetDisk',
+            llamastead_dot_v1_dot_system__pb2.GetDiskRequest.SerializeToString,
+            llamastead_dot_v1_dot_system__pb2.GetDiskResponse.FromString,
             options,
             channel_credentials,
             insecure,

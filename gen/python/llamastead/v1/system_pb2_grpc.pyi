@@ -27,7 +27,7 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class SystemServiceStub:
-    """Says what this server is and whether it works. Only `GetInfo` needs a token when tokens are set."""
+    """Says what this server is and whether it works. `GetRoot`, `GetHealth` and `GetLiveness` need no token."""
 
     @_typing.overload
     def __new__(cls, channel: _grpc.Channel) -> _Self: ...
@@ -43,10 +43,14 @@ class SystemServiceStub:
     """
     GetLiveness: _grpc.UnaryUnaryMultiCallable[_system_pb2.GetLivenessRequest, _system_pb2.GetLivenessResponse]
     """Says that the process lives. For container orchestration."""
+    CheckVersion: _grpc.UnaryUnaryMultiCallable[_system_pb2.CheckVersionRequest, _system_pb2.CheckVersionResponse]
+    """Returns this server's version. It makes no calls to the internet, so it knows of no newer one."""
+    GetDisk: _grpc.UnaryUnaryMultiCallable[_system_pb2.GetDiskRequest, _system_pb2.GetDiskResponse]
+    """Returns how much room is left for models and for data."""
 
 @_typing.type_check_only
 class SystemServiceAsyncStub(SystemServiceStub):
-    """Says what this server is and whether it works. Only `GetInfo` needs a token when tokens are set."""
+    """Says what this server is and whether it works. `GetRoot`, `GetHealth` and `GetLiveness` need no token."""
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     GetRoot: _aio.UnaryUnaryMultiCallable[_system_pb2.GetRootRequest, _system_pb2.GetRootResponse]  # type: ignore[assignment]
@@ -59,9 +63,13 @@ class SystemServiceAsyncStub(SystemServiceStub):
     """
     GetLiveness: _aio.UnaryUnaryMultiCallable[_system_pb2.GetLivenessRequest, _system_pb2.GetLivenessResponse]  # type: ignore[assignment]
     """Says that the process lives. For container orchestration."""
+    CheckVersion: _aio.UnaryUnaryMultiCallable[_system_pb2.CheckVersionRequest, _system_pb2.CheckVersionResponse]  # type: ignore[assignment]
+    """Returns this server's version. It makes no calls to the internet, so it knows of no newer one."""
+    GetDisk: _aio.UnaryUnaryMultiCallable[_system_pb2.GetDiskRequest, _system_pb2.GetDiskResponse]  # type: ignore[assignment]
+    """Returns how much room is left for models and for data."""
 
 class SystemServiceServicer(metaclass=_abc_1.ABCMeta):
-    """Says what this server is and whether it works. Only `GetInfo` needs a token when tokens are set."""
+    """Says what this server is and whether it works. `GetRoot`, `GetHealth` and `GetLiveness` need no token."""
 
     @_abc_1.abstractmethod
     def GetRoot(
@@ -96,5 +104,21 @@ class SystemServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_system_pb2.GetLivenessResponse, _abc.Awaitable[_system_pb2.GetLivenessResponse]]:
         """Says that the process lives. For container orchestration."""
+
+    @_abc_1.abstractmethod
+    def CheckVersion(
+        self,
+        request: _system_pb2.CheckVersionRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_system_pb2.CheckVersionResponse, _abc.Awaitable[_system_pb2.CheckVersionResponse]]:
+        """Returns this server's version. It makes no calls to the internet, so it knows of no newer one."""
+
+    @_abc_1.abstractmethod
+    def GetDisk(
+        self,
+        request: _system_pb2.GetDiskRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_system_pb2.GetDiskResponse, _abc.Awaitable[_system_pb2.GetDiskResponse]]:
+        """Returns how much room is left for models and for data."""
 
 def add_SystemServiceServicer_to_server(servicer: SystemServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -12,7 +12,7 @@ import type { Message } from "@bufbuild/protobuf";
  * Describes the file llamastead/v1/example.proto.
  */
 export const file_llamastead_v1_example: GenFile = /*@__PURE__*/
-  fileDesc("ChtsbGFtYXN0ZWFkL3YxL2V4YW1wbGUucHJvdG8SDWxsYW1hc3RlYWQudjEigAIKB0V4YW1wbGUSCgoCaWQYASABKAkSDAoEc2x1ZxgCIAEoCRINCgV0aXRsZRgDIAEoCRITCgtkZXNjcmlwdGlvbhgEIAEoCRIUCgxwcmltYXJ5TW9kZWwYBSABKAkSDAoEdGFncxgGIAMoCRIVCg1kYXRhc2V0X2NvdW50GAcgASgNEhcKD2RhdGFfc2l6ZV9ieXRlcxgIIAEoARIXCg9kYXRhX3NpemVfaHVtYW4YCSABKAkSGgoScHJvamVjdF9zaXplX2J5dGVzGAogASgBEhoKEnByb2plY3Rfc2l6ZV9odW1hbhgLIAEoCRISCgp1cGRhdGVkX2F0GAwgASgJIhUKE0xpc3RFeGFtcGxlc1JlcXVlc3QiQAoUTGlzdEV4YW1wbGVzUmVzcG9uc2USKAoIZXhhbXBsZXMYASADKAsyFi5sbGFtYXN0ZWFkLnYxLkV4YW1wbGUifwoUSW1wb3J0UHJvamVjdFJlcXVlc3QSGAoKZXhhbXBsZV9pZBgBIAEoCUIE4kEBAhIXCgluYW1lc3BhY2UYAiABKAlCBOJBAQISEgoEbmFtZRgDIAEoCUIE4kEBAhIUCgdwcm9jZXNzGAQgASgISACIAQFCCgoIX3Byb2Nlc3MiXwoVSW1wb3J0UHJvamVjdFJlc3BvbnNlEg8KB3Byb2plY3QYASABKAkSEQoJbmFtZXNwYWNlGAIgASgJEhAKCGRhdGFzZXRzGAMgAygJEhAKCHRhc2tfaWRzGAQgAygJIrcBChFJbXBvcnREYXRhUmVxdWVzdBIYCgpleGFtcGxlX2lkGAEgASgJQgTiQQECEhcKCW5hbWVzcGFjZRgCIAEoCUIE4kEBAhIVCgdwcm9qZWN0GAMgASgJQgTiQQECEh8KEmluY2x1ZGVfc3RyYXRlZ2llcxgEIAEoCEgAiAEBEhQKB3Byb2Nlc3MYBSABKAhIAYgBAUIVChNfaW5jbHVkZV9zdHJhdGVnaWVzQgoKCF9wcm9jZXNzIlwKEkltcG9ydERhdGFSZXNwb25zZRIPCgdwcm9qZWN0GAEgASgJEhEKCW5hbWVzcGFjZRgCIAEoCRIQCghkYXRhc2V0cxgDIAMoCRIQCgh0YXNrX2lkcxgEIAMoCTKPBAoORXhhbXBsZVNlcnZpY2USgQEKDExpc3RFeGFtcGxlcxIiLmxsYW1hc3RlYWQudjEuTGlzdEV4YW1wbGVzUmVxdWVzdBojLmxsYW1hc3RlYWQudjEuTGlzdEV4YW1wbGVzUmVzcG9uc2UiKILT5JMCIloSEhAvYXBpL3YxL2V4YW1wbGVzEgwvdjEvZXhhbXBsZXMSwgEKDUltcG9ydFByb2plY3QSIy5sbGFtYXN0ZWFkLnYxLkltcG9ydFByb2plY3RSZXF1ZXN0GiQubGxhbWFzdGVhZC52MS5JbXBvcnRQcm9qZWN0UmVzcG9uc2UiZoLT5JMCYDoBKloxOgEqIiwvYXBpL3YxL2V4YW1wbGVzL3tleGFtcGxlX2lkfS9pbXBvcnQtcHJvamVjdCIoL3YxL2V4YW1wbGVzL3tleGFtcGxlX2lkfS9pbXBvcnQtcHJvamVjdBKzAQoKSW1wb3J0RGF0YRIgLmxsYW1hc3RlYWQudjEuSW1wb3J0RGF0YVJlcXVlc3QaIS5sbGFtYXN0ZWFkLnYxLkltcG9ydERhdGFSZXNwb25zZSJggtPkkwJaOgEqWi46ASoiKS9hcGkvdjEvZXhhbXBsZXMve2V4YW1wbGVfaWR9L2ltcG9ydC1kYXRhIiUvdjEvZXhhbXBsZXMve2V4YW1wbGVfaWR9L2ltcG9ydC1kYXRhYgZwcm90bzM", [file_google_api_annotations, file_google_api_field_behavior]);
+  fileDesc("ChtsbGFtYXN0ZWFkL3YxL2V4YW1wbGUucHJvdG8SDWxsYW1hc3RlYWQudjEigAIKB0V4YW1wbGUSCgoCaWQYASABKAkSDAoEc2x1ZxgCIAEoCRINCgV0aXRsZRgDIAEoCRITCgtkZXNjcmlwdGlvbhgEIAEoCRIUCgxwcmltYXJ5TW9kZWwYBSABKAkSDAoEdGFncxgGIAMoCRIVCg1kYXRhc2V0X2NvdW50GAcgASgNEhcKD2RhdGFfc2l6ZV9ieXRlcxgIIAEoARIXCg9kYXRhX3NpemVfaHVtYW4YCSABKAkSGgoScHJvamVjdF9zaXplX2J5dGVzGAogASgBEhoKEnByb2plY3Rfc2l6ZV9odW1hbhgLIAEoCRISCgp1cGRhdGVkX2F0GAwgASgJIhUKE0xpc3RFeGFtcGxlc1JlcXVlc3QiQAoUTGlzdEV4YW1wbGVzUmVzcG9uc2USKAoIZXhhbXBsZXMYASADKAsyFi5sbGFtYXN0ZWFkLnYxLkV4YW1wbGUifwoUSW1wb3J0UHJvamVjdFJlcXVlc3QSGAoKZXhhbXBsZV9pZBgBIAEoCUIE4kEBAhIXCgluYW1lc3BhY2UYAiABKAlCBOJBAQISEgoEbmFtZRgDIAEoCUIE4kEBAhIUCgdwcm9jZXNzGAQgASgISACIAQFCCgoIX3Byb2Nlc3MiXwoVSW1wb3J0UHJvamVjdFJlc3BvbnNlEg8KB3Byb2plY3QYASABKAkSEQoJbmFtZXNwYWNlGAIgASgJEhAKCGRhdGFzZXRzGAMgAygJEhAKCHRhc2tfaWRzGAQgAygJIrcBChFJbXBvcnREYXRhUmVxdWVzdBIYCgpleGFtcGxlX2lkGAEgASgJQgTiQQECEhcKCW5hbWVzcGFjZRgCIAEoCUIE4kEBAhIVCgdwcm9qZWN0GAMgASgJQgTiQQECEh8KEmluY2x1ZGVfc3RyYXRlZ2llcxgEIAEoCEgAiAEBEhQKB3Byb2Nlc3MYBSABKAhIAYgBAUIVChNfaW5jbHVkZV9zdHJhdGVnaWVzQgoKCF9wcm9jZXNzIlwKEkltcG9ydERhdGFSZXNwb25zZRIPCgdwcm9qZWN0GAEgASgJEhEKCW5hbWVzcGFjZRgCIAEoCRIQCghkYXRhc2V0cxgDIAMoCRIQCgh0YXNrX2lkcxgEIAMoCSJEChpMaXN0RXhhbXBsZURhdGFzZXRzUmVxdWVzdBIXCgpleGFtcGxlX2lkGAEgASgJSACIAQFCDQoLX2V4YW1wbGVfaWQiTgobTGlzdEV4YW1wbGVEYXRhc2V0c1Jlc3BvbnNlEi8KCGRhdGFzZXRzGAEgAygLMh0ubGxhbWFzdGVhZC52MS5FeGFtcGxlRGF0YXNldCLVAQoORXhhbXBsZURhdGFzZXQSEgoKZXhhbXBsZV9pZBgBIAEoCRIVCg1leGFtcGxlX3RpdGxlGAIgASgJEgwKBG5hbWUYAyABKAkSEAoIc3RyYXRlZ3kYBCABKAkSEAoIZGF0YWJhc2UYBSABKAkSEQoEa2luZBgGIAEoCUgAiAEBEg4KBmluZ2VzdBgHIAMoCRISCgpmaWxlX2NvdW50GAggASgNEhIKCnNpemVfYnl0ZXMYCSABKAESEgoKc2l6ZV9odW1hbhgKIAEoCUIHCgVfa2luZCKBAgoUSW1wb3J0RGF0YXNldFJlcXVlc3QSGAoKZXhhbXBsZV9pZBgBIAEoCUIE4kEBAhIXCgluYW1lc3BhY2UYAiABKAlCBOJBAQISFQoHcHJvamVjdBgDIAEoCUIE4kEBAhIVCgdkYXRhc2V0GAQgASgJQgTiQQECEhsKDnRhcmdldF9kYXRhc2V0GAUgASgJSACIAQESHwoSaW5jbHVkZV9zdHJhdGVnaWVzGAYgASgISAGIAQESFAoHcHJvY2VzcxgHIAEoCEgCiAEBQhEKD190YXJnZXRfZGF0YXNldEIVChNfaW5jbHVkZV9zdHJhdGVnaWVzQgoKCF9wcm9jZXNzIoIBChVJbXBvcnREYXRhc2V0UmVzcG9uc2USDwoHcHJvamVjdBgBIAEoCRIRCgluYW1lc3BhY2UYAiABKAkSDwoHZGF0YXNldBgDIAEoCRISCgpmaWxlX2NvdW50GAQgASgNEhQKB3Rhc2tfaWQYBSABKAlIAIgBAUIKCghfdGFza19pZDLRBwoORXhhbXBsZVNlcnZpY2USgQEKDExpc3RFeGFtcGxlcxIiLmxsYW1hc3RlYWQudjEuTGlzdEV4YW1wbGVzUmVxdWVzdBojLmxsYW1hc3RlYWQudjEuTGlzdEV4YW1wbGVzUmVzcG9uc2UiKILT5JMCIloSEhAvYXBpL3YxL2V4YW1wbGVzEgwvdjEvZXhhbXBsZXMSwgEKDUltcG9ydFByb2plY3QSIy5sbGFtYXN0ZWFkLnYxLkltcG9ydFByb2plY3RSZXF1ZXN0GiQubGxhbWFzdGVhZC52MS5JbXBvcnRQcm9qZWN0UmVzcG9uc2UiZoLT5JMCYDoBKloxOgEqIiwvYXBpL3YxL2V4YW1wbGVzL3tleGFtcGxlX2lkfS9pbXBvcnQtcHJvamVjdCIoL3YxL2V4YW1wbGVzL3tleGFtcGxlX2lkfS9pbXBvcnQtcHJvamVjdBKzAQoKSW1wb3J0RGF0YRIgLmxsYW1hc3RlYWQudjEuSW1wb3J0RGF0YVJlcXVlc3QaIS5sbGFtYXN0ZWFkLnYxLkltcG9ydERhdGFSZXNwb25zZSJggtPkkwJaOgEqWi46ASoiKS9hcGkvdjEvZXhhbXBsZXMve2V4YW1wbGVfaWR9L2ltcG9ydC1kYXRhIiUvdjEvZXhhbXBsZXMve2V4YW1wbGVfaWR9L2ltcG9ydC1kYXRhEvoBChNMaXN0RXhhbXBsZURhdGFzZXRzEikubGxhbWFzdGVhZC52MS5MaXN0RXhhbXBsZURhdGFzZXRzUmVxdWVzdBoqLmxsYW1hc3RlYWQudjEuTGlzdEV4YW1wbGVEYXRhc2V0c1Jlc3BvbnNlIosBgtPkkwKEAVooEiYvYXBpL3YxL2V4YW1wbGVzL3tleGFtcGxlX2lkfS9kYXRhc2V0c1oXEhUvdjEvZXhhbXBsZXMvZGF0YXNldHNaGxIZL2FwaS92MS9leGFtcGxlcy9kYXRhc2V0cxIiL3YxL2V4YW1wbGVzL3tleGFtcGxlX2lkfS9kYXRhc2V0cxLCAQoNSW1wb3J0RGF0YXNldBIjLmxsYW1hc3RlYWQudjEuSW1wb3J0RGF0YXNldFJlcXVlc3QaJC5sbGFtYXN0ZWFkLnYxLkltcG9ydERhdGFzZXRSZXNwb25zZSJmgtPkkwJgOgEqWjE6ASoiLC9hcGkvdjEvZXhhbXBsZXMve2V4YW1wbGVfaWR9L2ltcG9ydC1kYXRhc2V0IigvdjEvZXhhbXBsZXMve2V4YW1wbGVfaWR9L2ltcG9ydC1kYXRhc2V0YgZwcm90bzM", [file_google_api_annotations, file_google_api_field_behavior]);
 
 /**
  * An example project.
@@ -327,6 +327,244 @@ export const ImportDataResponseSchema: GenMessage<ImportDataResponse> = /*@__PUR
   messageDesc(file_llamastead_v1_example, 6);
 
 /**
+ * Asks for the datasets of examples.
+ *
+ * @generated from message llamastead.v1.ListExampleDatasetsRequest
+ */
+export type ListExampleDatasetsRequest = Message<"llamastead.v1.ListExampleDatasetsRequest"> & {
+  /**
+   * Id of the example. Default: all examples.
+   *
+   * @generated from field: optional string example_id = 1;
+   */
+  exampleId?: string | undefined;
+};
+
+/**
+ * Describes the message llamastead.v1.ListExampleDatasetsRequest.
+ * Use `create(ListExampleDatasetsRequestSchema)` to create a new message.
+ */
+export const ListExampleDatasetsRequestSchema: GenMessage<ListExampleDatasetsRequest> = /*@__PURE__*/
+  messageDesc(file_llamastead_v1_example, 7);
+
+/**
+ * The datasets of examples.
+ *
+ * @generated from message llamastead.v1.ListExampleDatasetsResponse
+ */
+export type ListExampleDatasetsResponse = Message<"llamastead.v1.ListExampleDatasetsResponse"> & {
+  /**
+   * The datasets, sorted by example, in the order of its manifest.
+   *
+   * @generated from field: repeated llamastead.v1.ExampleDataset datasets = 1;
+   */
+  datasets: ExampleDataset[];
+};
+
+/**
+ * Describes the message llamastead.v1.ListExampleDatasetsResponse.
+ * Use `create(ListExampleDatasetsResponseSchema)` to create a new message.
+ */
+export const ListExampleDatasetsResponseSchema: GenMessage<ListExampleDatasetsResponse> = /*@__PURE__*/
+  messageDesc(file_llamastead_v1_example, 8);
+
+/**
+ * A dataset of an example.
+ *
+ * @generated from message llamastead.v1.ExampleDataset
+ */
+export type ExampleDataset = Message<"llamastead.v1.ExampleDataset"> & {
+  /**
+   * Id of the example.
+   *
+   * @generated from field: string example_id = 1;
+   */
+  exampleId: string;
+
+  /**
+   * Title of the example.
+   *
+   * @generated from field: string example_title = 2;
+   */
+  exampleTitle: string;
+
+  /**
+   * Name of the dataset.
+   *
+   * @generated from field: string name = 3;
+   */
+  name: string;
+
+  /**
+   * Data processing strategy it is made for.
+   *
+   * @generated from field: string strategy = 4;
+   */
+  strategy: string;
+
+  /**
+   * Database it is made for.
+   *
+   * @generated from field: string database = 5;
+   */
+  database: string;
+
+  /**
+   * `pdf`, `csv`, `markdown`, `images`, `json`, `text` or `html` when all its files are. Absent when they differ.
+   *
+   * @generated from field: optional string kind = 6;
+   */
+  kind?: string | undefined;
+
+  /**
+   * Patterns of its files, relative to the example's folder.
+   *
+   * @generated from field: repeated string ingest = 7;
+   */
+  ingest: string[];
+
+  /**
+   * Number of its files.
+   *
+   * @generated from field: uint32 file_count = 8;
+   */
+  fileCount: number;
+
+  /**
+   * Size of its files in bytes, a whole number.
+   *
+   * @generated from field: double size_bytes = 9;
+   */
+  sizeBytes: number;
+
+  /**
+   * The same for people, such as `2.0MB`.
+   *
+   * @generated from field: string size_human = 10;
+   */
+  sizeHuman: string;
+};
+
+/**
+ * Describes the message llamastead.v1.ExampleDataset.
+ * Use `create(ExampleDatasetSchema)` to create a new message.
+ */
+export const ExampleDatasetSchema: GenMessage<ExampleDataset> = /*@__PURE__*/
+  messageDesc(file_llamastead_v1_example, 9);
+
+/**
+ * Describes where one dataset of an example goes.
+ *
+ * @generated from message llamastead.v1.ImportDatasetRequest
+ */
+export type ImportDatasetRequest = Message<"llamastead.v1.ImportDatasetRequest"> & {
+  /**
+   * Id of the example.
+   *
+   * @generated from field: string example_id = 1;
+   */
+  exampleId: string;
+
+  /**
+   * Namespace that holds the project.
+   *
+   * @generated from field: string namespace = 2;
+   */
+  namespace: string;
+
+  /**
+   * Name of an existing project.
+   *
+   * @generated from field: string project = 3;
+   */
+  project: string;
+
+  /**
+   * Name of the dataset in the example.
+   *
+   * @generated from field: string dataset = 4;
+   */
+  dataset: string;
+
+  /**
+   * Name of the dataset in the project. Default: the same.
+   *
+   * @generated from field: optional string target_dataset = 5;
+   */
+  targetDataset?: string | undefined;
+
+  /**
+   * Whether the strategy and the database it needs are added to the project. Default: true.
+   *
+   * @generated from field: optional bool include_strategies = 6;
+   */
+  includeStrategies?: boolean | undefined;
+
+  /**
+   * Whether it is processed, as a task. Default: true.
+   *
+   * @generated from field: optional bool process = 7;
+   */
+  process?: boolean | undefined;
+};
+
+/**
+ * Describes the message llamastead.v1.ImportDatasetRequest.
+ * Use `create(ImportDatasetRequestSchema)` to create a new message.
+ */
+export const ImportDatasetRequestSchema: GenMessage<ImportDatasetRequest> = /*@__PURE__*/
+  messageDesc(file_llamastead_v1_example, 10);
+
+/**
+ * The dataset added to a project.
+ *
+ * @generated from message llamastead.v1.ImportDatasetResponse
+ */
+export type ImportDatasetResponse = Message<"llamastead.v1.ImportDatasetResponse"> & {
+  /**
+   * Name of the project.
+   *
+   * @generated from field: string project = 1;
+   */
+  project: string;
+
+  /**
+   * Its namespace.
+   *
+   * @generated from field: string namespace = 2;
+   */
+  namespace: string;
+
+  /**
+   * Name of the dataset.
+   *
+   * @generated from field: string dataset = 3;
+   */
+  dataset: string;
+
+  /**
+   * Number of the example's files it holds now.
+   *
+   * @generated from field: uint32 file_count = 4;
+   */
+  fileCount: number;
+
+  /**
+   * The task that processes it. Absent when `process` is false.
+   *
+   * @generated from field: optional string task_id = 5;
+   */
+  taskId?: string | undefined;
+};
+
+/**
+ * Describes the message llamastead.v1.ImportDatasetResponse.
+ * Use `create(ImportDatasetResponseSchema)` to create a new message.
+ */
+export const ImportDatasetResponseSchema: GenMessage<ImportDatasetResponse> = /*@__PURE__*/
+  messageDesc(file_llamastead_v1_example, 11);
+
+/**
  * Offers ready-made example projects.
  *
  * @generated from service llamastead.v1.ExampleService
@@ -358,12 +596,16 @@ export const ExampleService: GenService<{
     output: typeof ImportProjectResponseSchema;
   },
   /**
-   * Adds the datasets of an example, with their files, to an existing project.
+   * Adds the datasets of an example, with their files, to an existing project; when that fails, nothing of it stays.
+   *
+   * What the project has already under the same name is used as it is when it is the same, so that importing again
+   * adds only what is missing. A database is the same when it stores alike; the project keeps its ways to search it.
    *
    * Errors:
-   * - 400: A name is not valid, or a strategy the datasets need is neither configured nor included.
+   * - 400: A name is not valid, or a strategy or a database the datasets need is neither configured nor included.
    * - 404: The example or the project does not exist.
-   * - 409: The project has a dataset, a strategy or a database of the same name that differs.
+   * - 409: The project has a dataset, a strategy or a database of the same name that differs, or its configuration
+   *   is broken.
    *
    * @generated from rpc llamastead.v1.ExampleService.ImportData
    */
@@ -371,6 +613,35 @@ export const ExampleService: GenService<{
     methodKind: "unary";
     input: typeof ImportDataRequestSchema;
     output: typeof ImportDataResponseSchema;
+  },
+  /**
+   * Lists the datasets of one example, or of all of them.
+   *
+   * Errors:
+   * - 404: The example does not exist.
+   *
+   * @generated from rpc llamastead.v1.ExampleService.ListExampleDatasets
+   */
+  listExampleDatasets: {
+    methodKind: "unary";
+    input: typeof ListExampleDatasetsRequestSchema;
+    output: typeof ListExampleDatasetsResponseSchema;
+  },
+  /**
+   * Adds one dataset of an example to an existing project, as `ImportData` does all of them.
+   *
+   * Errors:
+   * - 400: A name is not valid, or the strategy or the database it needs is neither configured nor included.
+   * - 404: The example, its dataset or the project does not exist.
+   * - 409: The project has a dataset, a strategy or a database of the same name that differs, or its configuration
+   *   is broken.
+   *
+   * @generated from rpc llamastead.v1.ExampleService.ImportDataset
+   */
+  importDataset: {
+    methodKind: "unary";
+    input: typeof ImportDatasetRequestSchema;
+    output: typeof ImportDatasetResponseSchema;
   },
 }> = /*@__PURE__*/
   serviceDesc(file_llamastead_v1_example, 0);

@@ -134,8 +134,9 @@ export type CreateProjectRequest = Message<"llamastead.v1.CreateProjectRequest">
   name: string;
 
   /**
-   * Template of the first configuration: `default`, `server`, `rag` or the name of a template of your own.
-   * Default: `default`.
+   * Template of the first configuration: `default`, `server`, `rag` (LlamaFarm's `advanced`), or the name of your own:
+   * a file `templates/<name>.yaml` in the data folder, in which `${name}`, `${namespace}` and `${model}` stand for the
+   * project and the default model. Default: `default`.
    *
    * @generated from field: optional string config_template = 3;
    */
@@ -353,7 +354,7 @@ export const ProjectService: GenService<{
    * Errors:
    * - 400: The name is not valid.
    * - 404: The template does not exist.
-   * - 409: The project exists already.
+   * - 409: The project exists already, or the template is wrong.
    *
    * @generated from rpc llamastead.v1.ProjectService.CreateProject
    */
@@ -381,9 +382,10 @@ export const ProjectService: GenService<{
    * checked; keys that the request leaves out are gone.
    *
    * Errors:
-   * - 400: A name is not valid.
+   * - 400: A name is not valid, or the configuration names another project.
    * - 404: The project does not exist.
-   * - 422: The configuration breaks a rule; nothing was written.
+   * - 409: The configuration leaves out a dataset that holds files.
+   * - 422: The configuration breaks a rule; nothing was written. `error.details` gives each field and reason.
    *
    * @generated from rpc llamastead.v1.ProjectService.UpdateProject
    */

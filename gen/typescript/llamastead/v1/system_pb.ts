@@ -12,7 +12,7 @@ import type { JsonObject, Message } from "@bufbuild/protobuf";
  * Describes the file llamastead/v1/system.proto.
  */
 export const file_llamastead_v1_system: GenFile = /*@__PURE__*/
-  fileDesc("ChpsbGFtYXN0ZWFkL3YxL3N5c3RlbS5wcm90bxINbGxhbWFzdGVhZC52MSIQCg5HZXRSb290UmVxdWVzdCIiCg9HZXRSb290UmVzcG9uc2USDwoHbWVzc2FnZRgBIAEoCSIQCg5HZXRJbmZvUmVxdWVzdCI6Cg9HZXRJbmZvUmVzcG9uc2USDwoHdmVyc2lvbhgBIAEoCRIWCg5kYXRhX2RpcmVjdG9yeRgCIAEoCSIfCh1TeXN0ZW1TZXJ2aWNlR2V0SGVhbHRoUmVxdWVzdCKyAgoeU3lzdGVtU2VydmljZUdldEhlYWx0aFJlc3BvbnNlEg4KBnN0YXR1cxgBIAEoCRJNCghzZXJ2aWNlcxgCIAMoCzI7LmxsYW1hc3RlYWQudjEuU3lzdGVtU2VydmljZUdldEhlYWx0aFJlc3BvbnNlLlNlcnZpY2VzRW50cnkSDwoHc3VtbWFyeRgDIAEoCRIyCgpjb21wb25lbnRzGAQgAygLMh4ubGxhbWFzdGVhZC52MS5IZWFsdGhDb21wb25lbnQSKAoFc2VlZHMYBSADKAsyGS5sbGFtYXN0ZWFkLnYxLkhlYWx0aFNlZWQSEQoJdGltZXN0YW1wGAYgASgNGi8KDVNlcnZpY2VzRW50cnkSCwoDa2V5GAEgASgJEg0KBXZhbHVlGAIgASgJOgI4ASJ+Cg9IZWFsdGhDb21wb25lbnQSDAoEbmFtZRgBIAEoCRIOCgZzdGF0dXMYAiABKAkSDwoHbWVzc2FnZRgDIAEoCRISCgpsYXRlbmN5X21zGAQgASgNEigKB2RldGFpbHMYBSABKAsyFy5nb29nbGUucHJvdG9idWYuU3RydWN0InkKCkhlYWx0aFNlZWQSDAoEbmFtZRgBIAEoCRIOCgZzdGF0dXMYAiABKAkSDwoHbWVzc2FnZRgDIAEoCRISCgpsYXRlbmN5X21zGAQgASgNEigKB3J1bnRpbWUYBSABKAsyFy5nb29nbGUucHJvdG9idWYuU3RydWN0IhQKEkdldExpdmVuZXNzUmVxdWVzdCIlChNHZXRMaXZlbmVzc1Jlc3BvbnNlEg4KBnN0YXR1cxgBIAEoCTLeAwoNU3lzdGVtU2VydmljZRJTCgdHZXRSb290Eh0ubGxhbWFzdGVhZC52MS5HZXRSb290UmVxdWVzdBoeLmxsYW1hc3RlYWQudjEuR2V0Um9vdFJlc3BvbnNlIgmC0+STAgMSAS8SZAoHR2V0SW5mbxIdLmxsYW1hc3RlYWQudjEuR2V0SW5mb1JlcXVlc3QaHi5sbGFtYXN0ZWFkLnYxLkdldEluZm9SZXNwb25zZSIagtPkkwIUWgsSCS9hcGkvaW5mbxIFL2luZm8SiAEKCUdldEhlYWx0aBIsLmxsYW1hc3RlYWQudjEuU3lzdGVtU2VydmljZUdldEhlYWx0aFJlcXVlc3QaLS5sbGFtYXN0ZWFkLnYxLlN5c3RlbVNlcnZpY2VHZXRIZWFsdGhSZXNwb25zZSIegtPkkwIYWg0SCy9hcGkvaGVhbHRoEgcvaGVhbHRoEoYBCgtHZXRMaXZlbmVzcxIhLmxsYW1hc3RlYWQudjEuR2V0TGl2ZW5lc3NSZXF1ZXN0GiIubGxhbWFzdGVhZC52MS5HZXRMaXZlbmVzc1Jlc3BvbnNlIjCC0+STAipaFhIUL2FwaS9oZWFsdGgvbGl2ZW5lc3MSEC9oZWFsdGgvbGl2ZW5lc3NiBnByb3RvMw", [file_google_api_annotations, file_google_protobuf_struct]);
+  fileDesc("ChpsbGFtYXN0ZWFkL3YxL3N5c3RlbS5wcm90bxINbGxhbWFzdGVhZC52MSIQCg5HZXRSb290UmVxdWVzdCIiCg9HZXRSb290UmVzcG9uc2USDwoHbWVzc2FnZRgBIAEoCSIQCg5HZXRJbmZvUmVxdWVzdCI6Cg9HZXRJbmZvUmVzcG9uc2USDwoHdmVyc2lvbhgBIAEoCRIWCg5kYXRhX2RpcmVjdG9yeRgCIAEoCSIfCh1TeXN0ZW1TZXJ2aWNlR2V0SGVhbHRoUmVxdWVzdCKyAgoeU3lzdGVtU2VydmljZUdldEhlYWx0aFJlc3BvbnNlEg4KBnN0YXR1cxgBIAEoCRJNCghzZXJ2aWNlcxgCIAMoCzI7LmxsYW1hc3RlYWQudjEuU3lzdGVtU2VydmljZUdldEhlYWx0aFJlc3BvbnNlLlNlcnZpY2VzRW50cnkSDwoHc3VtbWFyeRgDIAEoCRIyCgpjb21wb25lbnRzGAQgAygLMh4ubGxhbWFzdGVhZC52MS5IZWFsdGhDb21wb25lbnQSKAoFc2VlZHMYBSADKAsyGS5sbGFtYXN0ZWFkLnYxLkhlYWx0aFNlZWQSEQoJdGltZXN0YW1wGAYgASgNGi8KDVNlcnZpY2VzRW50cnkSCwoDa2V5GAEgASgJEg0KBXZhbHVlGAIgASgJOgI4ASJ+Cg9IZWFsdGhDb21wb25lbnQSDAoEbmFtZRgBIAEoCRIOCgZzdGF0dXMYAiABKAkSDwoHbWVzc2FnZRgDIAEoCRISCgpsYXRlbmN5X21zGAQgASgNEigKB2RldGFpbHMYBSABKAsyFy5nb29nbGUucHJvdG9idWYuU3RydWN0InkKCkhlYWx0aFNlZWQSDAoEbmFtZRgBIAEoCRIOCgZzdGF0dXMYAiABKAkSDwoHbWVzc2FnZRgDIAEoCRISCgpsYXRlbmN5X21zGAQgASgNEigKB3J1bnRpbWUYBSABKAsyFy5nb29nbGUucHJvdG9idWYuU3RydWN0IhQKEkdldExpdmVuZXNzUmVxdWVzdCIlChNHZXRMaXZlbmVzc1Jlc3BvbnNlEg4KBnN0YXR1cxgBIAEoCSIVChNDaGVja1ZlcnNpb25SZXF1ZXN0IoYBChRDaGVja1ZlcnNpb25SZXNwb25zZRIXCg9jdXJyZW50X3ZlcnNpb24YASABKAkSFgoObGF0ZXN0X3ZlcnNpb24YAiABKAkSGAoQdXBkYXRlX2F2YWlsYWJsZRgDIAEoCBISCgpmcm9tX2NhY2hlGAQgASgIEg8KB21lc3NhZ2UYBSABKAkiEAoOR2V0RGlza1JlcXVlc3QiZAoPR2V0RGlza1Jlc3BvbnNlEicKBWNhY2hlGAEgASgLMhgubGxhbWFzdGVhZC52MS5EaXNrU3BhY2USKAoGc3lzdGVtGAIgASgLMhgubGxhbWFzdGVhZC52MS5EaXNrU3BhY2UibAoJRGlza1NwYWNlEgwKBHBhdGgYASABKAkSEwoLdG90YWxfYnl0ZXMYAiABKAESEgoKdXNlZF9ieXRlcxgDIAEoARISCgpmcmVlX2J5dGVzGAQgASgBEhQKDHBlcmNlbnRfZnJlZRgFIAEoATL0BQoNU3lzdGVtU2VydmljZRJTCgdHZXRSb290Eh0ubGxhbWFzdGVhZC52MS5HZXRSb290UmVxdWVzdBoeLmxsYW1hc3RlYWQudjEuR2V0Um9vdFJlc3BvbnNlIgmC0+STAgMSAS8SZAoHR2V0SW5mbxIdLmxsYW1hc3RlYWQudjEuR2V0SW5mb1JlcXVlc3QaHi5sbGFtYXN0ZWFkLnYxLkdldEluZm9SZXNwb25zZSIagtPkkwIUWgsSCS9hcGkvaW5mbxIFL2luZm8SiAEKCUdldEhlYWx0aBIsLmxsYW1hc3RlYWQudjEuU3lzdGVtU2VydmljZUdldEhlYWx0aFJlcXVlc3QaLS5sbGFtYXN0ZWFkLnYxLlN5c3RlbVNlcnZpY2VHZXRIZWFsdGhSZXNwb25zZSIegtPkkwIYWg0SCy9hcGkvaGVhbHRoEgcvaGVhbHRoEoYBCgtHZXRMaXZlbmVzcxIhLmxsYW1hc3RlYWQudjEuR2V0TGl2ZW5lc3NSZXF1ZXN0GiIubGxhbWFzdGVhZC52MS5HZXRMaXZlbmVzc1Jlc3BvbnNlIjCC0+STAipaFhIUL2FwaS9oZWFsdGgvbGl2ZW5lc3MSEC9oZWFsdGgvbGl2ZW5lc3MSmQEKDENoZWNrVmVyc2lvbhIiLmxsYW1hc3RlYWQudjEuQ2hlY2tWZXJzaW9uUmVxdWVzdBojLmxsYW1hc3RlYWQudjEuQ2hlY2tWZXJzaW9uUmVzcG9uc2UiQILT5JMCOloeEhwvYXBpL3YxL3N5c3RlbS92ZXJzaW9uLWNoZWNrEhgvdjEvc3lzdGVtL3ZlcnNpb24tY2hlY2sSeAoHR2V0RGlzaxIdLmxsYW1hc3RlYWQudjEuR2V0RGlza1JlcXVlc3QaHi5sbGFtYXN0ZWFkLnYxLkdldERpc2tSZXNwb25zZSIugtPkkwIoWhUSEy9hcGkvdjEvc3lzdGVtL2Rpc2sSDy92MS9zeXN0ZW0vZGlza2IGcHJvdG8z", [file_google_api_annotations, file_google_protobuf_struct]);
 
 /**
  * Asks for a greeting.
@@ -200,7 +200,7 @@ export type HealthComponent = Message<"llamastead.v1.HealthComponent"> & {
   latencyMs: number;
 
   /**
-   * Further facts. Absent when there are none.
+   * Further facts, such as the `pid` of its process and its `restarts`. Absent when there are none.
    *
    * @generated from field: google.protobuf.Struct details = 5;
    */
@@ -221,7 +221,7 @@ export const HealthComponentSchema: GenMessage<HealthComponent> = /*@__PURE__*/
  */
 export type HealthSeed = Message<"llamastead.v1.HealthSeed"> & {
   /**
-   * Name of the model.
+   * What it is for: `default-model`, the model that answers requests which name none.
    *
    * @generated from field: string name = 1;
    */
@@ -300,7 +300,163 @@ export const GetLivenessResponseSchema: GenMessage<GetLivenessResponse> = /*@__P
   messageDesc(file_llamastead_v1_system, 9);
 
 /**
- * Says what this server is and whether it works. Only `GetInfo` needs a token when tokens are set.
+ * Asks for this server's version.
+ *
+ * @generated from message llamastead.v1.CheckVersionRequest
+ */
+export type CheckVersionRequest = Message<"llamastead.v1.CheckVersionRequest"> & {
+};
+
+/**
+ * Describes the message llamastead.v1.CheckVersionRequest.
+ * Use `create(CheckVersionRequestSchema)` to create a new message.
+ */
+export const CheckVersionRequestSchema: GenMessage<CheckVersionRequest> = /*@__PURE__*/
+  messageDesc(file_llamastead_v1_system, 10);
+
+/**
+ * This server's version, as LlamaFarm's clients read it.
+ *
+ * @generated from message llamastead.v1.CheckVersionResponse
+ */
+export type CheckVersionResponse = Message<"llamastead.v1.CheckVersionResponse"> & {
+  /**
+   * Version of Llamastead that runs.
+   *
+   * @generated from field: string current_version = 1;
+   */
+  currentVersion: string;
+
+  /**
+   * The newest version known of: the one that runs.
+   *
+   * @generated from field: string latest_version = 2;
+   */
+  latestVersion: string;
+
+  /**
+   * `false`: no newer version is known of.
+   *
+   * @generated from field: bool update_available = 3;
+   */
+  updateAvailable: boolean;
+
+  /**
+   * `false`: nobody was asked.
+   *
+   * @generated from field: bool from_cache = 4;
+   */
+  fromCache: boolean;
+
+  /**
+   * One sentence for people.
+   *
+   * @generated from field: string message = 5;
+   */
+  message: string;
+};
+
+/**
+ * Describes the message llamastead.v1.CheckVersionResponse.
+ * Use `create(CheckVersionResponseSchema)` to create a new message.
+ */
+export const CheckVersionResponseSchema: GenMessage<CheckVersionResponse> = /*@__PURE__*/
+  messageDesc(file_llamastead_v1_system, 11);
+
+/**
+ * Asks for the room on disk.
+ *
+ * @generated from message llamastead.v1.GetDiskRequest
+ */
+export type GetDiskRequest = Message<"llamastead.v1.GetDiskRequest"> & {
+};
+
+/**
+ * Describes the message llamastead.v1.GetDiskRequest.
+ * Use `create(GetDiskRequestSchema)` to create a new message.
+ */
+export const GetDiskRequestSchema: GenMessage<GetDiskRequest> = /*@__PURE__*/
+  messageDesc(file_llamastead_v1_system, 12);
+
+/**
+ * The room on disk.
+ *
+ * @generated from message llamastead.v1.GetDiskResponse
+ */
+export type GetDiskResponse = Message<"llamastead.v1.GetDiskResponse"> & {
+  /**
+   * The disk that holds the models.
+   *
+   * @generated from field: llamastead.v1.DiskSpace cache = 1;
+   */
+  cache?: DiskSpace | undefined;
+
+  /**
+   * The disk that holds the data.
+   *
+   * @generated from field: llamastead.v1.DiskSpace system = 2;
+   */
+  system?: DiskSpace | undefined;
+};
+
+/**
+ * Describes the message llamastead.v1.GetDiskResponse.
+ * Use `create(GetDiskResponseSchema)` to create a new message.
+ */
+export const GetDiskResponseSchema: GenMessage<GetDiskResponse> = /*@__PURE__*/
+  messageDesc(file_llamastead_v1_system, 13);
+
+/**
+ * The room on one disk.
+ *
+ * @generated from message llamastead.v1.DiskSpace
+ */
+export type DiskSpace = Message<"llamastead.v1.DiskSpace"> & {
+  /**
+   * Folder on the disk, on the server's machine.
+   *
+   * @generated from field: string path = 1;
+   */
+  path: string;
+
+  /**
+   * Size of the disk in bytes, a whole number.
+   *
+   * @generated from field: double total_bytes = 2;
+   */
+  totalBytes: number;
+
+  /**
+   * Bytes in use, a whole number.
+   *
+   * @generated from field: double used_bytes = 3;
+   */
+  usedBytes: number;
+
+  /**
+   * Bytes that this server can still write, a whole number.
+   *
+   * @generated from field: double free_bytes = 4;
+   */
+  freeBytes: number;
+
+  /**
+   * Free part of the disk, in percent.
+   *
+   * @generated from field: double percent_free = 5;
+   */
+  percentFree: number;
+};
+
+/**
+ * Describes the message llamastead.v1.DiskSpace.
+ * Use `create(DiskSpaceSchema)` to create a new message.
+ */
+export const DiskSpaceSchema: GenMessage<DiskSpace> = /*@__PURE__*/
+  messageDesc(file_llamastead_v1_system, 14);
+
+/**
+ * Says what this server is and whether it works. `GetRoot`, `GetHealth` and `GetLiveness` need no token.
  *
  * @generated from service llamastead.v1.SystemService
  */
@@ -345,6 +501,26 @@ export const SystemService: GenService<{
     methodKind: "unary";
     input: typeof GetLivenessRequestSchema;
     output: typeof GetLivenessResponseSchema;
+  },
+  /**
+   * Returns this server's version. It makes no calls to the internet, so it knows of no newer one.
+   *
+   * @generated from rpc llamastead.v1.SystemService.CheckVersion
+   */
+  checkVersion: {
+    methodKind: "unary";
+    input: typeof CheckVersionRequestSchema;
+    output: typeof CheckVersionResponseSchema;
+  },
+  /**
+   * Returns how much room is left for models and for data.
+   *
+   * @generated from rpc llamastead.v1.SystemService.GetDisk
+   */
+  getDisk: {
+    methodKind: "unary";
+    input: typeof GetDiskRequestSchema;
+    output: typeof GetDiskResponseSchema;
   },
 }> = /*@__PURE__*/
   serviceDesc(file_llamastead_v1_system, 0);

@@ -1,0 +1,56 @@
+"""Puts together what changes, watches and operates the running server."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from llamastead_server import checks, logs
+from llamastead_server.adapters.blob_store import FileBlobStore
+from llamastead_server.adapters.configuration_file import ConfigurationFile
+from llamastead_server.adapters.embedder import WorkerEmbedder
+from llamastead_server.adapters.meter_reader import PrometheusReader
+from llamastead_server.adapters.model_catalog import ModelCatalog
+from llamastead_server.adapters.model_registry import LocalModelRegistry
+from llamastead_server.adapters.prometheus_meters import PrometheusMeters
+from llamastead_server.domain.caches import Caches
+from llamastead_server.domain.health import HealthCheck
+from llamastead_server.domain.log_book import LogBook
+from llamastead_server.domain.runtime_settings import Configuration, RuntimeSettings, SystemSettings
+from llamastead_server.domain.shutdown import Shutdown
+from llamastead_server.services.operations import Operations
+from llamastead_server.settings import Settings
+
+
+def runtime_settings(settings: Settings, catalog: ModelCatalog) -> RuntimeSettings:
+    """What can be changed while the server runs, with the environment's settings as defaults."""
+
+    def apply(configuration: Configuration) -> None:
+        catalog.choose_default(configuration.model_settings.default_model or settings.default_model)
+        logs.set_level(configuration.system_settings.log_level)
+
+    system = SystemSettings(request_timeout_seconds=settings.request_timeout, log_level=settings.log_level)
+    return RuntimeSettings(
+        Configuration(system_settings=system),
+        ConfigurationFile(settings.data_dir),
+        lambda name: catalog.find(name).card.name,
+        apply,
+    )
+
+
+def operations(
+    settings: Settings,
+    models: LocalModelRegistry,
+    embedder: WorkerEmbedder,
+    blobs: FileBlobStore,
+    meters: PrometheusMeters,
+    health: Sequence[HealthCheck],
+    log: LogBook,
+    shutdown: Shutdown,
+) -> Operations:
+    """What `OperationsServicer` works with."""
+    caches = Caches(
+        {"prompt": models.clear_prompt_caches, "embedding": embedder.clear_cache, "uploads": blobs.clear_abandoned}
+    )
+    reader = PrometheusReader(meters, lambda: models.engines, lambda: embedder.worker.pid, settings.data_dir)
+    diagnosis = checks.diagnosis(models, settings.data_dir, health)
+    return Operations(models, health, log, reader, caches, diagnosis, shutdown)
