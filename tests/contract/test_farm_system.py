@@ -87,9 +87,3 @@ def test_an_unknown_path_answers_404_in_the_documented_body(http: httpx.Client) 
     answer = http.get("/api/nothing")
     assert answer.status_code == 404
     assert_shape({"error": {"code": "string", "message": "string"}}, answer.json())
-
-
-def test_what_is_not_implemented_yet_answers_501(http: httpx.Client) -> None:
-    answer = http.post("/api/save_config", json={})
-    assert answer.status_code == 501
-    assert_shape({"error": {"code": "string", "message": "string"}}, answer.json())
