@@ -72,6 +72,7 @@ class ConfigServiceServicer:
         Errors:
         - 400: A value is malformed or out of range; nothing was changed.
         - 404: `default_model` is not installed.
+        - 501: Not implemented yet.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -83,6 +84,7 @@ class ConfigServiceServicer:
         Errors:
         - 400: A value is malformed or out of range, or `model` is missing.
         - 404: The model is not installed.
+        - 501: Not implemented yet.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -90,6 +92,9 @@ class ConfigServiceServicer:
 
     def GetConfig(self, request, context):
         """Returns the configuration in force.
+
+        Errors:
+        - 501: Not implemented yet.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -100,6 +105,7 @@ class ConfigServiceServicer:
 
         Errors:
         - 500: The file could not be written.
+        - 501: Not implemented yet.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -107,6 +113,9 @@ class ConfigServiceServicer:
 
     def ResetConfig(self, request, context):
         """Resets the configuration in force to its defaults. A saved one stays on disk until it is saved again.
+
+        Errors:
+        - 501: Not implemented yet.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -58,9 +58,10 @@ class RetrievalServiceServicer:
         first. A database without documents gives no results.
 
         Errors:
-        - 400: A value is malformed or out of range, the strategy is unknown, or the project has no database.
+        - 400: A name or a value is malformed, the strategy is unknown, or the project has no database.
         - 404: The project, the database or the reranking model does not exist.
         - 409: The database was made with another embedding model than the configured one.
+        - 422: `query` is empty or a value is out of range.
         - 503: The embedder is still loading or down.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)

@@ -40,9 +40,10 @@ class RetrievalServiceStub:
     first. A database without documents gives no results.
 
     Errors:
-    - 400: A value is malformed or out of range, the strategy is unknown, or the project has no database.
+    - 400: A name or a value is malformed, the strategy is unknown, or the project has no database.
     - 404: The project, the database or the reranking model does not exist.
     - 409: The database was made with another embedding model than the configured one.
+    - 422: `query` is empty or a value is out of range.
     - 503: The embedder is still loading or down.
     """
     GetHealth: _grpc.UnaryUnaryMultiCallable[_retrieval_pb2.RetrievalServiceGetHealthRequest, _retrieval_pb2.RetrievalServiceGetHealthResponse]
@@ -65,9 +66,10 @@ class RetrievalServiceAsyncStub(RetrievalServiceStub):
     first. A database without documents gives no results.
 
     Errors:
-    - 400: A value is malformed or out of range, the strategy is unknown, or the project has no database.
+    - 400: A name or a value is malformed, the strategy is unknown, or the project has no database.
     - 404: The project, the database or the reranking model does not exist.
     - 409: The database was made with another embedding model than the configured one.
+    - 422: `query` is empty or a value is out of range.
     - 503: The embedder is still loading or down.
     """
     GetHealth: _aio.UnaryUnaryMultiCallable[_retrieval_pb2.RetrievalServiceGetHealthRequest, _retrieval_pb2.RetrievalServiceGetHealthResponse]  # type: ignore[assignment]
@@ -93,9 +95,10 @@ class RetrievalServiceServicer(metaclass=_abc_1.ABCMeta):
         first. A database without documents gives no results.
 
         Errors:
-        - 400: A value is malformed or out of range, the strategy is unknown, or the project has no database.
+        - 400: A name or a value is malformed, the strategy is unknown, or the project has no database.
         - 404: The project, the database or the reranking model does not exist.
         - 409: The database was made with another embedding model than the configured one.
+        - 422: `query` is empty or a value is out of range.
         - 503: The embedder is still loading or down.
         """
 

@@ -519,6 +519,7 @@ export const ConfigService: GenService<{
    * Errors:
    * - 400: A value is malformed or out of range; nothing was changed.
    * - 404: `default_model` is not installed.
+   * - 501: Not implemented yet.
    *
    * @generated from rpc llamastead.v1.ConfigService.Config
    */
@@ -533,6 +534,7 @@ export const ConfigService: GenService<{
    * Errors:
    * - 400: A value is malformed or out of range, or `model` is missing.
    * - 404: The model is not installed.
+   * - 501: Not implemented yet.
    *
    * @generated from rpc llamastead.v1.ConfigService.ConfigureModel
    */
@@ -543,6 +545,9 @@ export const ConfigService: GenService<{
   },
   /**
    * Returns the configuration in force.
+   *
+   * Errors:
+   * - 501: Not implemented yet.
    *
    * @generated from rpc llamastead.v1.ConfigService.GetConfig
    */
@@ -556,6 +561,7 @@ export const ConfigService: GenService<{
    *
    * Errors:
    * - 500: The file could not be written.
+   * - 501: Not implemented yet.
    *
    * @generated from rpc llamastead.v1.ConfigService.SaveConfig
    */
@@ -566,6 +572,9 @@ export const ConfigService: GenService<{
   },
   /**
    * Resets the configuration in force to its defaults. A saved one stays on disk until it is saved again.
+   *
+   * Errors:
+   * - 501: Not implemented yet.
    *
    * @generated from rpc llamastead.v1.ConfigService.ResetConfig
    */

@@ -715,6 +715,7 @@ export const OperationsService: GenService<{
    *
    * Errors:
    * - 500: The server is not healthy; the message says why.
+   * - 501: Not implemented yet.
    *
    * @generated from rpc llamastead.v1.OperationsService.HealthCheck
    */
@@ -743,6 +744,7 @@ export const OperationsService: GenService<{
    *
    * Errors:
    * - 400: A level or a time is malformed, or `limit` is out of range.
+   * - 501: Not implemented yet.
    *
    * @generated from rpc llamastead.v1.OperationsService.GetLogsHttp
    */
@@ -756,6 +758,7 @@ export const OperationsService: GenService<{
    *
    * Errors:
    * - 400: `cache_type` is unknown.
+   * - 501: Not implemented yet.
    *
    * @generated from rpc llamastead.v1.OperationsService.ClearCache
    */
@@ -795,6 +798,7 @@ export const OperationsService: GenService<{
    *
    * Errors:
    * - 400: `interval_seconds` is out of range.
+   * - 501: Not implemented yet.
    *
    * @generated from rpc llamastead.v1.OperationsService.GetMetricsHttp
    */
@@ -808,6 +812,9 @@ export const OperationsService: GenService<{
    *
    * Content types:
    * - text/plain: string
+   *
+   * Errors:
+   * - 501: Not implemented yet.
    *
    * @generated from rpc llamastead.v1.OperationsService.GetPrometheusMetrics
    */
@@ -833,6 +840,9 @@ export const OperationsService: GenService<{
    * Content types:
    * - application/json: GetDiagnosticsResponse
    * - text/event-stream: GetDiagnosticsResponse
+   *
+   * Errors:
+   * - 501: Not implemented yet.
    *
    * @generated from rpc llamastead.v1.OperationsService.GetDiagnosticsHttp
    */
