@@ -72,7 +72,6 @@ class ConfigServiceServicer:
         Errors:
         - 400: A value is malformed or out of range; nothing was changed.
         - 404: `default_model` is not installed.
-        - 501: Not implemented yet.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -84,7 +83,6 @@ class ConfigServiceServicer:
         Errors:
         - 400: A value is malformed or out of range, or `model` is missing.
         - 404: The model is not installed.
-        - 501: Not implemented yet.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -92,9 +90,6 @@ class ConfigServiceServicer:
 
     def GetConfig(self, request, context):
         """Returns the configuration in force.
-
-        Errors:
-        - 501: Not implemented yet.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -105,7 +100,6 @@ class ConfigServiceServicer:
 
         Errors:
         - 500: The file could not be written.
-        - 501: Not implemented yet.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -113,9 +107,6 @@ class ConfigServiceServicer:
 
     def ResetConfig(self, request, context):
         """Resets the configuration in force to its defaults. A saved one stays on disk until it is saved again.
-
-        Errors:
-        - 501: Not implemented yet.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

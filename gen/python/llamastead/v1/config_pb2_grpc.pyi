@@ -39,7 +39,6 @@ class ConfigServiceStub:
     Errors:
     - 400: A value is malformed or out of range; nothing was changed.
     - 404: `default_model` is not installed.
-    - 501: Not implemented yet.
     """
     ConfigureModel: _grpc.UnaryUnaryMultiCallable[_config_pb2.ConfigureModelRequest, _config_pb2.ConfigureModelResponse]
     """Updates the sampling parameters that requests to one model take by default.
@@ -47,27 +46,17 @@ class ConfigServiceStub:
     Errors:
     - 400: A value is malformed or out of range, or `model` is missing.
     - 404: The model is not installed.
-    - 501: Not implemented yet.
     """
     GetConfig: _grpc.UnaryUnaryMultiCallable[_config_pb2.GetConfigRequest, _config_pb2.GetConfigResponse]
-    """Returns the configuration in force.
-
-    Errors:
-    - 501: Not implemented yet.
-    """
+    """Returns the configuration in force."""
     SaveConfig: _grpc.UnaryUnaryMultiCallable[_config_pb2.SaveConfigRequest, _config_pb2.SaveConfigResponse]
     """Saves the configuration in force, so that the next start takes it up. The file is written atomically.
 
     Errors:
     - 500: The file could not be written.
-    - 501: Not implemented yet.
     """
     ResetConfig: _grpc.UnaryUnaryMultiCallable[_config_pb2.ResetConfigRequest, _config_pb2.ResetConfigResponse]
-    """Resets the configuration in force to its defaults. A saved one stays on disk until it is saved again.
-
-    Errors:
-    - 501: Not implemented yet.
-    """
+    """Resets the configuration in force to its defaults. A saved one stays on disk until it is saved again."""
 
 @_typing.type_check_only
 class ConfigServiceAsyncStub(ConfigServiceStub):
@@ -80,7 +69,6 @@ class ConfigServiceAsyncStub(ConfigServiceStub):
     Errors:
     - 400: A value is malformed or out of range; nothing was changed.
     - 404: `default_model` is not installed.
-    - 501: Not implemented yet.
     """
     ConfigureModel: _aio.UnaryUnaryMultiCallable[_config_pb2.ConfigureModelRequest, _config_pb2.ConfigureModelResponse]  # type: ignore[assignment]
     """Updates the sampling parameters that requests to one model take by default.
@@ -88,27 +76,17 @@ class ConfigServiceAsyncStub(ConfigServiceStub):
     Errors:
     - 400: A value is malformed or out of range, or `model` is missing.
     - 404: The model is not installed.
-    - 501: Not implemented yet.
     """
     GetConfig: _aio.UnaryUnaryMultiCallable[_config_pb2.GetConfigRequest, _config_pb2.GetConfigResponse]  # type: ignore[assignment]
-    """Returns the configuration in force.
-
-    Errors:
-    - 501: Not implemented yet.
-    """
+    """Returns the configuration in force."""
     SaveConfig: _aio.UnaryUnaryMultiCallable[_config_pb2.SaveConfigRequest, _config_pb2.SaveConfigResponse]  # type: ignore[assignment]
     """Saves the configuration in force, so that the next start takes it up. The file is written atomically.
 
     Errors:
     - 500: The file could not be written.
-    - 501: Not implemented yet.
     """
     ResetConfig: _aio.UnaryUnaryMultiCallable[_config_pb2.ResetConfigRequest, _config_pb2.ResetConfigResponse]  # type: ignore[assignment]
-    """Resets the configuration in force to its defaults. A saved one stays on disk until it is saved again.
-
-    Errors:
-    - 501: Not implemented yet.
-    """
+    """Resets the configuration in force to its defaults. A saved one stays on disk until it is saved again."""
 
 class ConfigServiceServicer(metaclass=_abc_1.ABCMeta):
     """Reads and changes the server's run-time configuration. Changes hold until the next start unless they are saved."""
@@ -124,7 +102,6 @@ class ConfigServiceServicer(metaclass=_abc_1.ABCMeta):
         Errors:
         - 400: A value is malformed or out of range; nothing was changed.
         - 404: `default_model` is not installed.
-        - 501: Not implemented yet.
         """
 
     @_abc_1.abstractmethod
@@ -138,7 +115,6 @@ class ConfigServiceServicer(metaclass=_abc_1.ABCMeta):
         Errors:
         - 400: A value is malformed or out of range, or `model` is missing.
         - 404: The model is not installed.
-        - 501: Not implemented yet.
         """
 
     @_abc_1.abstractmethod
@@ -147,11 +123,7 @@ class ConfigServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _config_pb2.GetConfigRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_config_pb2.GetConfigResponse, _abc.Awaitable[_config_pb2.GetConfigResponse]]:
-        """Returns the configuration in force.
-
-        Errors:
-        - 501: Not implemented yet.
-        """
+        """Returns the configuration in force."""
 
     @_abc_1.abstractmethod
     def SaveConfig(
@@ -163,7 +135,6 @@ class ConfigServiceServicer(metaclass=_abc_1.ABCMeta):
 
         Errors:
         - 500: The file could not be written.
-        - 501: Not implemented yet.
         """
 
     @_abc_1.abstractmethod
@@ -172,10 +143,6 @@ class ConfigServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _config_pb2.ResetConfigRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_config_pb2.ResetConfigResponse, _abc.Awaitable[_config_pb2.ResetConfigResponse]]:
-        """Resets the configuration in force to its defaults. A saved one stays on disk until it is saved again.
-
-        Errors:
-        - 501: Not implemented yet.
-        """
+        """Resets the configuration in force to its defaults. A saved one stays on disk until it is saved again."""
 
 def add_ConfigServiceServicer_to_server(servicer: ConfigServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -89,7 +89,6 @@ class ModelServiceServicer:
         - 400: `model_path` is missing or leads outside the models folder.
         - 404: There is no such model.
         - 500: Loading failed, for example for lack of memory; the message says why.
-        - 501: `context_length` cannot be set per model yet.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

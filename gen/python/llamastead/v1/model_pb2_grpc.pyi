@@ -52,7 +52,6 @@ class ModelServiceStub:
     - 400: `model_path` is missing or leads outside the models folder.
     - 404: There is no such model.
     - 500: Loading failed, for example for lack of memory; the message says why.
-    - 501: `context_length` cannot be set per model yet.
     """
     UnloadModel: _grpc.UnaryUnaryMultiCallable[_model_pb2.UnloadModelRequest, _model_pb2.UnloadModelResponse]
     """Unloads the active model and frees its memory. Answers it is giving are finished first.
@@ -86,7 +85,6 @@ class ModelServiceAsyncStub(ModelServiceStub):
     - 400: `model_path` is missing or leads outside the models folder.
     - 404: There is no such model.
     - 500: Loading failed, for example for lack of memory; the message says why.
-    - 501: `context_length` cannot be set per model yet.
     """
     UnloadModel: _aio.UnaryUnaryMultiCallable[_model_pb2.UnloadModelRequest, _model_pb2.UnloadModelResponse]  # type: ignore[assignment]
     """Unloads the active model and frees its memory. Answers it is giving are finished first.
@@ -135,7 +133,6 @@ class ModelServiceServicer(metaclass=_abc_1.ABCMeta):
         - 400: `model_path` is missing or leads outside the models folder.
         - 404: There is no such model.
         - 500: Loading failed, for example for lack of memory; the message says why.
-        - 501: `context_length` cannot be set per model yet.
         """
 
     @_abc_1.abstractmethod

@@ -102,7 +102,6 @@ class OperationsServiceServicer:
 
         Errors:
         - 500: The server is not healthy; the message says why.
-        - 501: Not implemented yet.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -125,7 +124,6 @@ class OperationsServiceServicer:
 
         Errors:
         - 400: A level or a time is malformed, or `limit` is out of range.
-        - 501: Not implemented yet.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -136,7 +134,6 @@ class OperationsServiceServicer:
 
         Errors:
         - 400: `cache_type` is unknown.
-        - 501: Not implemented yet.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -167,7 +164,6 @@ class OperationsServiceServicer:
 
         Errors:
         - 400: `interval_seconds` is out of range.
-        - 501: Not implemented yet.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -178,9 +174,6 @@ class OperationsServiceServicer:
 
         Content types:
         - text/plain: string
-
-        Errors:
-        - 501: Not implemented yet.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -200,9 +193,6 @@ class OperationsServiceServicer:
         Content types:
         - application/json: GetDiagnosticsResponse
         - text/event-stream: GetDiagnosticsResponse
-
-        Errors:
-        - 501: Not implemented yet.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

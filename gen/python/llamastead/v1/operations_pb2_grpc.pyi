@@ -39,7 +39,6 @@ class OperationsServiceStub:
 
     Errors:
     - 500: The server is not healthy; the message says why.
-    - 501: Not implemented yet.
     """
     GetLogs: _grpc.UnaryStreamMultiCallable[_operations_pb2.GetLogsRequest, _operations_pb2.GetLogsResponse]
     """Streams recent log entries, oldest first, then, with `follow`, new ones as they come. For gRPC clients.
@@ -54,14 +53,12 @@ class OperationsServiceStub:
 
     Errors:
     - 400: A level or a time is malformed, or `limit` is out of range.
-    - 501: Not implemented yet.
     """
     ClearCache: _grpc.UnaryUnaryMultiCallable[_operations_pb2.ClearCacheRequest, _operations_pb2.ClearCacheResponse]
     """Deletes temporary data. Models, files, databases and sessions are never touched.
 
     Errors:
     - 400: `cache_type` is unknown.
-    - 501: Not implemented yet.
     """
     GetMetrics: _grpc.UnaryUnaryMultiCallable[_operations_pb2.GetMetricsRequest, _operations_pb2.GetMetricsResponse]
     """Returns the present metrics. For gRPC clients. `stream` and `interval_seconds` are for `WatchMetrics`."""
@@ -79,16 +76,12 @@ class OperationsServiceStub:
 
     Errors:
     - 400: `interval_seconds` is out of range.
-    - 501: Not implemented yet.
     """
     GetPrometheusMetrics: _grpc.UnaryUnaryMultiCallable[_operations_pb2.GetPrometheusMetricsRequest, _httpbody_pb2.HttpBody]
     """Returns the metrics in Prometheus' text format.
 
     Content types:
     - text/plain: string
-
-    Errors:
-    - 501: Not implemented yet.
     """
     GetDiagnostics: _grpc.UnaryUnaryMultiCallable[_operations_pb2.GetDiagnosticsRequest, _operations_pb2.GetDiagnosticsResponse]
     """Checks what the server depends on and returns what it found. For gRPC clients."""
@@ -99,9 +92,6 @@ class OperationsServiceStub:
     Content types:
     - application/json: GetDiagnosticsResponse
     - text/event-stream: GetDiagnosticsResponse
-
-    Errors:
-    - 501: Not implemented yet.
     """
     Shutdown: _grpc.UnaryUnaryMultiCallable[_operations_pb2.ShutdownRequest, _operations_pb2.ShutdownResponse]
     """Shuts the server down: new work is refused, running answers are finished within the grace, models are
@@ -122,7 +112,6 @@ class OperationsServiceAsyncStub(OperationsServiceStub):
 
     Errors:
     - 500: The server is not healthy; the message says why.
-    - 501: Not implemented yet.
     """
     GetLogs: _aio.UnaryStreamMultiCallable[_operations_pb2.GetLogsRequest, _operations_pb2.GetLogsResponse]  # type: ignore[assignment]
     """Streams recent log entries, oldest first, then, with `follow`, new ones as they come. For gRPC clients.
@@ -137,14 +126,12 @@ class OperationsServiceAsyncStub(OperationsServiceStub):
 
     Errors:
     - 400: A level or a time is malformed, or `limit` is out of range.
-    - 501: Not implemented yet.
     """
     ClearCache: _aio.UnaryUnaryMultiCallable[_operations_pb2.ClearCacheRequest, _operations_pb2.ClearCacheResponse]  # type: ignore[assignment]
     """Deletes temporary data. Models, files, databases and sessions are never touched.
 
     Errors:
     - 400: `cache_type` is unknown.
-    - 501: Not implemented yet.
     """
     GetMetrics: _aio.UnaryUnaryMultiCallable[_operations_pb2.GetMetricsRequest, _operations_pb2.GetMetricsResponse]  # type: ignore[assignment]
     """Returns the present metrics. For gRPC clients. `stream` and `interval_seconds` are for `WatchMetrics`."""
@@ -162,16 +149,12 @@ class OperationsServiceAsyncStub(OperationsServiceStub):
 
     Errors:
     - 400: `interval_seconds` is out of range.
-    - 501: Not implemented yet.
     """
     GetPrometheusMetrics: _aio.UnaryUnaryMultiCallable[_operations_pb2.GetPrometheusMetricsRequest, _httpbody_pb2.HttpBody]  # type: ignore[assignment]
     """Returns the metrics in Prometheus' text format.
 
     Content types:
     - text/plain: string
-
-    Errors:
-    - 501: Not implemented yet.
     """
     GetDiagnostics: _aio.UnaryUnaryMultiCallable[_operations_pb2.GetDiagnosticsRequest, _operations_pb2.GetDiagnosticsResponse]  # type: ignore[assignment]
     """Checks what the server depends on and returns what it found. For gRPC clients."""
@@ -182,9 +165,6 @@ class OperationsServiceAsyncStub(OperationsServiceStub):
     Content types:
     - application/json: GetDiagnosticsResponse
     - text/event-stream: GetDiagnosticsResponse
-
-    Errors:
-    - 501: Not implemented yet.
     """
     Shutdown: _aio.UnaryUnaryMultiCallable[_operations_pb2.ShutdownRequest, _operations_pb2.ShutdownResponse]  # type: ignore[assignment]
     """Shuts the server down: new work is refused, running answers are finished within the grace, models are
@@ -208,7 +188,6 @@ class OperationsServiceServicer(metaclass=_abc_1.ABCMeta):
 
         Errors:
         - 500: The server is not healthy; the message says why.
-        - 501: Not implemented yet.
         """
 
     @_abc_1.abstractmethod
@@ -235,7 +214,6 @@ class OperationsServiceServicer(metaclass=_abc_1.ABCMeta):
 
         Errors:
         - 400: A level or a time is malformed, or `limit` is out of range.
-        - 501: Not implemented yet.
         """
 
     @_abc_1.abstractmethod
@@ -248,7 +226,6 @@ class OperationsServiceServicer(metaclass=_abc_1.ABCMeta):
 
         Errors:
         - 400: `cache_type` is unknown.
-        - 501: Not implemented yet.
         """
 
     @_abc_1.abstractmethod
@@ -284,7 +261,6 @@ class OperationsServiceServicer(metaclass=_abc_1.ABCMeta):
 
         Errors:
         - 400: `interval_seconds` is out of range.
-        - 501: Not implemented yet.
         """
 
     @_abc_1.abstractmethod
@@ -297,9 +273,6 @@ class OperationsServiceServicer(metaclass=_abc_1.ABCMeta):
 
         Content types:
         - text/plain: string
-
-        Errors:
-        - 501: Not implemented yet.
         """
 
     @_abc_1.abstractmethod
@@ -322,9 +295,6 @@ class OperationsServiceServicer(metaclass=_abc_1.ABCMeta):
         Content types:
         - application/json: GetDiagnosticsResponse
         - text/event-stream: GetDiagnosticsResponse
-
-        Errors:
-        - 501: Not implemented yet.
         """
 
     @_abc_1.abstractmethod

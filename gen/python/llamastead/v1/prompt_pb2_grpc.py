@@ -73,7 +73,6 @@ class PromptServiceServicer:
         - 413: The body is larger than the server accepts.
         - 415: The body is not `application/json`.
         - 422: `prompt` is blank.
-        - 501: Not implemented yet.
         - 503: The model is still loading or its engine is down; `Retry-After` says when to try again.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -94,7 +93,6 @@ class PromptServiceServicer:
         - 404: The model is not installed.
         - 408: The answer was not ready within the time allowed.
         - 422: `prompt` is blank.
-        - 501: Not implemented yet.
         - 503: The model is still loading or its engine is down; `Retry-After` says when to try again.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -112,7 +110,6 @@ class PromptServiceServicer:
         - 403: The token may not use this model.
         - 404: The model is not installed.
         - 422: `prompt` is blank.
-        - 501: Not implemented yet.
         - 503: The model is still loading or its engine is down; `Retry-After` says when to try again.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)

@@ -45,7 +45,6 @@ class PromptServiceStub:
     - 413: The body is larger than the server accepts.
     - 415: The body is not `application/json`.
     - 422: `prompt` is blank.
-    - 501: Not implemented yet.
     - 503: The model is still loading or its engine is down; `Retry-After` says when to try again.
     """
     ProcessHttp: _grpc.UnaryStreamMultiCallable[_prompt_pb2.ProcessPromptRequest, _httpbody_pb2.HttpBody]
@@ -62,7 +61,6 @@ class PromptServiceStub:
     - 404: The model is not installed.
     - 408: The answer was not ready within the time allowed.
     - 422: `prompt` is blank.
-    - 501: Not implemented yet.
     - 503: The model is still loading or its engine is down; `Retry-After` says when to try again.
     """
     StreamHttp: _grpc.UnaryStreamMultiCallable[_prompt_pb2.ProcessPromptRequest, _httpbody_pb2.HttpBody]
@@ -76,7 +74,6 @@ class PromptServiceStub:
     - 403: The token may not use this model.
     - 404: The model is not installed.
     - 422: `prompt` is blank.
-    - 501: Not implemented yet.
     - 503: The model is still loading or its engine is down; `Retry-After` says when to try again.
     """
     StreamPrompt: _grpc.UnaryStreamMultiCallable[_prompt_pb2.ProcessPromptRequest, _prompt_pb2.StreamPromptResponse]
@@ -101,7 +98,6 @@ class PromptServiceAsyncStub(PromptServiceStub):
     - 413: The body is larger than the server accepts.
     - 415: The body is not `application/json`.
     - 422: `prompt` is blank.
-    - 501: Not implemented yet.
     - 503: The model is still loading or its engine is down; `Retry-After` says when to try again.
     """
     ProcessHttp: _aio.UnaryStreamMultiCallable[_prompt_pb2.ProcessPromptRequest, _httpbody_pb2.HttpBody]  # type: ignore[assignment]
@@ -118,7 +114,6 @@ class PromptServiceAsyncStub(PromptServiceStub):
     - 404: The model is not installed.
     - 408: The answer was not ready within the time allowed.
     - 422: `prompt` is blank.
-    - 501: Not implemented yet.
     - 503: The model is still loading or its engine is down; `Retry-After` says when to try again.
     """
     StreamHttp: _aio.UnaryStreamMultiCallable[_prompt_pb2.ProcessPromptRequest, _httpbody_pb2.HttpBody]  # type: ignore[assignment]
@@ -132,7 +127,6 @@ class PromptServiceAsyncStub(PromptServiceStub):
     - 403: The token may not use this model.
     - 404: The model is not installed.
     - 422: `prompt` is blank.
-    - 501: Not implemented yet.
     - 503: The model is still loading or its engine is down; `Retry-After` says when to try again.
     """
     StreamPrompt: _aio.UnaryStreamMultiCallable[_prompt_pb2.ProcessPromptRequest, _prompt_pb2.StreamPromptResponse]  # type: ignore[assignment]
@@ -160,7 +154,6 @@ class PromptServiceServicer(metaclass=_abc_1.ABCMeta):
         - 413: The body is larger than the server accepts.
         - 415: The body is not `application/json`.
         - 422: `prompt` is blank.
-        - 501: Not implemented yet.
         - 503: The model is still loading or its engine is down; `Retry-After` says when to try again.
         """
 
@@ -183,7 +176,6 @@ class PromptServiceServicer(metaclass=_abc_1.ABCMeta):
         - 404: The model is not installed.
         - 408: The answer was not ready within the time allowed.
         - 422: `prompt` is blank.
-        - 501: Not implemented yet.
         - 503: The model is still loading or its engine is down; `Retry-After` says when to try again.
         """
 
@@ -203,7 +195,6 @@ class PromptServiceServicer(metaclass=_abc_1.ABCMeta):
         - 403: The token may not use this model.
         - 404: The model is not installed.
         - 422: `prompt` is blank.
-        - 501: Not implemented yet.
         - 503: The model is still loading or its engine is down; `Retry-After` says when to try again.
         """
 

@@ -519,7 +519,6 @@ export const ConfigService: GenService<{
    * Errors:
    * - 400: A value is malformed or out of range; nothing was changed.
    * - 404: `default_model` is not installed.
-   * - 501: Not implemented yet.
    *
    * @generated from rpc llamastead.v1.ConfigService.Config
    */
@@ -534,7 +533,6 @@ export const ConfigService: GenService<{
    * Errors:
    * - 400: A value is malformed or out of range, or `model` is missing.
    * - 404: The model is not installed.
-   * - 501: Not implemented yet.
    *
    * @generated from rpc llamastead.v1.ConfigService.ConfigureModel
    */
@@ -545,9 +543,6 @@ export const ConfigService: GenService<{
   },
   /**
    * Returns the configuration in force.
-   *
-   * Errors:
-   * - 501: Not implemented yet.
    *
    * @generated from rpc llamastead.v1.ConfigService.GetConfig
    */
@@ -561,7 +556,6 @@ export const ConfigService: GenService<{
    *
    * Errors:
    * - 500: The file could not be written.
-   * - 501: Not implemented yet.
    *
    * @generated from rpc llamastead.v1.ConfigService.SaveConfig
    */
@@ -572,9 +566,6 @@ export const ConfigService: GenService<{
   },
   /**
    * Resets the configuration in force to its defaults. A saved one stays on disk until it is saved again.
-   *
-   * Errors:
-   * - 501: Not implemented yet.
    *
    * @generated from rpc llamastead.v1.ConfigService.ResetConfig
    */

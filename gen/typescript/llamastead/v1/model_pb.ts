@@ -561,7 +561,6 @@ export const ModelService: GenService<{
    * - 400: `model_path` is missing or leads outside the models folder.
    * - 404: There is no such model.
    * - 500: Loading failed, for example for lack of memory; the message says why.
-   * - 501: `context_length` cannot be set per model yet.
    *
    * @generated from rpc llamastead.v1.ModelService.LoadModel
    */

@@ -715,7 +715,6 @@ export const OperationsService: GenService<{
    *
    * Errors:
    * - 500: The server is not healthy; the message says why.
-   * - 501: Not implemented yet.
    *
    * @generated from rpc llamastead.v1.OperationsService.HealthCheck
    */
@@ -744,7 +743,6 @@ export const OperationsService: GenService<{
    *
    * Errors:
    * - 400: A level or a time is malformed, or `limit` is out of range.
-   * - 501: Not implemented yet.
    *
    * @generated from rpc llamastead.v1.OperationsService.GetLogsHttp
    */
@@ -758,7 +756,6 @@ export const OperationsService: GenService<{
    *
    * Errors:
    * - 400: `cache_type` is unknown.
-   * - 501: Not implemented yet.
    *
    * @generated from rpc llamastead.v1.OperationsService.ClearCache
    */
@@ -798,7 +795,6 @@ export const OperationsService: GenService<{
    *
    * Errors:
    * - 400: `interval_seconds` is out of range.
-   * - 501: Not implemented yet.
    *
    * @generated from rpc llamastead.v1.OperationsService.GetMetricsHttp
    */
@@ -812,9 +808,6 @@ export const OperationsService: GenService<{
    *
    * Content types:
    * - text/plain: string
-   *
-   * Errors:
-   * - 501: Not implemented yet.
    *
    * @generated from rpc llamastead.v1.OperationsService.GetPrometheusMetrics
    */
@@ -840,9 +833,6 @@ export const OperationsService: GenService<{
    * Content types:
    * - application/json: GetDiagnosticsResponse
    * - text/event-stream: GetDiagnosticsResponse
-   *
-   * Errors:
-   * - 501: Not implemented yet.
    *
    * @generated from rpc llamastead.v1.OperationsService.GetDiagnosticsHttp
    */

@@ -188,7 +188,6 @@ export const PromptService: GenService<{
    * - 413: The body is larger than the server accepts.
    * - 415: The body is not `application/json`.
    * - 422: `prompt` is blank.
-   * - 501: Not implemented yet.
    * - 503: The model is still loading or its engine is down; `Retry-After` says when to try again.
    *
    * @generated from rpc llamastead.v1.PromptService.ProcessPrompt
@@ -212,7 +211,6 @@ export const PromptService: GenService<{
    * - 404: The model is not installed.
    * - 408: The answer was not ready within the time allowed.
    * - 422: `prompt` is blank.
-   * - 501: Not implemented yet.
    * - 503: The model is still loading or its engine is down; `Retry-After` says when to try again.
    *
    * @generated from rpc llamastead.v1.PromptService.ProcessHttp
@@ -233,7 +231,6 @@ export const PromptService: GenService<{
    * - 403: The token may not use this model.
    * - 404: The model is not installed.
    * - 422: `prompt` is blank.
-   * - 501: Not implemented yet.
    * - 503: The model is still loading or its engine is down; `Retry-After` says when to try again.
    *
    * @generated from rpc llamastead.v1.PromptService.StreamHttp
