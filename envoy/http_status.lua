@@ -44,6 +44,13 @@ local CORE_ERRORS = {
   {"metadata size exceeds", "431"},
 }
 
+local function contains(list, value)
+  for _, item in ipairs(list) do
+    if item == value then return true end
+  end
+  return false
+end
+
 local function is_grpc(content_type)
   return content_type:sub(1, 16) == "application/grpc"
 end
@@ -98,7 +105,7 @@ function envoy_on_request(handle)
     return
   end
   local target = endpoint(path)
-  if target ~= nil and not target.raw then
+  if target ~= nil and not target.raw and contains(target.methods, method) then
     handle:respond({[":status"] = "415"}, "Send the body as JSON, with the header Content-Type: application/json.")
   end
 end
