@@ -139,10 +139,13 @@ def test_a_preview_shows_how_a_file_would_be_parted(designer: Designer, dataset:
     assert preview["chunks"][0]["content"] in preview["original_text"]
 
 
-def test_examples_and_their_datasets_are_listed(designer: Designer) -> None:
+def test_examples_are_listed(designer: Designer) -> None:
     for path in ("/api/v1/examples", "/api/v1/examples/"):
         example = next(entry for entry in designer.call("GET", path)["examples"] if entry["id"] == "quickstart_rag")
         assert example["dataset_count"] == 1
+
+
+def test_the_datasets_of_examples_are_listed(designer: Designer) -> None:
     assert designer.call("GET", "/api/v1/examples/datasets")["datasets"]
 
 
