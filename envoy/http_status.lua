@@ -32,6 +32,7 @@ local MESSAGES = {
   ["404"] = "Not Found",
   ["405"] = "Method Not Allowed",
   ["413"] = "The request's body is larger than this server takes.",
+  ["426"] = "Speak HTTP/1.1 or HTTP/2.",
   ["431"] = "The request's headers are larger than this server takes.",
   ["502"] = "The server broke off its answer.",
   ["503"] = "The server is starting, stopping or overloaded; try again shortly.",
@@ -99,6 +100,11 @@ function envoy_on_request(handle)
   local method = headers:get(":method")
   remember(handle, "path", path)
   remember(handle, "method", method)
+  local plain = path:gsub("[?#].*$", ""):lower()
+  if plain:find("%2f", 1, true) or plain:find("%5c", 1, true) then
+    handle:respond({[":status"] = "400"}, "a name in the path holds an escaped slash or backslash.")
+    return
+  end
   if content_type == nil or headers:get("content-length") == "0" then return end
   if method ~= "POST" and method ~= "PUT" and method ~= "PATCH" then return end
   if content_type:lower():find("^%s*application/json%s*$") or content_type:lower():find("^%s*application/json%s*;") then
@@ -176,7 +182,9 @@ function envoy_on_response(handle)
     end
   end
   if status == "400" and by_envoy then
-    literal = literal == '""' and '"The request cannot be read."' or '"The request cannot be read: ' .. literal:sub(2)
+    -- The transcoder puts the field's path before a colon, even where there is none.
+    literal = literal == '""' and '"The request cannot be read."'
+      or '"The request cannot be read: ' .. literal:sub(2):gsub("^: ", "")
   elseif MESSAGES[status] ~= nil and (by_envoy or status ~= "404") then
     literal = '"' .. MESSAGES[status] .. '"'
   elseif literal == '""' then
