@@ -105,6 +105,12 @@ function envoy_on_request(handle)
     handle:respond({[":status"] = "400"}, "a name in the path holds an escaped slash or backslash.")
     return
   end
+  if method == "HEAD" then
+    -- The contract knows GET; the answer loses its body below.
+    local target = endpoint(path)
+    if target ~= nil and contains(target.methods, "HEAD") then headers:replace(":method", "GET") end
+    return
+  end
   if content_type == nil or headers:get("content-length") == "0" then return end
   if method ~= "POST" and method ~= "PUT" and method ~= "PATCH" then return end
   if content_type:lower():find("^%s*application/json%s*$") or content_type:lower():find("^%s*application/json%s*;") then
@@ -125,6 +131,27 @@ local function finish(headers, status)
   if status == "503" and headers:get("retry-after") == nil then headers:add("retry-after", "2") end
 end
 
+local function answer_head(handle, path, status, whole)
+  local body = handle:body(true)
+  local headers = handle:headers()
+  local target = endpoint(path)
+  if target ~= nil and not contains(target.methods, "HEAD") then
+    status = "405"
+    headers:replace(":status", status)
+    headers:replace("allow", table.concat(target.methods, ", "))
+  end
+  finish(headers, status)
+  if whole ~= nil then headers:replace("content-type", "application/json") end
+  -- What the same GET would send; for errors that this script words, nobody needs to know.
+  local length = whole ~= nil and #whole or body:length()
+  body:setBytes("")
+  if tonumber(status) < 400 or whole ~= nil then
+    headers:replace("content-length", tostring(length))
+  else
+    headers:remove("content-length")
+  end
+end
+
 function envoy_on_response(handle)
   local headers = handle:headers()
   local content_type = headers:get("content-type") or ""
@@ -137,6 +164,7 @@ function envoy_on_response(handle)
   headers:remove("x-http-body")
   headers:replace(":status", status)
 
+  if memory and memory["method"] == "HEAD" then return answer_head(handle, path, status, whole) end
   if whole ~= nil then
     finish(headers, status)
     headers:replace("content-type", "application/json")
@@ -153,15 +181,6 @@ function envoy_on_response(handle)
     return
   end
 
-  if memory and memory["method"] == "HEAD" then
-    -- No path takes HEAD, and its answer has no body to complete.
-    local target = status == "404" and endpoint(path)
-    if target then
-      headers:replace(":status", "405")
-      headers:replace("allow", table.concat(target.methods, ", "))
-    end
-    return finish(headers, status)
-  end
   if not content_type:find("^application/json") then return finish(headers, status) end
   local body = handle:body(true)
   headers = handle:headers()
