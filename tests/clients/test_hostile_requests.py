@@ -246,3 +246,58 @@ def response(connection: socket.socket, path: str) -> httpx.Response:
 def socket_to(client: httpx.Client) -> socket.socket:
     """A bare connection to where a client connects."""
     return socket.create_connection((client.base_url.host, client.base_url.port or 80), timeout=20)
+
+
+FILE_NAMES = (
+    "../../../evil.md",
+    "..\\..\\evil.md",
+    "/etc/evil.md",
+    "a\x00b.md",
+    "x" * 300 + ".md",
+    "CON",
+    "..",
+    "\u202egnp.md",
+)
+
+
+def test_a_hostile_file_name_stays_a_name(client: httpx.Client, server: RunningServer) -> None:
+    project = "/v1/projects/hostile/names"
+    client.delete(project)
+    client.post("/v1/projects/hostile", json={"name": "names", "config_template": "rag"})
+    client.post(f"{project}/datasets", json={"name": "d"})
+    before = {path.name for path in server.folder.rglob("*evil*")}
+    for number, name in enumerate(FILE_NAMES):
+        disposition = b'content-disposition: form-data; name="file"; filename="%b"' % name.encode()
+        body = b"--x\r\n%b\r\n\r\n# %d\r\n--x--\r\n" % (disposition, number)
+        headers = {"content-type": "multipart/form-data; boundary=x"}
+        answer = client.post(f"{project}/datasets/d/data", content=body, headers=headers)
+        assert answer.status_code == 200, answer.text
+        shown = answer.json()["filename"]
+        assert len(shown.encode()) <= 255
+        assert not set("/\\\x00\u202e") & set(shown)
+    assert {path.name for path in server.folder.rglob("*evil*")} == before
+    client.delete(project)
+
+
+@pytest.mark.parametrize(
+    ("kind", "body", "status"),
+    [
+        ("multipart/form-data", b"--x\r\n\r\n--x--\r\n", 400),
+        (
+            "multipart/form-data; boundary=x",
+            b'--x\r\ncontent-disposition: form-data; name="file"; filename="a"\r\n',
+            400,
+        ),
+        ("multipart/form-data; boundary=x", b"no form at all", 400),
+        ("multipart/form-data; boundary=x", b"", 400),
+        (
+            "multipart/form-data; boundary=x",
+            b'--x\r\ncontent-disposition: form-data; name="other"\r\n\r\n1\r\n--x--\r\n',
+            422,
+        ),
+        ("application/octet-stream", b"data", 415),
+    ],
+)
+def test_a_broken_form_is_refused(client: httpx.Client, kind: str, body: bytes, status: int) -> None:
+    headers = {"content-type": kind}
+    refused(client.post(f"{PROJECT}/datasets/handbook/data", content=body, headers=headers), status)
