@@ -1145,10 +1145,11 @@ export const DatasetService: GenService<{
    * - multipart/form-data: file
    *
    * Errors:
-   * - 400: A name is not valid, or the body has no part `file`.
+   * - 400: A name is not valid, or the form is malformed or cut off.
    * - 404: The project or the dataset does not exist.
    * - 413: The file is larger than the server accepts.
    * - 415: The body is not `multipart/form-data`.
+   * - 422: The form has no field `file`, or it is not a file.
    *
    * @generated from rpc llamastead.v1.DatasetService.UploadFileHttp
    */
