@@ -29,12 +29,15 @@ from google.protobuf.descriptor_pb2 import (
     ServiceDescriptorProto,
 )
 
+from llamastead.v1 import access_pb2
+
 Json = dict[str, Any]
 
 BASE = Path(__file__).with_name("openapi_base.yaml")
 PACKAGE = "llamastead.v1"
 HTTP: Any = annotations_pb2.http
 FIELD_BEHAVIOR: Any = field_behavior_pb2.field_behavior
+ACCESS: Any = access_pb2.access
 HTTP_BODY = ".google.api.HttpBody"
 WELL_KNOWN: dict[str, Json] = {
     ".google.protobuf.Struct": {"type": "object", "additionalProperties": True},
@@ -51,11 +54,20 @@ SCALARS: dict[FieldDescriptorProto.Type.ValueType, Json] = {
 NUMBER = r"(-?\d+(?:\.\d+)?)"
 
 COMMON_ERRORS = {
-    "401": "The token is missing or wrong.",
+    "401": "The token is missing, wrong, revoked or expired.",
+    "403": "The token's scope or project does not allow this.",
     "429": "Too many requests; `Retry-After` says when to try again.",
     "500": "A defect of the server.",
 }
 RETRY_AFTER: Json = {"Retry-After": {"description": "Seconds to wait.", "schema": {"type": "integer"}}}
+RATE_LIMIT: Json = {
+    name: {"description": text, "schema": {"type": "integer"}}
+    for name, text in {
+        "X-RateLimit-Limit": "Calls allowed per minute. Absent where calls are not limited, as its companions are.",
+        "X-RateLimit-Remaining": "Calls left now.",
+        "X-RateLimit-Reset": "Seconds since 1970 UTC when the oldest counted call is a minute old, which allows one more.",
+    }.items()
+}
 
 
 @dataclass
@@ -161,7 +173,13 @@ class Generator:
         }
         if rule.body:
             operation["requestBody"] = self.body(method, in_path, rule.body, comment)
-        operation["responses"] = self.responses(method, comment, "ApiError" if path.startswith("/api/") else "Error")
+        error = "ApiError" if path.startswith("/api/") else "Error"
+        access = method.options.Extensions[ACCESS]
+        operation["responses"] = self.responses(method, comment, error, access)
+        if access.scope == access_pb2.SCOPE_OPEN:
+            operation["security"] = [{}]
+        else:
+            operation["x-required-scope"] = access_pb2.Scope.Name(access.scope).removeprefix("SCOPE_").lower()
         if rule.additional_bindings:
             operation["x-aliases"] = [binding(other)[1] for other in rule.additional_bindings]
         return operation
@@ -193,7 +211,9 @@ class Generator:
         needed = any(required(member) for member in self.messages[method.input_type].field)
         return {"required": needed, "content": {"application/json": {"schema": reference}}}
 
-    def responses(self, method: MethodDescriptorProto, comment: Comment, error: str) -> Json:
+    def responses(
+        self, method: MethodDescriptorProto, comment: Comment, error: str, access: access_pb2.Access
+    ) -> Json:
         """Describes a call's answers."""
         content = {}
         for media_type, name in comment.lists.get("Content types", {"application/json": ""}).items():
@@ -207,12 +227,20 @@ class Generator:
         answer: Json = {"description": "Success.", "content": content}
         if sent := comment.lists.get("Response headers"):
             answer["headers"] = {k: {"description": v, "schema": {"type": "string"}} for k, v in sent.items()}
+        limited = not access.unlimited and access.scope != access_pb2.SCOPE_OPEN
+        if limited:
+            answer["headers"] = answer.get("headers", {}) | RATE_LIMIT
+        common = dict(COMMON_ERRORS)
+        if access.scope == access_pb2.SCOPE_OPEN:
+            del common["401"], common["403"]
+        if not limited:
+            del common["429"]
         responses: Json = {"200": answer}
-        for status, text in sorted((COMMON_ERRORS | comment.lists.get("Errors", {})).items()):
+        for status, text in sorted((common | comment.lists.get("Errors", {})).items()):
             reference = {"schema": {"$ref": f"#/components/schemas/{error}"}}
             responses[status] = {"description": text, "content": {"application/json": reference}}
             if status in ("429", "503"):
-                responses[status]["headers"] = RETRY_AFTER
+                responses[status]["headers"] = RETRY_AFTER | (RATE_LIMIT if status == "429" else {})
         return responses
 
     def reference(self, type_name: str, skip: Sequence[str] = ()) -> Json:

@@ -24,9 +24,10 @@ _sym_db = _symbol_database.Default()
 
 from google.api import annotations_pb2 as google_dot_api_dot_annotations__pb2
 from google.api import field_behavior_pb2 as google_dot_api_dot_field__behavior__pb2
+from llamastead.v1 import access_pb2 as llamastead_dot_v1_dot_access__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1bllamastead/v1/example.proto\x12\rllamastead.v1\x1a\x1cgoogle/api/annotations.proto\x1a\x1fgoogle/api/field_behavior.proto\"\x8d\x03\n\x07\x45xample\x12\x0e\n\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n\x04slug\x18\x02 \x01(\tR\x04slug\x12\x14\n\x05title\x18\x03 \x01(\tR\x05title\x12 \n\x0b\x64\x65scription\x18\x04 \x01(\tR\x0b\x64\x65scription\x12\"\n\x0cprimaryModel\x18\x05 \x01(\tR\x0cprimaryModel\x12\x12\n\x04tags\x18\x06 \x03(\tR\x04tags\x12#\n\rdataset_count\x18\x07 \x01(\rR\x0c\x64\x61tasetCount\x12&\n\x0f\x64\x61ta_size_bytes\x18\x08 \x01(\x01R\rdataSizeBytes\x12&\n\x0f\x64\x61ta_size_human\x18\t \x01(\tR\rdataSizeHuman\x12,\n\x12project_size_bytes\x18\n \x01(\x01R\x10projectSizeBytes\x12,\n\x12project_size_human\x18\x0b \x01(\tR\x10projectSizeHuman\x12\x1d\n\nupdated_at\x18\x0c \x01(\tR\tupdatedAt\"\x15\n\x13ListExamplesRequest\"J\n\x14ListExamplesResponse\x12\x32\n\x08\x65xamples\x18\x01 \x03(\x0b\x32\x16.llamastead.v1.ExampleR\x08\x65xamples\"\xa4\x01\n\x14ImportProjectRequest\x12#\n\nexample_id\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02R\texampleId\x12\"\n\tnamespace\x18\x02 \x01(\tB\x04\xe2\x41\x01\x02R\tnamespace\x12\x18\n\x04name\x18\x03 \x01(\tB\x04\xe2\x41\x01\x02R\x04name\x12\x1d\n\x07process\x18\x04 \x01(\x08H\x00R\x07process\x88\x01\x01\x42\n\n\x08_process\"\x86\x01\n\x15ImportProjectResponse\x12\x18\n\x07project\x18\x01 \x01(\tR\x07project\x12\x1c\n\tnamespace\x18\x02 \x01(\tR\tnamespace\x12\x1a\n\x08\x64\x61tasets\x18\x03 \x03(\tR\x08\x64\x61tasets\x12\x19\n\x08task_ids\x18\x04 \x03(\tR\x07taskIds\"\xf2\x01\n\x11ImportDataRequest\x12#\n\nexample_id\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02R\texampleId\x12\"\n\tnamespace\x18\x02 \x01(\tB\x04\xe2\x41\x01\x02R\tnamespace\x12\x1e\n\x07project\x18\x03 \x01(\tB\x04\xe2\x41\x01\x02R\x07project\x12\x32\n\x12include_strategies\x18\x04 \x01(\x08H\x00R\x11includeStrategies\x88\x01\x01\x12\x1d\n\x07process\x18\x05 \x01(\x08H\x01R\x07process\x88\x01\x01\x42\x15\n\x13_include_strategiesB\n\n\x08_process\"\x83\x01\n\x12ImportDataResponse\x12\x18\n\x07project\x18\x01 \x01(\tR\x07project\x12\x1c\n\tnamespace\x18\x02 \x01(\tR\tnamespace\x12\x1a\n\x08\x64\x61tasets\x18\x03 \x03(\tR\x08\x64\x61tasets\x12\x19\n\x08task_ids\x18\x04 \x03(\tR\x07taskIds2\x8f\x04\n\x0e\x45xampleService\x12\x81\x01\n\x0cListExamples\x12\".llamastead.v1.ListExamplesRequest\x1a#.llamastead.v1.ListExamplesResponse\"(\x82\xd3\xe4\x93\x02\"\x12\x0c/v1/examplesZ\x12\x12\x10/api/v1/examples\x12\xc2\x01\n\rImportProject\x12#.llamastead.v1.ImportProjectRequest\x1a$.llamastead.v1.ImportProjectResponse\"f\x82\xd3\xe4\x93\x02`\"(/v1/examples/{example_id}/import-project:\x01*Z1\",/api/v1/examples/{example_id}/import-project:\x01*\x12\xb3\x01\n\nImportData\x12 .llamastead.v1.ImportDataRequest\x1a!.llamastead.v1.ImportDataResponse\"`\x82\xd3\xe4\x93\x02Z\"%/v1/examples/{example_id}/import-data:\x01*Z.\")/api/v1/examples/{example_id}/import-data:\x01*b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1bllamastead/v1/example.proto\x12\rllamastead.v1\x1a\x1cgoogle/api/annotations.proto\x1a\x1fgoogle/api/field_behavior.proto\x1a\x1allamastead/v1/access.proto\"\x8d\x03\n\x07\x45xample\x12\x0e\n\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n\x04slug\x18\x02 \x01(\tR\x04slug\x12\x14\n\x05title\x18\x03 \x01(\tR\x05title\x12 \n\x0b\x64\x65scription\x18\x04 \x01(\tR\x0b\x64\x65scription\x12\"\n\x0cprimaryModel\x18\x05 \x01(\tR\x0cprimaryModel\x12\x12\n\x04tags\x18\x06 \x03(\tR\x04tags\x12#\n\rdataset_count\x18\x07 \x01(\rR\x0c\x64\x61tasetCount\x12&\n\x0f\x64\x61ta_size_bytes\x18\x08 \x01(\x01R\rdataSizeBytes\x12&\n\x0f\x64\x61ta_size_human\x18\t \x01(\tR\rdataSizeHuman\x12,\n\x12project_size_bytes\x18\n \x01(\x01R\x10projectSizeBytes\x12,\n\x12project_size_human\x18\x0b \x01(\tR\x10projectSizeHuman\x12\x1d\n\nupdated_at\x18\x0c \x01(\tR\tupdatedAt\"\x15\n\x13ListExamplesRequest\"J\n\x14ListExamplesResponse\x12\x32\n\x08\x65xamples\x18\x01 \x03(\x0b\x32\x16.llamastead.v1.ExampleR\x08\x65xamples\"\xa4\x01\n\x14ImportProjectRequest\x12#\n\nexample_id\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02R\texampleId\x12\"\n\tnamespace\x18\x02 \x01(\tB\x04\xe2\x41\x01\x02R\tnamespace\x12\x18\n\x04name\x18\x03 \x01(\tB\x04\xe2\x41\x01\x02R\x04name\x12\x1d\n\x07process\x18\x04 \x01(\x08H\x00R\x07process\x88\x01\x01\x42\n\n\x08_process\"\x86\x01\n\x15ImportProjectResponse\x12\x18\n\x07project\x18\x01 \x01(\tR\x07project\x12\x1c\n\tnamespace\x18\x02 \x01(\tR\tnamespace\x12\x1a\n\x08\x64\x61tasets\x18\x03 \x03(\tR\x08\x64\x61tasets\x12\x19\n\x08task_ids\x18\x04 \x03(\tR\x07taskIds\"\xf2\x01\n\x11ImportDataRequest\x12#\n\nexample_id\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02R\texampleId\x12\"\n\tnamespace\x18\x02 \x01(\tB\x04\xe2\x41\x01\x02R\tnamespace\x12\x1e\n\x07project\x18\x03 \x01(\tB\x04\xe2\x41\x01\x02R\x07project\x12\x32\n\x12include_strategies\x18\x04 \x01(\x08H\x00R\x11includeStrategies\x88\x01\x01\x12\x1d\n\x07process\x18\x05 \x01(\x08H\x01R\x07process\x88\x01\x01\x42\x15\n\x13_include_strategiesB\n\n\x08_process\"\x83\x01\n\x12ImportDataResponse\x12\x18\n\x07project\x18\x01 \x01(\tR\x07project\x12\x1c\n\tnamespace\x18\x02 \x01(\tR\tnamespace\x12\x1a\n\x08\x64\x61tasets\x18\x03 \x03(\tR\x08\x64\x61tasets\x12\x19\n\x08task_ids\x18\x04 \x03(\tR\x07taskIds2\xa7\x04\n\x0e\x45xampleService\x12\x89\x01\n\x0cListExamples\x12\".llamastead.v1.ListExamplesRequest\x1a#.llamastead.v1.ListExamplesResponse\"0\xa2\x8b\x19\x04\x08\x02\x10\x01\x82\xd3\xe4\x93\x02\"\x12\x0c/v1/examplesZ\x12\x12\x10/api/v1/examples\x12\xca\x01\n\rImportProject\x12#.llamastead.v1.ImportProjectRequest\x1a$.llamastead.v1.ImportProjectResponse\"n\xa2\x8b\x19\x04\x08\x03\x18\x01\x82\xd3\xe4\x93\x02`\"(/v1/examples/{example_id}/import-project:\x01*Z1\",/api/v1/examples/{example_id}/import-project:\x01*\x12\xbb\x01\n\nImportData\x12 .llamastead.v1.ImportDataRequest\x1a!.llamastead.v1.ImportDataResponse\"h\xa2\x8b\x19\x04\x08\x03\x18\x01\x82\xd3\xe4\x93\x02Z\"%/v1/examples/{example_id}/import-data:\x01*Z.\")/api/v1/examples/{example_id}/import-data:\x01*b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -46,25 +47,25 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_IMPORTDATAREQUEST'].fields_by_name['project']._loaded_options = None
   _globals['_IMPORTDATAREQUEST'].fields_by_name['project']._serialized_options = b'\342A\001\002'
   _globals['_EXAMPLESERVICE'].methods_by_name['ListExamples']._loaded_options = None
-  _globals['_EXAMPLESERVICE'].methods_by_name['ListExamples']._serialized_options = b'\202\323\344\223\002\"\022\014/v1/examplesZ\022\022\020/api/v1/examples'
+  _globals['_EXAMPLESERVICE'].methods_by_name['ListExamples']._serialized_options = b'\242\213\031\004\010\002\020\001\202\323\344\223\002\"\022\014/v1/examplesZ\022\022\020/api/v1/examples'
   _globals['_EXAMPLESERVICE'].methods_by_name['ImportProject']._loaded_options = None
-  _globals['_EXAMPLESERVICE'].methods_by_name['ImportProject']._serialized_options = b'\202\323\344\223\002`\"(/v1/examples/{example_id}/import-project:\001*Z1\",/api/v1/examples/{example_id}/import-project:\001*'
+  _globals['_EXAMPLESERVICE'].methods_by_name['ImportProject']._serialized_options = b'\242\213\031\004\010\003\030\001\202\323\344\223\002`\"(/v1/examples/{example_id}/import-project:\001*Z1\",/api/v1/examples/{example_id}/import-project:\001*'
   _globals['_EXAMPLESERVICE'].methods_by_name['ImportData']._loaded_options = None
-  _globals['_EXAMPLESERVICE'].methods_by_name['ImportData']._serialized_options = b'\202\323\344\223\002Z\"%/v1/examples/{example_id}/import-data:\001*Z.\")/api/v1/examples/{example_id}/import-data:\001*'
-  _globals['_EXAMPLE']._serialized_start=110
-  _globals['_EXAMPLE']._serialized_end=507
-  _globals['_LISTEXAMPLESREQUEST']._serialized_start=509
-  _globals['_LISTEXAMPLESREQUEST']._serialized_end=530
-  _globals['_LISTEXAMPLESRESPONSE']._serialized_start=532
-  _globals['_LISTEXAMPLESRESPONSE']._serialized_end=606
-  _globals['_IMPORTPROJECTREQUEST']._serialized_start=609
-  _globals['_IMPORTPROJECTREQUEST']._serialized_end=773
-  _globals['_IMPORTPROJECTRESPONSE']._serialized_start=776
-  _globals['_IMPORTPROJECTRESPONSE']._serialized_end=910
-  _globals['_IMPORTDATAREQUEST']._serialized_start=913
-  _globals['_IMPORTDATAREQUEST']._serialized_end=1155
-  _globals['_IMPORTDATARESPONSE']._serialized_start=1158
-  _globals['_IMPORTDATARESPONSE']._serialized_end=1289
-  _globals['_EXAMPLESERVICE']._serialized_start=1292
-  _globals['_EXAMPLESERVICE']._serialized_end=1819
+  _globals['_EXAMPLESERVICE'].methods_by_name['ImportData']._serialized_options = b'\242\213\031\004\010\003\030\001\202\323\344\223\002Z\"%/v1/examples/{example_id}/import-data:\001*Z.\")/api/v1/examples/{example_id}/import-data:\001*'
+  _globals['_EXAMPLE']._serialized_start=138
+  _globals['_EXAMPLE']._serialized_end=535
+  _globals['_LISTEXAMPLESREQUEST']._serialized_start=537
+  _globals['_LISTEXAMPLESREQUEST']._serialized_end=558
+  _globals['_LISTEXAMPLESRESPONSE']._serialized_start=560
+  _globals['_LISTEXAMPLESRESPONSE']._serialized_end=634
+  _globals['_IMPORTPROJECTREQUEST']._serialized_start=637
+  _globals['_IMPORTPROJECTREQUEST']._serialized_end=801
+  _globals['_IMPORTPROJECTRESPONSE']._serialized_start=804
+  _globals['_IMPORTPROJECTRESPONSE']._serialized_end=938
+  _globals['_IMPORTDATAREQUEST']._serialized_start=941
+  _globals['_IMPORTDATAREQUEST']._serialized_end=1183
+  _globals['_IMPORTDATARESPONSE']._serialized_start=1186
+  _globals['_IMPORTDATARESPONSE']._serialized_end=1317
+  _globals['_EXAMPLESERVICE']._serialized_start=1320
+  _globals['_EXAMPLESERVICE']._serialized_end=1871
 # @@protoc_insertion_point(module_scope)

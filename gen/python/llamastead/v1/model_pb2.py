@@ -25,9 +25,10 @@ _sym_db = _symbol_database.Default()
 from google.api import annotations_pb2 as google_dot_api_dot_annotations__pb2
 from google.api import field_behavior_pb2 as google_dot_api_dot_field__behavior__pb2
 from google.protobuf import struct_pb2 as google_dot_protobuf_dot_struct__pb2
+from llamastead.v1 import access_pb2 as llamastead_dot_v1_dot_access__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19llamastead/v1/model.proto\x12\rllamastead.v1\x1a\x1cgoogle/api/annotations.proto\x1a\x1fgoogle/api/field_behavior.proto\x1a\x1cgoogle/protobuf/struct.proto\"\xa0\x05\n\x0cProjectModel\x12\x12\n\x04name\x18\x01 \x01(\tR\x04name\x12%\n\x0b\x64\x65scription\x18\x02 \x01(\tH\x00R\x0b\x64\x65scription\x88\x01\x01\x12\x1a\n\x08provider\x18\x03 \x01(\tR\x08provider\x12\x14\n\x05model\x18\x04 \x01(\tR\x05model\x12\x18\n\x07\x64\x65\x66\x61ult\x18\x05 \x01(\x08R\x07\x64\x65\x66\x61ult\x12\x18\n\x07prompts\x18\x06 \x03(\tR\x07prompts\x12,\n\x12tool_call_strategy\x18\x07 \x01(\tR\x10toolCallStrategy\x12-\n\x05tools\x18\x08 \x03(\x0b\x32\x17.google.protobuf.StructR\x05tools\x12\x1f\n\x0bkeep_loaded\x18\t \x01(\x08R\nkeepLoaded\x12%\n\x0eruntime_status\x18\n \x01(\tR\rruntimeStatus\x12%\n\x0eruntime_loaded\x18\x0b \x01(\x08R\rruntimeLoaded\x12,\n\x0fruntime_message\x18\x0c \x01(\tH\x01R\x0eruntimeMessage\x88\x01\x01\x12\x31\n\x12memory_usage_bytes\x18\r \x01(\x01H\x02R\x10memoryUsageBytes\x88\x01\x01\x12\x31\n\x12memory_usage_human\x18\x0e \x01(\tH\x03R\x10memoryUsageHuman\x88\x01\x01\x12*\n\x0euptime_seconds\x18\x0f \x01(\x01H\x04R\ruptimeSeconds\x88\x01\x01\x42\x0e\n\x0c_descriptionB\x12\n\x10_runtime_messageB\x15\n\x13_memory_usage_bytesB\x15\n\x13_memory_usage_humanB\x11\n\x0f_uptime_seconds\"m\n\x0eModelListEntry\x12\x0e\n\x02id\x18\x01 \x01(\tR\x02id\x12\x16\n\x06object\x18\x02 \x01(\tR\x06object\x12\x18\n\x07\x63reated\x18\x03 \x01(\rR\x07\x63reated\x12\x19\n\x08owned_by\x18\x04 \x01(\tR\x07ownedBy\"\xf0\x02\n\x05Model\x12\x0e\n\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n\x04name\x18\x02 \x01(\tR\x04name\x12\x18\n\x07version\x18\x03 \x01(\tR\x07version\x12\x1e\n\nparameters\x18\x04 \x01(\tR\nparameters\x12%\n\x0e\x63ontext_length\x18\x05 \x01(\rR\rcontextLength\x12\x12\n\x04path\x18\x06 \x01(\tR\x04path\x12\x16\n\x06\x66ormat\x18\x07 \x01(\tR\x06\x66ormat\x12\x16\n\x06\x65ngine\x18\x08 \x01(\tR\x06\x65ngine\x12\x1d\n\nsize_bytes\x18\t \x01(\x01R\tsizeBytes\x12\x14\n\x05state\x18\n \x01(\tR\x05state\x12\x16\n\x06loaded\x18\x0b \x01(\x08R\x06loaded\x12\x18\n\x07\x61liases\x18\x0c \x03(\tR\x07\x61liases\x12&\n\x0cmemory_bytes\x18\r \x01(\x01H\x00R\x0bmemoryBytes\x88\x01\x01\x42\x0f\n\r_memory_bytes\"^\n\x18ListProjectModelsRequest\x12\"\n\tnamespace\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02R\tnamespace\x12\x1e\n\x07project\x18\x02 \x01(\tB\x04\xe2\x41\x01\x02R\x07project\"\xb1\x01\n\x19ListProjectModelsResponse\x12\x14\n\x05total\x18\x01 \x01(\rR\x05total\x12\x33\n\x06models\x18\x02 \x03(\x0b\x32\x1b.llamastead.v1.ProjectModelR\x06models\x12\x16\n\x06object\x18\x03 \x01(\tR\x06object\x12\x31\n\x04\x64\x61ta\x18\x04 \x03(\x0b\x32\x1d.llamastead.v1.ModelListEntryR\x04\x64\x61ta\"\x13\n\x11ListModelsRequest\"\xa0\x01\n\x12ListModelsResponse\x12,\n\x06models\x18\x01 \x03(\x0b\x32\x14.llamastead.v1.ModelR\x06models\x12&\n\x0c\x61\x63tive_model\x18\x02 \x01(\tH\x00R\x0b\x61\x63tiveModel\x88\x01\x01\x12#\n\rdefault_model\x18\x03 \x01(\tR\x0c\x64\x65\x66\x61ultModelB\x0f\n\r_active_model\"v\n\x10LoadModelRequest\x12#\n\nmodel_path\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02R\tmodelPath\x12*\n\x0e\x63ontext_length\x18\x02 \x01(\rH\x00R\rcontextLength\x88\x01\x01\x42\x11\n\x0f_context_length\"[\n\x11LoadModelResponse\x12\x16\n\x06status\x18\x01 \x01(\tR\x06status\x12\x18\n\x07message\x18\x02 \x01(\tR\x07message\x12\x14\n\x05model\x18\x03 \x01(\tR\x05model\"9\n\x12UnloadModelRequest\x12\x19\n\x05model\x18\x01 \x01(\tH\x00R\x05model\x88\x01\x01\x42\x08\n\x06_model\"]\n\x13UnloadModelResponse\x12\x16\n\x06status\x18\x01 \x01(\tR\x06status\x12\x18\n\x07message\x18\x02 \x01(\tR\x07message\x12\x14\n\x05model\x18\x03 \x01(\tR\x05model2\xeb\x04\n\x0cModelService\x12\xca\x01\n\x11ListProjectModels\x12\'.llamastead.v1.ListProjectModelsRequest\x1a(.llamastead.v1.ListProjectModelsResponse\"b\x82\xd3\xe4\x93\x02\\\x12)/v1/projects/{namespace}/{project}/modelsZ/\x12-/api/v1/projects/{namespace}/{project}/models\x12x\n\nListModels\x12 .llamastead.v1.ListModelsRequest\x1a!.llamastead.v1.ListModelsResponse\"%\x82\xd3\xe4\x93\x02\x1f\x12\x0b/api/modelsZ\x10\x12\x0e/v1/api/models\x12\x83\x01\n\tLoadModel\x12\x1f.llamastead.v1.LoadModelRequest\x1a .llamastead.v1.LoadModelResponse\"3\x82\xd3\xe4\x93\x02-\"\x0f/api/load_model:\x01*Z\x17\"\x12/v1/api/load_model:\x01*\x12\x8d\x01\n\x0bUnloadModel\x12!.llamastead.v1.UnloadModelRequest\x1a\".llamastead.v1.UnloadModelResponse\"7\x82\xd3\xe4\x93\x02\x31\"\x11/api/unload_model:\x01*Z\x19\"\x14/v1/api/unload_model:\x01*b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19llamastead/v1/model.proto\x12\rllamastead.v1\x1a\x1cgoogle/api/annotations.proto\x1a\x1fgoogle/api/field_behavior.proto\x1a\x1cgoogle/protobuf/struct.proto\x1a\x1allamastead/v1/access.proto\"\xa0\x05\n\x0cProjectModel\x12\x12\n\x04name\x18\x01 \x01(\tR\x04name\x12%\n\x0b\x64\x65scription\x18\x02 \x01(\tH\x00R\x0b\x64\x65scription\x88\x01\x01\x12\x1a\n\x08provider\x18\x03 \x01(\tR\x08provider\x12\x14\n\x05model\x18\x04 \x01(\tR\x05model\x12\x18\n\x07\x64\x65\x66\x61ult\x18\x05 \x01(\x08R\x07\x64\x65\x66\x61ult\x12\x18\n\x07prompts\x18\x06 \x03(\tR\x07prompts\x12,\n\x12tool_call_strategy\x18\x07 \x01(\tR\x10toolCallStrategy\x12-\n\x05tools\x18\x08 \x03(\x0b\x32\x17.google.protobuf.StructR\x05tools\x12\x1f\n\x0bkeep_loaded\x18\t \x01(\x08R\nkeepLoaded\x12%\n\x0eruntime_status\x18\n \x01(\tR\rruntimeStatus\x12%\n\x0eruntime_loaded\x18\x0b \x01(\x08R\rruntimeLoaded\x12,\n\x0fruntime_message\x18\x0c \x01(\tH\x01R\x0eruntimeMessage\x88\x01\x01\x12\x31\n\x12memory_usage_bytes\x18\r \x01(\x01H\x02R\x10memoryUsageBytes\x88\x01\x01\x12\x31\n\x12memory_usage_human\x18\x0e \x01(\tH\x03R\x10memoryUsageHuman\x88\x01\x01\x12*\n\x0euptime_seconds\x18\x0f \x01(\x01H\x04R\ruptimeSeconds\x88\x01\x01\x42\x0e\n\x0c_descriptionB\x12\n\x10_runtime_messageB\x15\n\x13_memory_usage_bytesB\x15\n\x13_memory_usage_humanB\x11\n\x0f_uptime_seconds\"m\n\x0eModelListEntry\x12\x0e\n\x02id\x18\x01 \x01(\tR\x02id\x12\x16\n\x06object\x18\x02 \x01(\tR\x06object\x12\x18\n\x07\x63reated\x18\x03 \x01(\rR\x07\x63reated\x12\x19\n\x08owned_by\x18\x04 \x01(\tR\x07ownedBy\"\xf0\x02\n\x05Model\x12\x0e\n\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n\x04name\x18\x02 \x01(\tR\x04name\x12\x18\n\x07version\x18\x03 \x01(\tR\x07version\x12\x1e\n\nparameters\x18\x04 \x01(\tR\nparameters\x12%\n\x0e\x63ontext_length\x18\x05 \x01(\rR\rcontextLength\x12\x12\n\x04path\x18\x06 \x01(\tR\x04path\x12\x16\n\x06\x66ormat\x18\x07 \x01(\tR\x06\x66ormat\x12\x16\n\x06\x65ngine\x18\x08 \x01(\tR\x06\x65ngine\x12\x1d\n\nsize_bytes\x18\t \x01(\x01R\tsizeBytes\x12\x14\n\x05state\x18\n \x01(\tR\x05state\x12\x16\n\x06loaded\x18\x0b \x01(\x08R\x06loaded\x12\x18\n\x07\x61liases\x18\x0c \x03(\tR\x07\x61liases\x12&\n\x0cmemory_bytes\x18\r \x01(\x01H\x00R\x0bmemoryBytes\x88\x01\x01\x42\x0f\n\r_memory_bytes\"^\n\x18ListProjectModelsRequest\x12\"\n\tnamespace\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02R\tnamespace\x12\x1e\n\x07project\x18\x02 \x01(\tB\x04\xe2\x41\x01\x02R\x07project\"\xb1\x01\n\x19ListProjectModelsResponse\x12\x14\n\x05total\x18\x01 \x01(\rR\x05total\x12\x33\n\x06models\x18\x02 \x03(\x0b\x32\x1b.llamastead.v1.ProjectModelR\x06models\x12\x16\n\x06object\x18\x03 \x01(\tR\x06object\x12\x31\n\x04\x64\x61ta\x18\x04 \x03(\x0b\x32\x1d.llamastead.v1.ModelListEntryR\x04\x64\x61ta\"\x13\n\x11ListModelsRequest\"\xa0\x01\n\x12ListModelsResponse\x12,\n\x06models\x18\x01 \x03(\x0b\x32\x14.llamastead.v1.ModelR\x06models\x12&\n\x0c\x61\x63tive_model\x18\x02 \x01(\tH\x00R\x0b\x61\x63tiveModel\x88\x01\x01\x12#\n\rdefault_model\x18\x03 \x01(\tR\x0c\x64\x65\x66\x61ultModelB\x0f\n\r_active_model\"v\n\x10LoadModelRequest\x12#\n\nmodel_path\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02R\tmodelPath\x12*\n\x0e\x63ontext_length\x18\x02 \x01(\rH\x00R\rcontextLength\x88\x01\x01\x42\x11\n\x0f_context_length\"[\n\x11LoadModelResponse\x12\x16\n\x06status\x18\x01 \x01(\tR\x06status\x12\x18\n\x07message\x18\x02 \x01(\tR\x07message\x12\x14\n\x05model\x18\x03 \x01(\tR\x05model\"9\n\x12UnloadModelRequest\x12\x19\n\x05model\x18\x01 \x01(\tH\x00R\x05model\x88\x01\x01\x42\x08\n\x06_model\"]\n\x13UnloadModelResponse\x12\x16\n\x06status\x18\x01 \x01(\tR\x06status\x12\x18\n\x07message\x18\x02 \x01(\tR\x07message\x12\x14\n\x05model\x18\x03 \x01(\tR\x05model2\x86\x05\n\x0cModelService\x12\xd0\x01\n\x11ListProjectModels\x12\'.llamastead.v1.ListProjectModelsRequest\x1a(.llamastead.v1.ListProjectModelsResponse\"h\xa2\x8b\x19\x02\x08\x02\x82\xd3\xe4\x93\x02\\\x12)/v1/projects/{namespace}/{project}/modelsZ/\x12-/api/v1/projects/{namespace}/{project}/models\x12\x80\x01\n\nListModels\x12 .llamastead.v1.ListModelsRequest\x1a!.llamastead.v1.ListModelsResponse\"-\xa2\x8b\x19\x04\x08\x02\x10\x01\x82\xd3\xe4\x93\x02\x1f\x12\x0b/api/modelsZ\x10\x12\x0e/v1/api/models\x12\x89\x01\n\tLoadModel\x12\x1f.llamastead.v1.LoadModelRequest\x1a .llamastead.v1.LoadModelResponse\"9\xa2\x8b\x19\x02\x08\x04\x82\xd3\xe4\x93\x02-\"\x0f/api/load_model:\x01*Z\x17\"\x12/v1/api/load_model:\x01*\x12\x93\x01\n\x0bUnloadModel\x12!.llamastead.v1.UnloadModelRequest\x1a\".llamastead.v1.UnloadModelResponse\"=\xa2\x8b\x19\x02\x08\x04\x82\xd3\xe4\x93\x02\x31\"\x11/api/unload_model:\x01*Z\x19\"\x14/v1/api/unload_model:\x01*b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -41,35 +42,35 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_LOADMODELREQUEST'].fields_by_name['model_path']._loaded_options = None
   _globals['_LOADMODELREQUEST'].fields_by_name['model_path']._serialized_options = b'\342A\001\002'
   _globals['_MODELSERVICE'].methods_by_name['ListProjectModels']._loaded_options = None
-  _globals['_MODELSERVICE'].methods_by_name['ListProjectModels']._serialized_options = b'\202\323\344\223\002\\\022)/v1/projects/{namespace}/{project}/modelsZ/\022-/api/v1/projects/{namespace}/{project}/models'
+  _globals['_MODELSERVICE'].methods_by_name['ListProjectModels']._serialized_options = b'\242\213\031\002\010\002\202\323\344\223\002\\\022)/v1/projects/{namespace}/{project}/modelsZ/\022-/api/v1/projects/{namespace}/{project}/models'
   _globals['_MODELSERVICE'].methods_by_name['ListModels']._loaded_options = None
-  _globals['_MODELSERVICE'].methods_by_name['ListModels']._serialized_options = b'\202\323\344\223\002\037\022\013/api/modelsZ\020\022\016/v1/api/models'
+  _globals['_MODELSERVICE'].methods_by_name['ListModels']._serialized_options = b'\242\213\031\004\010\002\020\001\202\323\344\223\002\037\022\013/api/modelsZ\020\022\016/v1/api/models'
   _globals['_MODELSERVICE'].methods_by_name['LoadModel']._loaded_options = None
-  _globals['_MODELSERVICE'].methods_by_name['LoadModel']._serialized_options = b'\202\323\344\223\002-\"\017/api/load_model:\001*Z\027\"\022/v1/api/load_model:\001*'
+  _globals['_MODELSERVICE'].methods_by_name['LoadModel']._serialized_options = b'\242\213\031\002\010\004\202\323\344\223\002-\"\017/api/load_model:\001*Z\027\"\022/v1/api/load_model:\001*'
   _globals['_MODELSERVICE'].methods_by_name['UnloadModel']._loaded_options = None
-  _globals['_MODELSERVICE'].methods_by_name['UnloadModel']._serialized_options = b'\202\323\344\223\0021\"\021/api/unload_model:\001*Z\031\"\024/v1/api/unload_model:\001*'
-  _globals['_PROJECTMODEL']._serialized_start=138
-  _globals['_PROJECTMODEL']._serialized_end=810
-  _globals['_MODELLISTENTRY']._serialized_start=812
-  _globals['_MODELLISTENTRY']._serialized_end=921
-  _globals['_MODEL']._serialized_start=924
-  _globals['_MODEL']._serialized_end=1292
-  _globals['_LISTPROJECTMODELSREQUEST']._serialized_start=1294
-  _globals['_LISTPROJECTMODELSREQUEST']._serialized_end=1388
-  _globals['_LISTPROJECTMODELSRESPONSE']._serialized_start=1391
-  _globals['_LISTPROJECTMODELSRESPONSE']._serialized_end=1568
-  _globals['_LISTMODELSREQUEST']._serialized_start=1570
-  _globals['_LISTMODELSREQUEST']._serialized_end=1589
-  _globals['_LISTMODELSRESPONSE']._serialized_start=1592
-  _globals['_LISTMODELSRESPONSE']._serialized_end=1752
-  _globals['_LOADMODELREQUEST']._serialized_start=1754
-  _globals['_LOADMODELREQUEST']._serialized_end=1872
-  _globals['_LOADMODELRESPONSE']._serialized_start=1874
-  _globals['_LOADMODELRESPONSE']._serialized_end=1965
-  _globals['_UNLOADMODELREQUEST']._serialized_start=1967
-  _globals['_UNLOADMODELREQUEST']._serialized_end=2024
-  _globals['_UNLOADMODELRESPONSE']._serialized_start=2026
-  _globals['_UNLOADMODELRESPONSE']._serialized_end=2119
-  _globals['_MODELSERVICE']._serialized_start=2122
-  _globals['_MODELSERVICE']._serialized_end=2741
+  _globals['_MODELSERVICE'].methods_by_name['UnloadModel']._serialized_options = b'\242\213\031\002\010\004\202\323\344\223\0021\"\021/api/unload_model:\001*Z\031\"\024/v1/api/unload_model:\001*'
+  _globals['_PROJECTMODEL']._serialized_start=166
+  _globals['_PROJECTMODEL']._serialized_end=838
+  _globals['_MODELLISTENTRY']._serialized_start=840
+  _globals['_MODELLISTENTRY']._serialized_end=949
+  _globals['_MODEL']._serialized_start=952
+  _globals['_MODEL']._serialized_end=1320
+  _globals['_LISTPROJECTMODELSREQUEST']._serialized_start=1322
+  _globals['_LISTPROJECTMODELSREQUEST']._serialized_end=1416
+  _globals['_LISTPROJECTMODELSRESPONSE']._serialized_start=1419
+  _globals['_LISTPROJECTMODELSRESPONSE']._serialized_end=1596
+  _globals['_LISTMODELSREQUEST']._serialized_start=1598
+  _globals['_LISTMODELSREQUEST']._serialized_end=1617
+  _globals['_LISTMODELSRESPONSE']._serialized_start=1620
+  _globals['_LISTMODELSRESPONSE']._serialized_end=1780
+  _globals['_LOADMODELREQUEST']._serialized_start=1782
+  _globals['_LOADMODELREQUEST']._serialized_end=1900
+  _globals['_LOADMODELRESPONSE']._serialized_start=1902
+  _globals['_LOADMODELRESPONSE']._serialized_end=1993
+  _globals['_UNLOADMODELREQUEST']._serialized_start=1995
+  _globals['_UNLOADMODELREQUEST']._serialized_end=2052
+  _globals['_UNLOADMODELRESPONSE']._serialized_start=2054
+  _globals['_UNLOADMODELRESPONSE']._serialized_end=2147
+  _globals['_MODELSERVICE']._serialized_start=2150
+  _globals['_MODELSERVICE']._serialized_end=2796
 # @@protoc_insertion_point(module_scope)
