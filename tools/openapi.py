@@ -65,7 +65,7 @@ RATE_LIMIT: Json = {
     for name, text in {
         "X-RateLimit-Limit": "Calls allowed per minute. Absent where calls are not limited, as its companions are.",
         "X-RateLimit-Remaining": "Calls left now.",
-        "X-RateLimit-Reset": "Seconds since 1970 UTC when the oldest counted call is a minute old, which allows one more.",
+        "X-RateLimit-Reset": "When the oldest counted call will be a minute old, in seconds since 1970 UTC.",
     }.items()
 }
 
@@ -211,9 +211,7 @@ class Generator:
         needed = any(required(member) for member in self.messages[method.input_type].field)
         return {"required": needed, "content": {"application/json": {"schema": reference}}}
 
-    def responses(
-        self, method: MethodDescriptorProto, comment: Comment, error: str, access: access_pb2.Access
-    ) -> Json:
+    def responses(self, method: MethodDescriptorProto, comment: Comment, error: str, access: access_pb2.Access) -> Json:
         """Describes a call's answers."""
         content = {}
         for media_type, name in comment.lists.get("Content types", {"application/json": ""}).items():

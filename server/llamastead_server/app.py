@@ -13,6 +13,7 @@ from typing import Any
 
 from sqlalchemy import select
 
+from llamastead_server import access
 from llamastead_server.adapters.blob_store import FileBlobStore
 from llamastead_server.adapters.chunk_store import SqlChunkStore
 from llamastead_server.adapters.data_folder import DataFolder
@@ -42,9 +43,12 @@ from llamastead_server.domain.retrieval import Retriever
 from llamastead_server.domain.retrieval_health import RetrievalHealth
 from llamastead_server.domain.sessions import Sessions
 from llamastead_server.domain.tasks import TaskRunner
+from llamastead_server.domain.tokens import Tokens
+from llamastead_server.services.auth import BearerAuth
 from llamastead_server.services.chat import ChatServicer
 from llamastead_server.services.datasets import DatasetServicer
 from llamastead_server.services.examples import ExampleServicer
+from llamastead_server.services.limit_layer import LimitLayer
 from llamastead_server.services.models import ModelServicer
 from llamastead_server.services.projects import ProjectServicer
 from llamastead_server.services.retrieval import RetrievalServicer
@@ -52,6 +56,8 @@ from llamastead_server.services.server import GrpcServer, ServerLimits
 from llamastead_server.services.server import build as build_server
 from llamastead_server.services.system import SystemServicer
 from llamastead_server.services.tasks import TaskServicer
+from llamastead_server.services.telemetry import Telemetry
+from llamastead_server.services.tokens import TokenServicer
 from llamastead_server.settings import Settings
 
 _log = logging.getLogger("llamastead")
@@ -72,7 +78,7 @@ def model_catalog(settings: Settings) -> ModelCatalog:
     )
 
 
-async def start(stack: AsyncExitStack, settings: Settings, example: str | None) -> None:
+async def start(stack: AsyncExitStack, settings: Settings, example: str | None) -> Tokens:
     """Starts every part, each on what stands before it; the stack stops them in reverse."""
     folder = stack.enter_context(DataFolder(settings.data_dir))
     catalogue = ExampleCatalogue(settings.examples_dir or _ROOT / "examples")
@@ -83,6 +89,8 @@ async def start(stack: AsyncExitStack, settings: Settings, example: str | None) 
         await catalogue.get(example)
     url = settings.database_url
     database = await stack.enter_async_context(Database(url) if url else Database.in_folder(settings.data_dir))
+    tokens = await access.open_tokens(stack, settings, database)
+    limits = access.open_limits(stack, settings)
     models = LocalModelRegistry(
         model_catalog(settings),
         settings.models_folder,
@@ -142,6 +150,7 @@ async def start(stack: AsyncExitStack, settings: Settings, example: str | None) 
             cors_origins=settings.cors_origins,
         )
     )
+    auth, telemetry = BearerAuth(tokens), Telemetry()
     server = build_server(
         [
             ChatServicer(turns, sessions, configs),
@@ -152,11 +161,14 @@ async def start(stack: AsyncExitStack, settings: Settings, example: str | None) 
             RetrievalServicer(retriever, RetrievalHealth(configs, embedder, store, chunks)),
             SystemServicer(version("llamastead"), str(settings.data_dir), _checks(models, embedder, database, gateway)),
             TaskServicer(tasks),
+            TokenServicer(tokens),
         ],
         host=settings.host,
         grpc_port=settings.grpc_port,
         socket=socket,
-        tokens=settings.api_tokens,
+        layers=[auth, LimitLayer(limits)],
+        telemetry=telemetry,
+        with_reflection=settings.reflection,
         limits=ServerLimits(message_bytes=2 * settings.max_body_bytes),
     )
     # In reverse: no new connections, then the running calls' grace, then the connections' end.
@@ -168,6 +180,7 @@ async def start(stack: AsyncExitStack, settings: Settings, example: str | None) 
     await gateway.start()
     if example is not None:
         await _import_example(examples, tasks, example)
+    return tokens
 
 
 async def _end_calls(server: GrpcServer, models: LocalModelRegistry, grace: float) -> None:

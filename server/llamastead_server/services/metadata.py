@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from urllib.parse import unquote
 
 from llamastead_server.domain import request_id
 
@@ -45,7 +46,23 @@ class CallMetadata:
         """HTTP method of the REST request; None for native gRPC callers."""
         return self.get("x-envoy-original-method") if self.rest_path is not None else None
 
+    def client_address(self, peer: str) -> str:
+        """Address of the client.
+
+        Args:
+            peer: The other end of the connection, as gRPC names it. Over the unix socket that is the gateway, whose
+                word for the client is the last one in `X-Forwarded-For`; what a client sent there stands before it.
+        """
+        if peer.startswith("unix:"):
+            return last_forwarded(self.all("x-forwarded-for"))
+        return unquote(peer).partition(":")[2].rpartition(":")[0].strip("[]") or "unknown"
+
     @property
     def request_id(self) -> str:
         """The caller's `X-Request-ID` if it is sane, else a new id at each reading."""
         return request_id.adopt(self.get("x-request-id"))
+
+
+def last_forwarded(values: Sequence[str]) -> str:
+    """The address that the gateway added to the values of `X-Forwarded-For`, at their end."""
+    return values[-1].rpartition(",")[2].strip() if values else "unknown"
