@@ -29,9 +29,9 @@ async def open_tokens(stack: AsyncExitStack, settings: Settings, database: Datab
     await tokens.refresh()
     if settings.exposed and not tokens.usable:
         raise Conflict(
-            f"LLAMASTEAD_HOST is {settings.host}, which others can reach: make a token with `llamastead tokens "
-            "create`, set LLAMASTEAD_API_TOKENS, or leave the host at 127.0.0.1. The server does not open itself to a network "
-            "without tokens."
+            f"LLAMASTEAD_HOST is {settings.host}, which others can reach, and the server does not open itself to a "
+            "network without tokens: make one with `llamastead tokens create`, set LLAMASTEAD_API_TOKENS, or leave the "
+            "host at 127.0.0.1."
         )
 
     async def follow() -> None:

@@ -5,6 +5,7 @@ A token is 256 random bits, so one round of SHA-256 hides it: there is nothing t
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import hmac
 import secrets
@@ -82,6 +83,7 @@ class Tokens:
         }
         self._kept: Mapping[bytes, Token] = {}
         self._required = exposed or bool(self._fixed)
+        self._refreshing = asyncio.Lock()
 
     @property
     def required(self) -> bool:
@@ -114,8 +116,10 @@ class Tokens:
 
     async def refresh(self) -> None:
         """Takes over what was created and revoked elsewhere, such as on the command line."""
-        self._kept = {bytes.fromhex(token.digest): token for token in await self._store.all()}
-        self._required = self._required or bool(self._kept)
+        # One at a time: what was read before a token was revoked must not be taken over after that.
+        async with self._refreshing:
+            self._kept = {bytes.fromhex(token.digest): token for token in await self._store.all()}
+            self._required = self._required or bool(self._kept)
 
     async def create(
         self, name: str, scope: Scope, projects: ProjectPattern | None = None, lifetime: float | None = None
