@@ -50,6 +50,7 @@ async def running(
     tokens: Sequence[str] = (),
     layers: Sequence[Layer] = (),
     limits: server.ServerLimits | None = None,
+    with_reflection: bool = True,
     **options: Any,
 ) -> AsyncIterator[Running]:
     """Starts both for one block."""
@@ -64,6 +65,7 @@ async def running(
             socket=socket,
             layers=layers or [BearerAuth(Tokens(NoTokens(), time.time, fixed=tokens))],
             limits=limits,
+            with_reflection=with_reflection,
         )
         gateway = EnvoyGateway(GatewayOptions("127.0.0.1", port, socket, folder, **options))
         try:

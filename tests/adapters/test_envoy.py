@@ -73,7 +73,16 @@ def test_the_template_comes_with_the_package() -> None:
 
 def test_every_variable_of_a_path_is_closed_to_queries() -> None:
     found = {name for binding in contract().bindings for name in binding.variables}
-    assert {"namespace", "project", "dataset", "session_id", "task_id", "file_hash", "example_id"} == found
+    assert {
+        "namespace",
+        "project",
+        "dataset",
+        "session_id",
+        "task_id",
+        "file_hash",
+        "example_id",
+        "token_name",
+    } == found
 
 
 def test_uploads_are_the_only_raw_bodies() -> None:
@@ -87,7 +96,7 @@ def test_every_public_service_is_served() -> None:
     assert set(contract().services) == {
         service for service in contract().services if service.startswith("llamastead.v1.")
     }
-    assert len(contract().services) == 11
+    assert len(contract().services) == 12
 
 
 @pytest.mark.parametrize("wrong", ["in use", "not ours"])

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from urllib.parse import unquote
 
 from llamastead_server.domain import request_id
+
+CLIENT_ADDRESS = "x-client-address"
+"""The header in which the gateway tells the client's address."""
 
 MetadataPairs = Iterable[tuple[str, str | bytes]]
 
@@ -50,19 +53,14 @@ class CallMetadata:
         """Address of the client.
 
         Args:
-            peer: The other end of the connection, as gRPC names it. Over the unix socket that is the gateway, whose
-                word for the client is the last one in `X-Forwarded-For`; what a client sent there stands before it.
+            peer: The other end of the connection, as gRPC names it. Over the unix socket that is the gateway, which
+                puts the client's address into a header in place of any that the client sent.
         """
         if peer.startswith("unix:"):
-            return last_forwarded(self.all("x-forwarded-for"))
+            return self.get(CLIENT_ADDRESS) or "unknown"
         return unquote(peer).partition(":")[2].rpartition(":")[0].strip("[]") or "unknown"
 
     @property
     def request_id(self) -> str:
         """The caller's `X-Request-ID` if it is sane, else a new id at each reading."""
         return request_id.adopt(self.get("x-request-id"))
-
-
-def last_forwarded(values: Sequence[str]) -> str:
-    """The address that the gateway added to the values of `X-Forwarded-For`, at their end."""
-    return values[-1].rpartition(",")[2].strip() if values else "unknown"
