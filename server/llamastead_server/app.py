@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from contextlib import AsyncExitStack
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import psutil
 from sqlalchemy import select
 
 from llamastead_server import access
@@ -58,6 +59,8 @@ from llamastead_server.services.system import SystemServicer
 from llamastead_server.services.tasks import TaskServicer
 from llamastead_server.services.telemetry import Telemetry
 from llamastead_server.services.tokens import TokenServicer
+from llamastead_server.services.websocket import WebSocketBounds, WebSocketServer
+from llamastead_server.services.websocket_work import WebSocketWork
 from llamastead_server.settings import Settings
 
 _log = logging.getLogger("llamastead")
@@ -139,7 +142,15 @@ async def start(stack: AsyncExitStack, settings: Settings, example: str | None) 
     sweeping = asyncio.create_task(_sweep(sessions))
     stack.callback(sweeping.cancel)
 
-    socket = folder.sockets / "server.sock"
+    auth, telemetry = BearerAuth(tokens), Telemetry()
+    metrics = _metrics(models, telemetry, time.monotonic())
+    websocket = WebSocketServer(
+        WebSocketWork(turns, tasks, models, metrics),
+        auth,
+        limits,
+        WebSocketBounds(message_bytes=settings.max_body_bytes),
+    )
+    socket, websocket_socket = folder.sockets / "server.sock", folder.sockets / "websocket.sock"
     gateway = EnvoyGateway(
         GatewayOptions(
             host=settings.host,
@@ -148,9 +159,9 @@ async def start(stack: AsyncExitStack, settings: Settings, example: str | None) 
             folder=folder.sockets,
             max_body_bytes=settings.max_body_bytes,
             cors_origins=settings.cors_origins,
+            websocket_socket=websocket_socket,
         )
     )
-    auth, telemetry = BearerAuth(tokens), Telemetry()
     server = build_server(
         [
             ChatServicer(turns, sessions, configs),
@@ -173,9 +184,10 @@ async def start(stack: AsyncExitStack, settings: Settings, example: str | None) 
     )
     # In reverse: no new connections, then the running calls' grace, then the connections' end.
     stack.push_async_callback(gateway.stop)
-    stack.push_async_callback(_end_calls, server, models, settings.shutdown_grace)
+    stack.push_async_callback(_end_calls, server, websocket, models, settings.shutdown_grace)
     stack.push_async_callback(gateway.drain)
     await server.start()
+    await websocket.start(websocket_socket)
     await server.set_serving(True)
     await gateway.start()
     if example is not None:
@@ -183,16 +195,17 @@ async def start(stack: AsyncExitStack, settings: Settings, example: str | None) 
     return tokens
 
 
-async def _end_calls(server: GrpcServer, models: LocalModelRegistry, grace: float) -> None:
+async def _end_calls(server: GrpcServer, websocket: WebSocketServer, models: LocalModelRegistry, grace: float) -> None:
     """Gives running calls their grace, then takes the engines away from those that are left.
 
     Cancelled at once, a stream would look complete to its client; so it fails, and can say so in a last event.
     """
-    stopping = asyncio.create_task(server.stop(grace + _LAST_WORDS))
-    await asyncio.wait([stopping], timeout=grace)
-    if not stopping.done():
+    whole = grace + _LAST_WORDS
+    stopping = [asyncio.create_task(server.stop(whole)), asyncio.create_task(websocket.stop(whole))]
+    _, running = await asyncio.wait(stopping, timeout=grace)
+    if running:
         await models.close()
-    await stopping
+    await asyncio.gather(*stopping)
 
 
 async def _all(*starts: Coroutine[Any, Any, Any]) -> Sequence[Any]:
@@ -227,6 +240,20 @@ def _vector_store(settings: Settings) -> MilvusStore:
     if settings.milvus_uri:
         return MilvusStore.cluster(settings.milvus_uri, settings.milvus_token)
     return MilvusStore.embedded(settings.data_dir)
+
+
+def _metrics(models: LocalModelRegistry, telemetry: Telemetry, began: float) -> Callable[[], Mapping[str, float]]:
+    process = psutil.Process()
+
+    def present() -> Mapping[str, float]:
+        return {
+            "uptime": time.monotonic() - began,
+            "active_requests": telemetry.active,
+            "loaded_models": len(models.engines),
+            "memory_bytes": process.memory_info().rss,
+        }
+
+    return present
 
 
 def _checks(

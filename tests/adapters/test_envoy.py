@@ -46,7 +46,9 @@ def test_no_value_breaks_out_of_its_place_in_the_template(value: str, tmp_path: 
     "options",
     [
         GatewayOptions("127.0.0.1", 8000, Path("/run/server.sock"), Path("/tmp")),
-        GatewayOptions("::1", 8000, Path("/run/server.sock"), Path("/tmp"), cors_origins=("*",), websocket_port=9000),
+        GatewayOptions(
+            "::1", 8000, Path("/run/server.sock"), Path("/tmp"), cors_origins=("*",), websocket_socket=Path("/w.sock")
+        ),
         GatewayOptions("0.0.0.0", 8000, "server:50051", Path("/tmp"), cors_origins=("https://a.example",)),
     ],
 )
