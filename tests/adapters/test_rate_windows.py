@@ -6,6 +6,7 @@ import pytest
 
 from llamastead_server.adapters import rate_windows
 from llamastead_server.adapters.rate_windows import MemoryWindows, RedisWindows
+from llamastead_server.domain.errors import Conflict
 from tests.fake_clock import FakeClock
 from tests.running_server import free_port
 
@@ -52,3 +53,8 @@ async def test_while_redis_cannot_be_reached_the_server_counts_alone(caplog: pyt
         await windows.hit("requests", "ann", 3)
         assert len(caplog.records) == 2
     await windows.close()
+
+
+async def test_a_url_that_is_none_is_named_with_its_setting() -> None:
+    with pytest.raises(Conflict, match="LLAMASTEAD_REDIS_URL"):
+        RedisWindows("redis://host:port", FakeClock())

@@ -10,8 +10,9 @@ from limits import RateLimitItemPerMinute
 from limits.aio.storage import MemoryStorage, RedisStorage
 from limits.aio.storage.base import Storage
 from limits.aio.strategies import MovingWindowRateLimiter
-from limits.errors import StorageError
+from limits.errors import ConfigurationError, StorageError
 
+from llamastead_server.domain.errors import Conflict
 from llamastead_server.domain.limits import Kind, Window
 from llamastead_server.domain.ports import Clock
 
@@ -45,17 +46,26 @@ class RedisWindows:
     Args:
         url: Redis' URL: `redis://`, `rediss://` or `redis+unix://`.
         clock: Seconds since the epoch, for the counts without Redis.
+
+    Raises:
+        Conflict: The URL is none, or the library for Redis is not installed.
     """
 
     def __init__(self, url: str, clock: Clock) -> None:
-        self._storage = RedisStorage(
-            f"async+{url}",
-            wrap_exceptions=True,
-            implementation="redispy",
-            key_prefix=_PREFIX,
-            socket_connect_timeout=_REDIS_SECONDS,
-            socket_timeout=_REDIS_SECONDS,
-        )
+        try:
+            self._storage = RedisStorage(
+                f"async+{url}",
+                wrap_exceptions=True,
+                implementation="redispy",
+                key_prefix=_PREFIX,
+                socket_connect_timeout=_REDIS_SECONDS,
+                socket_timeout=_REDIS_SECONDS,
+            )
+        except (ConfigurationError, ValueError) as error:
+            raise Conflict(
+                f"LLAMASTEAD_REDIS_URL can't be used: {error}. It needs the extra `redis` and a URL such as "
+                "redis://host:6379."
+            ) from None
         self._shared = _Windows(self._storage)
         self._alone = MemoryWindows(clock)
         self._clock = clock
