@@ -17,6 +17,7 @@ from typing import Any
 from llamastead_server.adapters.blob_store import FileBlobStore
 from llamastead_server.adapters.chunk_store import SqlChunkStore
 from llamastead_server.adapters.database import Database
+from llamastead_server.adapters.database_contents import SqlDatabaseContents
 from llamastead_server.adapters.document_reader import KreuzbergReader
 from llamastead_server.adapters.embedder import WorkerEmbedder
 from llamastead_server.adapters.file_store import SqlFileStore
@@ -24,11 +25,14 @@ from llamastead_server.adapters.milvus_store import MilvusStore
 from llamastead_server.adapters.project_files import ProjectFiles
 from llamastead_server.adapters.task_store import SqlTaskStore
 from llamastead_server.domain.config import ProjectConfig
+from llamastead_server.domain.databases import Databases
 from llamastead_server.domain.datasets import Datasets
 from llamastead_server.domain.files import DatasetLocks
 from llamastead_server.domain.ingestion import PROCESS_DATASET, Ingestion
 from llamastead_server.domain.names import ProjectRef
 from llamastead_server.domain.ports import Collection, DocumentReader, Embedder
+from llamastead_server.domain.previews import Previews
+from llamastead_server.domain.reindexing import REINDEX_DATABASE, Reindexing
 from llamastead_server.domain.tasks import TaskRules, TaskRunner
 
 REF = ProjectRef("my-org", "shop")
@@ -50,6 +54,9 @@ class Stack:
     datasets: Datasets
     ingestion: Ingestion
     tasks: TaskRunner
+    databases: Databases
+    reindexing: Reindexing
+    previews: Previews
 
     async def make_project(self, ref: ProjectRef = REF, **parser: object) -> None:
         """A project with the databases main_db and other_db and an empty dataset."""
@@ -115,12 +122,22 @@ async def stack(
         blobs = FileBlobStore(folder / "projects", max_bytes=max_bytes)
         datasets = Datasets(projects, files, chunks, blobs, vectors, locks, time.time)
         ingestion = Ingestion(projects, files, chunks, blobs, vectors, embedder, reader or real_reader, locks)
+        databases = Databases(projects, chunks, SqlDatabaseContents(database), vectors, embedder, locks)
+        reindexing = Reindexing(projects, chunks, vectors, embedder, locks)
+        previews = Previews(projects, files, blobs, reader or real_reader)
         tasks = TaskRunner(
-            SqlTaskStore(database), {PROCESS_DATASET: ingestion.run_task}, time.time, alone=True, rules=rules
+            SqlTaskStore(database),
+            {PROCESS_DATASET: ingestion.run_task, REINDEX_DATABASE: reindexing.run_task},
+            time.time,
+            alone=True,
+            rules=rules,
         )
         await datasets.reconcile()
         try:
-            yield Stack(folder, projects, files, chunks, blobs, vectors, embedder, datasets, ingestion, tasks)
+            yield Stack(
+                folder, projects, files, chunks, blobs, vectors, embedder, datasets, ingestion, tasks, databases,
+                reindexing, previews,
+            )  # fmt: skip
         finally:
             await tasks.stop()
 

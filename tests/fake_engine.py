@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from llamastead_server.domain.errors import ContextLengthExceeded, EngineFailed
 from llamastead_server.domain.generation import (
@@ -56,6 +57,7 @@ class FakeEngine:
     closed: int = 0
     peak: int = 0
     gate: asyncio.Event | None = None
+    native_tool_calls: bool = False
 
     async def generate(self, request: GenerationRequest) -> AsyncIterator[GenerationEvent]:
         self.requests.append(request)
@@ -89,9 +91,9 @@ class FakeEngine:
             self.active -= 1
             self.closed += not finished
 
-    async def count_tokens(self, messages: Sequence[Message]) -> TokenCount:
+    async def count_tokens(self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] = ()) -> TokenCount:
         sizes = [_words(message.content) + 1 for message in messages]
-        return TokenCount(sum(sizes), sizes)
+        return TokenCount(sum(sizes) + _words(str(tools or "")), sizes)
 
 
 def _words(text: str) -> int:

@@ -206,10 +206,18 @@ class Generator:
             form = {"type": "object", "required": [part], "properties": {part: file}}
             return {"required": True, "content": {media_type: {"schema": form}}}
         if body != "*":
-            raise ValueError(f"{method.name}: a body field needs a `Request content type:` list")
+            member = self.member(method.input_type, body)
+            if member.type_name == HTTP_BODY:
+                raise ValueError(f"{method.name}: a body of any type needs a `Request content type:` list")
+            schema = self.schema(method.input_type, member)
+            return {"required": required(member), "content": {"application/json": {"schema": schema}}}
         reference = self.reference(method.input_type, skip=in_path)
         needed = any(required(member) for member in self.messages[method.input_type].field)
         return {"required": needed, "content": {"application/json": {"schema": reference}}}
+
+    def member(self, type_name: str, name: str) -> FieldDescriptorProto:
+        """The field of a message by its name."""
+        return next(member for member in self.messages[type_name].field if member.name == name)
 
     def responses(self, method: MethodDescriptorProto, comment: Comment, error: str, access: access_pb2.Access) -> Json:
         """Describes a call's answers."""
@@ -217,12 +225,15 @@ class Generator:
         for media_type, name in comment.lists.get("Content types", {"application/json": ""}).items():
             if name == "string":
                 schema: Json = {"type": "string"}
+            elif name.endswith("[]"):
+                schema = {"type": "array", "items": self.reference(f".{PACKAGE}.{name[:-2]}")}
             else:
                 schema = self.reference(f".{PACKAGE}.{name}" if name else method.output_type)
             if media_type in ("text/event-stream", "application/x-ndjson"):
                 schema = {"type": "string", "contentMediaType": "application/json", "contentSchema": schema}
             content[media_type] = {"schema": schema}
-        answer: Json = {"description": "Success.", "content": content}
+        ((success, meaning),) = comment.lists.get("Success", {"200": "Success."}).items()
+        answer: Json = {"description": meaning, "content": content}
         if sent := comment.lists.get("Response headers"):
             answer["headers"] = {k: {"description": v, "schema": {"type": "string"}} for k, v in sent.items()}
         limited = not access.unlimited and access.scope != access_pb2.SCOPE_OPEN
@@ -233,7 +244,7 @@ class Generator:
             del common["401"], common["403"]
         if not limited:
             del common["429"]
-        responses: Json = {"200": answer}
+        responses: Json = {success: answer}
         for status, text in sorted((common | comment.lists.get("Errors", {})).items()):
             reference = {"schema": {"$ref": f"#/components/schemas/{error}"}}
             responses[status] = {"description": text, "content": {"application/json": reference}}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import time
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from contextlib import AsyncExitStack
@@ -19,6 +20,7 @@ from llamastead_server.adapters.blob_store import FileBlobStore
 from llamastead_server.adapters.chunk_store import SqlChunkStore
 from llamastead_server.adapters.data_folder import DataFolder
 from llamastead_server.adapters.database import Database
+from llamastead_server.adapters.database_contents import SqlDatabaseContents
 from llamastead_server.adapters.document_reader import KreuzbergReader
 from llamastead_server.adapters.embedder import WorkerEmbedder
 from llamastead_server.adapters.envoy import EnvoyGateway, GatewayOptions, check_port
@@ -29,17 +31,22 @@ from llamastead_server.adapters.model_catalog import ModelCatalog
 from llamastead_server.adapters.model_registry import EngineOptions, LocalModelRegistry
 from llamastead_server.adapters.project_files import ProjectFiles
 from llamastead_server.adapters.project_templates import ProjectTemplates
+from llamastead_server.adapters.remote_engine import HttpEngines
 from llamastead_server.adapters.session_store import SqlSessionStore
 from llamastead_server.adapters.task_store import SqlTaskStore
 from llamastead_server.domain.chat import ChatTurns
+from llamastead_server.domain.databases import Databases
 from llamastead_server.domain.datasets import Datasets
 from llamastead_server.domain.errors import AlreadyExists, LlamasteadError
 from llamastead_server.domain.examples import Examples
 from llamastead_server.domain.files import DatasetLocks
 from llamastead_server.domain.health import Health, HealthCheck
 from llamastead_server.domain.ingestion import PROCESS_DATASET, Ingestion
+from llamastead_server.domain.model_routing import ModelRouter
 from llamastead_server.domain.names import ProjectRef
+from llamastead_server.domain.previews import Previews
 from llamastead_server.domain.projects import Projects
+from llamastead_server.domain.reindexing import REINDEX_DATABASE, Reindexing
 from llamastead_server.domain.retrieval import Retriever
 from llamastead_server.domain.retrieval_health import RetrievalHealth
 from llamastead_server.domain.sessions import Sessions
@@ -116,10 +123,19 @@ async def start(stack: AsyncExitStack, settings: Settings, example: str | None) 
     configs = ProjectFiles(projects_folder)
     datasets = Datasets(configs, files, chunks, blobs, store, locks, time.time)
     ingestion = Ingestion(configs, files, chunks, blobs, store, embedder, reader, locks)
-    tasks = TaskRunner(SqlTaskStore(database), {PROCESS_DATASET: ingestion.run_task}, time.time, alone=url is None)
+    databases = Databases(configs, chunks, SqlDatabaseContents(database), store, embedder, locks)
+    reindexing = Reindexing(configs, chunks, store, embedder, locks)
+    tasks = TaskRunner(
+        SqlTaskStore(database),
+        {PROCESS_DATASET: ingestion.run_task, REINDEX_DATABASE: reindexing.run_task},
+        time.time,
+        alone=url is None,
+    )
     sessions = Sessions(SqlSessionStore(database), ttl=settings.session_ttl)
     retriever = Retriever(configs, embedder, store, chunks)
-    turns = ChatTurns(configs, models, retriever, sessions, request_timeout=settings.request_timeout)
+    remote = await stack.enter_async_context(HttpEngines(settings.request_timeout))
+    router = ModelRouter(models, remote, settings.remote_hosts, os.environ)
+    turns = ChatTurns(configs, models, retriever, sessions, router=router, request_timeout=settings.request_timeout)
     resources = (tasks, datasets, sessions)
     projects = Projects(
         configs,
@@ -167,9 +183,16 @@ async def start(stack: AsyncExitStack, settings: Settings, example: str | None) 
             ChatServicer(turns, sessions, configs),
             DatasetServicer(datasets, ingestion, tasks),
             ExampleServicer(examples),
-            ModelServicer(configs, models),
+            ModelServicer(configs, models, router),
             ProjectServicer(projects),
-            RetrievalServicer(retriever, RetrievalHealth(configs, embedder, store, chunks)),
+            RetrievalServicer(
+                retriever,
+                RetrievalHealth(configs, embedder, store, chunks),
+                databases,
+                Previews(configs, files, blobs, reader),
+                reindexing,
+                tasks,
+            ),
             SystemServicer(version("llamastead"), str(settings.data_dir), _checks(models, embedder, database, gateway)),
             TaskServicer(tasks),
             TokenServicer(tokens),

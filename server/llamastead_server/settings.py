@@ -74,6 +74,11 @@ class Settings(BaseSettings):
     engine_slots: int = Field(4, ge=1, le=256, description="Requests one engine decodes at once.")
     engine_queue: int = Field(32, ge=0, le=10_000, description="Requests that may wait per engine; more get 503.")
     engine_threads: int | None = Field(None, ge=1, description="Threads of the CPU engine. Default: cores less one.")
+    remote_hosts: Annotated[tuple[str, ...], NoDecode] = Field(
+        (),
+        description="Hosts whose models projects may use by `base_url`, separated by commas, as `host` (at port 443 of "
+        "https, 80 of http) or `host:port`. None: no other server is called.",
+    )
     max_loaded_models: int = Field(2, ge=1, le=64, description="Models held in memory at once; the least used goes.")
     request_timeout: float = Field(600.0, gt=0, description="Seconds one completion may take.")
 
@@ -90,7 +95,7 @@ class Settings(BaseSettings):
         (), description="Web origins allowed to call the API, separated by commas, beside loopback ones. `*`: any."
     )
 
-    @field_validator("api_tokens", "cors_origins", mode="before")
+    @field_validator("api_tokens", "cors_origins", "remote_hosts", mode="before")
     @classmethod
     def _split(cls, value: object) -> object:
         if isinstance(value, str):

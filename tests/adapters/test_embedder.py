@@ -35,10 +35,31 @@ def make_cross_encoder(folder: Path) -> None:
     AutoTokenizer.from_pretrained(folder, model_max_length=64).save_pretrained(folder)
 
 
+def make_bi_encoder(folder: Path) -> None:
+    """A tiny embedding model with random weights and vectors of another length than the one on board."""
+    from sentence_transformers import SentenceTransformer
+    from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
+    from transformers import AutoTokenizer, BertConfig, BertModel
+
+    raw = folder.parent / f".{folder.name}-raw"
+    raw.mkdir(parents=True)
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "llama", "barn", "gate", "audit"]
+    (raw / "vocab.txt").write_text("\n".join(words))
+    sizes = {"hidden_size": 16, "num_attention_heads": 2, "num_hidden_layers": 1, "intermediate_size": 32}
+    BertModel(BertConfig.from_dict({"vocab_size": len(words), "max_position_embeddings": 64, **sizes})).save_pretrained(
+        raw
+    )
+    (raw / "config.json").write_text((raw / "config.json").read_text().replace("{", '{"model_type": "bert",', 1))
+    AutoTokenizer.from_pretrained(raw, model_max_length=64).save_pretrained(raw)
+    transformer = Transformer(str(raw))
+    SentenceTransformer(modules=[transformer, Pooling(16)], device="cpu").save(str(folder))
+
+
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def embedder(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[WorkerEmbedder]:
     folder = tmp_path_factory.mktemp("models")
     make_cross_encoder(folder / "tiny-reranker")
+    make_bi_encoder(folder / "tiny-embedder")
     (folder / "not-a-reranker").mkdir()
     (folder / "not-a-reranker" / "config.json").write_text(json.dumps({"architectures": ["LlamaForCausalLM"]}))
     (folder / "broken-reranker").mkdir()
@@ -108,6 +129,27 @@ async def test_too_many_passages_at_once_are_refused_and_queries_go_on(embedder:
         for task in flood:
             task.cancel()
         await asyncio.gather(*flood, return_exceptions=True)
+
+
+async def test_another_installed_model_embeds_beside_the_first(embedder: WorkerEmbedder) -> None:
+    assert await embedder.installed() == [MODEL, "tiny-embedder"]
+    other = embedder.using("tiny-embedder")
+    assert (other.model, await other.dimension()) == ("tiny-embedder", 16)
+    query, (passage,) = await other.embed_query("llama barn"), await other.embed_passages(["llama barn"])
+    assert cosine(query, query) == pytest.approx(1.0, abs=1e-5)
+    assert cosine(query, passage) == pytest.approx(1.0, abs=1e-2)
+    # The same words have another vector in each model, also when they are remembered.
+    assert len(await embedder.embed_query("llama barn")) == 384
+    assert len(await other.embed_query("llama barn")) == 16
+    assert other.using(MODEL) is embedder
+
+
+@pytest.mark.parametrize("name", ["absent", "not-a-reranker", "tiny-reranker", "../models", "/etc"])
+async def test_an_unknown_embedding_model_names_those_there_are(embedder: WorkerEmbedder, name: str) -> None:
+    with pytest.raises((InvalidRequest, ModelNotFound)) as refused:
+        await embedder.using(name).embed_query("query")
+    if isinstance(refused.value, ModelNotFound):
+        assert "tiny-embedder" in refused.value.message
 
 
 async def test_reranking_scores_each_document(embedder: WorkerEmbedder) -> None:

@@ -75,16 +75,10 @@ def test_the_template_comes_with_the_package() -> None:
 
 def test_every_variable_of_a_path_is_closed_to_queries() -> None:
     found = {name for binding in contract().bindings for name in binding.variables}
-    assert {
-        "namespace",
-        "project",
-        "dataset",
-        "session_id",
-        "task_id",
-        "file_hash",
-        "example_id",
+    assert found == {
+        "namespace", "project", "dataset", "session_id", "task_id", "file_hash", "example_id", "database_name",
         "token_name",
-    } == found
+    }  # fmt: skip
 
 
 def test_uploads_are_the_only_raw_bodies() -> None:

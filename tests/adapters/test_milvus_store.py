@@ -111,6 +111,23 @@ async def test_cosine_and_bm25_scores_are_the_store_s_own(store: MilvusStore, co
     assert all(match.score > 0 for match in matches)
 
 
+@pytest.mark.parametrize("value", [*HOSTILE, 7, 2.5, True], ids=repr)
+async def test_a_list_in_the_metadata_matches_what_it_holds_and_nothing_else(
+    store: MilvusStore, collection: Collection, value: Any
+) -> None:
+    rows = [
+        chunk(0, metadata={"authors": [value, "Li"]}),
+        chunk(1, metadata={"authors": ["Li"]}),
+        chunk(2, metadata={"authors": value}),
+        chunk(3, metadata={"authors": []}),
+        chunk(4),
+    ]
+    await store.upsert(collection, rows, [vector(number) for number in range(5)])
+    assert await ids(store, collection, {"authors": value}) == ["c0000", "c0002"]
+    assert await ids(store, collection, {"authors": [value, "Li"]}) == ["c0000", "c0001", "c0002"]
+    assert await ids(store, collection, {"authors": "nobody"}) == []
+
+
 async def test_writing_a_chunk_again_replaces_it(store: MilvusStore, collection: Collection) -> None:
     await store.upsert(collection, [chunk(1, "old words")], [vector(1)])
     await store.upsert(collection, [chunk(1, "new words")], [vector(2)])

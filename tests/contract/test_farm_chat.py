@@ -150,6 +150,26 @@ def test_hostile_session_ids_are_refused(http: httpx.Client, session: str) -> No
         {"rag_score_threshold": 2},
         {"messages": [{"role": "nobody", "content": "x"}]},
         {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "http://x/"}}]}]},
+        {"rag_queries": [" "]},
+        {"rag_queries": ["x"] * 11},
+        {"sources_limit": 51},
+        {"n_ctx": 10},
+        {"n_ctx": 1000000},
+        {"seed": 1.5},
+        {"tools": [{"type": "function", "function": {"name": "x"}}]},
+        {"tool_choice": "required"},
+        {"thinking_budget": 100},
+        {"think": True},
+        {"reasoning_effort": "high"},
+        {"modalities": ["text", "audio"]},
+        {"audio": {"voice": "alloy", "format": "mp3"}},
+        {"prediction": {"type": "content", "content": "x"}},
+        {"service_tier": "flex"},
+        {"store": True},
+        {"verbosity": "high"},
+        {"web_search_options": {}},
+        {"functions": [{"name": "x"}]},
+        {"function_call": {"name": "x"}},
         {"response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": {"type": "nonsense"}}}},
     ],
     ids=str,
@@ -210,3 +230,109 @@ def test_a_json_schema_shapes_the_answer(http: httpx.Client) -> None:
 def test_path_names_cannot_be_overridden(http: httpx.Client) -> None:
     assert http.post(CHAT, json={**HELLO, "project": "other"}).status_code == 400
     assert http.get("/v1/projects/default/quickstart?project=absent").json()["project"]["name"] == "quickstart"
+
+
+GATE = {"messages": [{"role": "user", "content": "When does the barn gate close?"}], "max_tokens": 8, "temperature": 0}
+
+
+def sources(http: httpx.Client, **fields: Any) -> list[dict[str, Any]]:
+    answer = http.post(CHAT, json={**GATE, "include_sources": True, **fields}, headers={"X-No-Session": "1"})
+    assert answer.status_code == 200, answer.text
+    found: list[dict[str, Any]] = answer.json()["sources"]
+    return found
+
+
+def test_every_retrieval_field_is_effective(http: httpx.Client) -> None:
+    whole = sources(http)
+    assert len(whole) > 1
+    assert_shape([{"content": "x", "source": "x", "score": 0.5, "metadata": {}}], whole)
+    assert [source["score"] for source in whole] == sorted((source["score"] for source in whole), reverse=True)
+    assert sources(http, rag_enabled=False) == []
+    assert sources(http, rag_top_k=1) == whole[:1]
+    assert sources(http, sources_limit=1) == whole[:1]
+    least = whole[1]["score"]
+    assert all(source["score"] >= least for source in sources(http, rag_score_threshold=least))
+    assert sources(http, rag_score_threshold=1) == []
+    by_keyword = sources(http, rag_retrieval_strategy="keyword")
+    assert by_keyword
+    assert [source["score"] for source in by_keyword] != [source["score"] for source in whole]
+    assert sources(http, database="main_db") == whole
+    assert "sources" not in http.post(CHAT, json=GATE).json()
+
+
+def test_several_queries_are_merged_each_passage_once_with_its_best_score(http: httpx.Client) -> None:
+    queries = ["When does the barn gate close?", "Who feeds the llamas?"]
+    single = [sources(http, rag_queries=[query]) for query in queries]
+    best: dict[str, float] = {}
+    for source in single[0] + single[1]:
+        best[source["chunk_id"]] = max(source["score"], best.get(source["chunk_id"], 0))
+    merged = sources(http, rag_queries=queries)
+    assert len(merged) == max(map(len, single))
+    assert {source["chunk_id"]: source["score"] for source in merged}.items() <= best.items()
+    assert [source["score"] for source in merged] == sorted(best.values(), reverse=True)[: len(merged)]
+
+
+def test_the_first_event_of_a_stream_holds_the_sources(http: httpx.Client) -> None:
+    first, role, *_, done = events(http.post(CHAT, json={**GATE, "include_sources": True, "stream": True}))
+    assert (first["type"], first["sources"], done) == ("sources", sources(http), "[DONE]")
+    assert role["choices"][0]["delta"]["role"] == "assistant"
+
+
+@pytest.mark.parametrize(
+    ("fields", "status"),
+    [
+        ({"database": "absent_db"}, 404),
+        ({"database": "absent_db", "rag_enabled": False}, 404),
+        ({"rag_retrieval_strategy": "absent"}, 404),
+    ],
+    ids=str,
+)
+def test_what_retrieval_does_not_know_is_refused(http: httpx.Client, fields: dict[str, Any], status: int) -> None:
+    answer = http.post(CHAT, json={**GATE, **fields})
+    assert answer.status_code in (status, 400), answer.text
+    assert next(iter(fields.values())) in answer.json()["detail"]
+
+
+def test_values_without_a_use_here_are_taken(http: httpx.Client) -> None:
+    labels = {
+        "user": "me", "metadata": {"a": "b"}, "modalities": ["text"], "service_tier": "auto", "store": False,
+        "safety_identifier": "me", "prompt_cache_key": "x", "parallel_tool_calls": True, "tools": [], "n": 1,
+        "tool_choice": "none", "think": False, "audio": None, "functions": [],
+    }  # fmt: skip
+    assert http.post(CHAT, json={**HELLO, **labels}).status_code == 200
+
+
+@pytest.mark.parametrize("seed", [0, -1, 2**32 - 1, 2**32, 2**53 + 2, 2**62, -(2**62)])
+def test_any_whole_seed_makes_the_draw_repeatable(http: httpx.Client, seed: int) -> None:
+    body = {**HELLO, "temperature": 2, "top_p": 1, "seed": seed, "max_tokens": 24}
+    texts = {http.post(CHAT, json=body).json()["choices"][0]["message"]["content"] for _ in range(3)}
+    assert len(texts) == 1
+
+
+def test_a_smaller_window_is_effective(http: httpx.Client) -> None:
+    body = {**HELLO, "max_tokens": 1000, "rag_enabled": False, "n_ctx": 128, "logit_bias": {"70": 100}}
+    answer = http.post(CHAT, json=body).json()
+    assert (answer["usage"]["total_tokens"], answer["choices"][0]["finish_reason"]) == (128, "length")
+
+
+@pytest.mark.parametrize("value", ["true", "false", "0", "anything"])
+def test_any_value_of_the_header_is_stateless(http: httpx.Client, value: str) -> None:
+    headers = {"X-No-Session": value, "X-Session-ID": "not-kept"}
+    for stream in (False, True):
+        answer = http.post(CHAT, json={**HELLO, "stream": stream}, headers=headers)
+        assert answer.status_code == 200
+        assert "x-session-id" not in answer.headers
+    assert http.get(f"{SESSIONS}/not-kept/history").json() == {"messages": []}
+
+
+def test_deleting_a_session_during_its_stream_lets_it_end_and_keeps_nothing(http: httpx.Client) -> None:
+    headers = {"X-Session-ID": "deleted-early"}
+    body = {**HELLO, "stream": True, "max_tokens": 300, "rag_enabled": False, "logit_bias": {"70": 100}}
+    with http.stream("POST", CHAT, json=body, headers=headers) as answer:
+        lines = answer.iter_lines()
+        next(lines)
+        assert http.delete(f"{SESSIONS}/deleted-early").status_code == 200
+        *_, last = [line for line in lines if line]
+    assert last == "data: [DONE]"
+    assert http.get(f"{SESSIONS}/deleted-early/history").json()["messages"] == []
+    assert http.delete(f"{SESSIONS}/deleted-early").status_code == 404

@@ -188,6 +188,23 @@ def test_wrong_query_fields_are_refused(dataset: httpx.Client, wrong: dict[str, 
     assert isinstance(answer.json()["detail"], str)
 
 
+@pytest.mark.parametrize(
+    ("wrong", "status"),
+    [
+        ({"query": ""}, 422),
+        ({"distance_metric": "nonsense"}, 422),
+        ({"top_k": 0}, 422),
+        ({"retrieval_strategy": "absent"}, 400),
+        ({"database": "absent"}, 404),
+        ({"rerank_model": "absent"}, 404),
+        ({"data_processing_strategy": "absent"}, 400),
+    ],
+    ids=str,
+)
+def test_each_wrong_field_has_its_status(dataset: httpx.Client, wrong: dict[str, object], status: int) -> None:
+    assert dataset.post(f"{PROJECT}/rag/query", json={"query": "x", **wrong}).status_code == status
+
+
 def test_an_unknown_database_answers_404(dataset: httpx.Client) -> None:
     answer = dataset.post(f"{PROJECT}/rag/query", json={"query": "x", "database": "absent"})
     assert answer.status_code == 404

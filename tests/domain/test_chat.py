@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from llamastead_server.domain.chat import SessionChoice, TextDelta, TurnFinished
+from llamastead_server.domain.answer import TextDelta, TurnFinished
+from llamastead_server.domain.chat import SessionChoice
 from llamastead_server.domain.chat_request import ChatRequest
 from llamastead_server.domain.errors import (
     Conflict,

@@ -7,9 +7,12 @@ import pytest
 
 from llamastead_server.domain.chat_request import ChatRequest
 from llamastead_server.domain.errors import Conflict, InvalidRequest, ValidationFailed
-from llamastead_server.domain.generation import Message
+from llamastead_server.domain.generation import Message, ToolCall
+from llamastead_server.domain.tools import ToolOffer
 
 USER = {"role": "user", "content": "Hello!"}
+CALL = {"id": "c1", "type": "function", "function": {"name": "weather", "arguments": '{"city":"Oslo"}'}}
+WEATHER = {"type": "function", "function": {"name": "weather", "parameters": {"type": "object"}}}
 
 
 def parse(**fields: Any) -> ChatRequest:
@@ -24,7 +27,7 @@ WRONG: dict[str, list[Any]] = {
     "repeat_penalty": [0, 2.5, float("inf")],
     "presence_penalty": [-2.1, 2.1],
     "frequency_penalty": [-2.1, 2.1],
-    "seed": [-1, 2**32, "x"],
+    "seed": [1.5, "x", 1e20],
     "max_tokens": [0, -1, 2.5, "10"],
     "max_completion_tokens": [0, -1],
     "stop": [[""], "", ["a"] * 17, [1], 5],
@@ -78,6 +81,9 @@ def test_a_value_out_of_range_is_refused_naming_its_field(field: str, value: Any
         ([{"role": "system", "content": "Be brief."}], "nothing to answer"),
         ([USER, {"role": "assistant", "content": "Hi."}], "nothing to answer"),
         ([{"role": "assistant", "content": None, "tool_calls": [{}]}, USER], "tool_calls"),
+        ([{"role": "user", "content": "x", "tool_calls": [CALL]}], "only an assistant"),
+        ([{"role": "assistant", "content": None}, USER], "content"),
+        ([{"role": "tool", "content": "x"}], "tool_call_id"),
     ],
 )
 def test_messages_that_cannot_be_answered_are_refused(messages: Any, word: str) -> None:
@@ -91,10 +97,92 @@ def test_all_wrong_fields_are_named_at_once() -> None:
     assert set(refused.value.details) == {"messages", "temperature", "top_p"}
 
 
-@pytest.mark.parametrize("fields", [{"tools": [{"type": "function"}]}, {"tool_choice": "required"}], ids=str)
-def test_tools_are_refused_plainly(fields: dict[str, Any]) -> None:
-    with pytest.raises(InvalidRequest, match="Tool calls are not supported"):
+@pytest.mark.parametrize(
+    ("fields", "word"),
+    [
+        ({"tools": [{"type": "function"}]}, "tools"),
+        ({"tools": [{"type": "custom", "custom": {"name": "x"}}]}, "tools"),
+        ({"tools": [{"type": "function", "function": {"name": "a b"}}]}, "letters"),
+        ({"tools": [WEATHER, WEATHER]}, "twice"),
+        ({"tools": [{"function": {"name": "x", "parameters": {"type": "array"}}}]}, "object"),
+        ({"tools": [{"function": {"name": "x", "parameters": {"type": "object", "properties": 5}}}]}, "properties"),
+        ({"tools": [{"function": {"name": f"f{number}"}} for number in range(129)]}, "128"),
+        ({"tools": [WEATHER], "tool_choice": "sometimes"}, "tool_choice"),
+        ({"tools": [WEATHER], "tool_choice": {"type": "function"}}, "tool_choice"),
+    ],
+    ids=str,
+)
+def test_wrong_tools_are_refused(fields: dict[str, Any], word: str) -> None:
+    with pytest.raises(ValidationFailed, match=word):
         parse(**fields)
+
+
+def test_calls_and_their_results_are_read() -> None:
+    messages = [
+        USER,
+        {"role": "assistant", "content": None, "tool_calls": [CALL]},
+        {"role": "tool", "tool_call_id": "c1", "content": "rain"},
+    ]
+    call = ToolCall("c1", "weather", '{"city":"Oslo"}')
+    assert ChatRequest.parse({"messages": messages}).messages == [
+        Message("user", "Hello!"),
+        Message("assistant", "", (call,)),
+        Message("tool", "rain", (), "c1"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("given", "engine"),
+    [(7, 7), (0, 0), (2**32 - 2, 2**32 - 2), (2**32 - 1, 0), (-1, 2**32 - 2), (2**53, 2**53 % (2**32 - 1)),
+     (float(2**62), 2**62 % (2**32 - 1))],
+)  # fmt: skip
+def test_any_whole_seed_leads_to_one_the_engine_takes(given: float, engine: int) -> None:
+    assert parse(seed=given).seed == engine
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("modalities", ["text", "audio"]),
+        ("audio", {"voice": "x", "format": "wav"}),
+        ("prediction", {"type": "content", "content": "x"}),
+        ("service_tier", "flex"),
+        ("store", True),
+        ("reasoning_effort", "high"),
+        ("thinking_budget", 100),
+        ("verbosity", "low"),
+        ("web_search_options", {}),
+        ("functions", [{"name": "x"}]),
+        ("function_call", "auto"),
+    ],
+)
+def test_what_the_server_does_not_do_is_refused_with_the_reason(field: str, value: Any) -> None:
+    with pytest.raises(InvalidRequest, match=rf"^{field} is not supported: \w+"):
+        parse(**{field: value})
+
+
+def test_values_that_ask_for_what_happens_anyway_are_taken() -> None:
+    request = parse(
+        modalities=["text"],
+        service_tier="auto",
+        store=False,
+        verbosity="medium",
+        functions=[],
+        function_call="none",
+        reasoning_effort="none",
+        safety_identifier="me",
+        prompt_cache_key="key",
+    )
+    assert request.think is False
+    assert request.generation([], request).thinking is False
+
+
+def test_a_form_of_the_answer_and_tools_exclude_each_other() -> None:
+    request = parse(tools=[WEATHER], response_format={"type": "json_object"})
+    offer = ToolOffer.of(request.tools, None, parallel=True, in_prompt=False)
+    with pytest.raises(InvalidRequest, match="response_format can't be combined with tools"):
+        request.generation([], request, offer)
+    assert request.generation([], request).json_object
 
 
 def test_nulls_labels_and_absent_tools_are_accepted() -> None:

@@ -13,11 +13,12 @@ import pytest_asyncio
 
 from llamastead_server.adapters.embedder import WorkerEmbedder
 from llamastead_server.domain.config import ProjectConfig
-from llamastead_server.domain.errors import Conflict, InvalidRequest, NotFound
+from llamastead_server.domain.errors import Conflict, InvalidRequest, NotFound, RequestTimeout
 from llamastead_server.domain.files import FileRecord
 from llamastead_server.domain.fusion import estimated_tokens, keyword_score, vector_score
 from llamastead_server.domain.names import ProjectRef
 from llamastead_server.domain.ports import Chunk, Collection
+from llamastead_server.domain.query_variants import variants
 from llamastead_server.domain.retrieval import RetrievalResult, Retriever
 from llamastead_server.domain.retrieval_health import RetrievalHealth
 from llamastead_server.domain.retrieval_plan import RetrievalQuery
@@ -196,6 +197,92 @@ async def test_reranking_replaces_the_scores(parts: Stack, retriever: Retriever)
         assert hit.score == pytest.approx(expected[hit.chunk.text], abs=1e-4)
 
 
+async def configured(parts: Stack, name: str, type_name: str, **config: Any) -> None:
+    """Gives the database a strategy beside the one it has by default."""
+    strategies = [{"name": "hybrid"}, {"name": name, "type": type_name, "config": config}]
+    await parts.databases.update(REF, "main_db", {"retrieval_strategies": strategies})
+
+
+async def scores(retriever: Retriever, query: str, **fields: Any) -> dict[str, float]:
+    return {hit.chunk.filename: hit.score for hit in (await ask(retriever, query, top_k=100, **fields)).hits}
+
+
+@pytest.mark.parametrize("method", ["weighted_average", "rank_fusion", "score_fusion"])
+async def test_a_combined_strategy_s_scores_follow_its_formula(parts: Stack, retriever: Retriever, method: str) -> None:
+    query = "when does the gate of the barn close"
+    legs = [{"type": "BasicSimilarityStrategy", "weight": 3}, {"type": "BM25Retriever", "weight": 1}]
+    await configured(parts, "mixed", "HybridUniversalStrategy", strategies=legs, combination_method=method)
+    found = await scores(retriever, query, retrieval_strategy="mixed")
+    vector = await scores(retriever, query, retrieval_strategy="vector")
+    keyword = await scores(retriever, query, retrieval_strategy="keyword")
+    assert set(found) == set(vector) == set(FILES)
+
+    def shown(side: dict[str, float], name: str) -> float:
+        if method == "rank_fusion":
+            return 61 / (60 + list(side).index(name) + 1) if name in side else 0.0
+        return side.get(name, 0.0) / (max(side.values()) if method == "score_fusion" else 1.0)
+
+    expected = {name: (3 * shown(vector, name) + shown(keyword, name)) / 4 for name in FILES}
+    assert found == pytest.approx(expected, abs=1e-5)
+    assert max(found, key=lambda name: found[name]) == "barn.txt"
+
+
+@pytest.mark.parametrize("method", ["max", "mean", "weighted", "reciprocal_rank"])
+async def test_several_wordings_are_aggregated_by_the_method(parts: Stack, retriever: Retriever, method: str) -> None:
+    query = "When does the barn gate close, and who sorts the alpaca wool?"
+    await configured(parts, "several", "MultiQueryStrategy", num_queries=4, aggregation_method=method)
+    found = await scores(retriever, query, retrieval_strategy="several")
+    sides = [await scores(retriever, text, retrieval_strategy="vector") for text in variants(query, 4)]
+    assert len(sides) == 4
+    weights = [1, 1 / 2, 1 / 3, 1 / 4] if method == "weighted" else [1, 1, 1, 1]
+    for name in FILES:
+        each = [61 / (60 + list(side).index(name) + 1) if method == "reciprocal_rank" else side[name] for side in sides]
+        mean = sum(weight * score for weight, score in zip(weights, each, strict=True)) / sum(weights)
+        assert found[name] == pytest.approx(max(each) if method == "max" else mean, abs=1e-5)
+
+
+async def test_a_divided_question_finds_what_answers_each_part(parts: Stack, retriever: Retriever) -> None:
+    await configured(parts, "divided", "MultiTurnRAGStrategy", sub_query_top_k=1, final_top_k=5)
+    query = "What does the error ZX-4410 of the pump mean, and when is the audit of the Zephyr laboratory?"
+    assert set(await scores(retriever, query, retrieval_strategy="divided")) == {"code.txt", "audit.txt"}
+    assert len(await scores(retriever, "Zephyr audit?", retrieval_strategy="divided")) == 1
+
+
+async def test_filters_after_the_search_see_its_best_candidates_only(parts: Stack, retriever: Retriever) -> None:
+    query = "When is the audit of the Zephyr laboratory?"
+    filters = {"filename": ["wool.txt", "audit.txt", "llamas.txt", "barn.txt"]}
+    settings = {"filters": filters, "filter_mode": "post", "top_k": 1}
+    await configured(parts, "after", "MetadataFilteredStrategy", **settings, fallback_multiplier=1)
+    assert names(await ask(retriever, query, retrieval_strategy="after")) == ["audit.txt"]
+    only = {**settings, "filters": {"filename": "wool.txt"}}
+    await configured(parts, "after", "MetadataFilteredStrategy", **only, fallback_multiplier=1)
+    assert names(await ask(retriever, query, retrieval_strategy="after")) == []
+    await configured(parts, "after", "MetadataFilteredStrategy", **only, fallback_multiplier=5)
+    assert names(await ask(retriever, query, retrieval_strategy="after")) == ["wool.txt"]
+
+
+async def test_factors_other_than_similarity_can_decide(parts: Stack, retriever: Retriever) -> None:
+    factors = {"similarity_weight": 0, "recency_weight": 0, "length_weight": 1, "metadata_weight": 0}
+    await configured(parts, "long", "RerankedStrategy", rerank_factors=factors)
+    longest_first = sorted(FILES, key=lambda name: (-len(FILES[name]), name))
+    found = await scores(retriever, "Zephyr", retrieval_strategy="long")
+    assert list(found.values()) == pytest.approx([len(FILES[name]) / 1000 for name in longest_first])
+
+
+async def test_a_configured_cross_encoder_scores_and_is_bounded_in_time(parts: Stack, retriever: Retriever) -> None:
+    await configured(
+        parts, "judged", "CrossEncoderRerankedStrategy", model_name="tiny-reranker", base_strategy="keyword"
+    )
+    found = await scores(retriever, "Zephyr audit", retrieval_strategy="judged")
+    texts = [FILES[name] for name in found]
+    expected = await parts.embedder.rerank("tiny-reranker", "Zephyr audit", texts)
+    assert list(found) == ["audit.txt"]
+    assert list(found.values()) == pytest.approx(list(expected), abs=1e-4)
+    await configured(parts, "judged", "CrossEncoderRerankedStrategy", model_name="tiny-reranker", timeout=1e-9)
+    with pytest.raises(RequestTimeout, match="tiny-reranker"):
+        await scores(retriever, "Zephyr audit", retrieval_strategy="judged")
+
+
 async def test_what_does_not_exist_is_named(retriever: Retriever) -> None:
     with pytest.raises(NotFound, match="absent"):
         await ask(retriever, "x", database="absent")
@@ -277,6 +364,7 @@ async def test_health_tells_lost_vectors_and_a_dead_embedder(parts: Stack, tmp_p
     never_started = WorkerEmbedder(MODEL, tmp_path)
     report = await RetrievalHealth(parts.projects, parts.embedder, parts.vectors, parts.chunks).check(lost, "main_db")
     assert report.status == "degraded"
+    assert "0 of 1 are left" in report.issues[0]
     assert "process its datasets again" in report.issues[0]
     report = await RetrievalHealth(parts.projects, never_started, parts.vectors, parts.chunks).check(REF, "main_db")
     assert report.status == "degraded"

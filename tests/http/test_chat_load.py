@@ -81,13 +81,13 @@ async def test_turns_of_one_session_never_interleave(small: RunningServer) -> No
                 client.post(
                     CHAT, headers=session, json={**body, "messages": [{"role": "user", "content": f"Turn {n}"}]}
                 )
-                for n in range(8)
+                for n in range(10)
             )
         )
-        assert [answer.status_code for answer in answers] == [200] * 8
+        assert [answer.status_code for answer in answers] == [200] * 10
         history = (await client.get(f"{SESSIONS}/crowded/history")).json()["messages"]
-    assert [message["role"] for message in history] == ["user", "assistant"] * 8
-    assert {message["content"] for message in history[::2]} == {f"Turn {n}" for n in range(8)}
+    assert [message["role"] for message in history] == ["user", "assistant"] * 10
+    assert {message["content"] for message in history[::2]} == {f"Turn {n}" for n in range(10)}
 
 
 def test_a_stream_that_reaches_the_window_ends_with_length(small: RunningServer) -> None:

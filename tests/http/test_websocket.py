@@ -152,6 +152,16 @@ async def test_sources_come_before_the_text_when_they_are_asked_for(served: Serv
     assert frames[1]["sources"][0]["source"] == "handbook.pdf"
 
 
+async def test_a_function_call_is_a_frame_of_its_own(served: Served) -> None:
+    served.stack.engine.pieces = list('{"name": "weather", "parameters": {"city": "Oslo"}}')
+    tool = {"type": "function", "function": {"name": "weather"}}
+    async with served.connect() as connection:
+        frames = await answers(connection, chat(request=ASK | {"tools": [tool]}))
+    assert [frame["type"] for frame in frames] == ["started", "tool_call", "done"]
+    assert (frames[1]["index"], frames[1]["tool_call"]["function"]["name"]) == (0, "weather")
+    assert frames[2]["finish_reason"] == "tool_calls"
+
+
 async def test_logprobs_come_with_the_text(served: Served) -> None:
     async with served.connect() as connection:
         frames = await answers(connection, chat(request=ASK | {"logprobs": True, "top_logprobs": 1}))

@@ -31,7 +31,7 @@ def test_the_schema_is_current() -> None:
 def test_the_schema_is_sound_and_describes_every_frame() -> None:
     Draft202012Validator.check_schema(schema())
     described = schema()["$defs"]
-    assert len(described) == 16
+    assert len(described) == 17
     assert [name for name, frame in described.items() if not frame.get("description")] == []
 
 
@@ -61,6 +61,7 @@ def test_what_the_server_writes_is_what_the_schema_says() -> None:
         frames.Started(id="1", model="m", session_id=None),
         frames.Sources(id="1", sources=[{"content": "x"}]),
         frames.Delta(id="1", text=""),
+        frames.ToolCall(id="1", index=0, tool_call={"id": "call_1"}),
         frames.TaskState(id="1", task={"state": "PENDING"}),
         frames.ModelState(id="1", model="m", state="ready"),
         frames.Metrics(id="1", timestamp=1.5, metrics={"a": 0.0}),

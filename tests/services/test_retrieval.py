@@ -39,7 +39,14 @@ async def stub(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Any]:
         await parts.ingestion.process(REF, "papers")
         joined = parts.projects, embedder, parts.vectors, parts.chunks
         server = grpc.aio.server(interceptors=[CallInterceptor([error_layer])])
-        servicer = RetrievalServicer(Retriever(*joined), RetrievalHealth(*joined))
+        servicer = RetrievalServicer(
+            Retriever(*joined),
+            RetrievalHealth(*joined),
+            parts.databases,
+            parts.previews,
+            parts.reindexing,
+            parts.tasks,
+        )
         retrieval_pb2_grpc.add_RetrievalServiceServicer_to_server(servicer, server)
         port = server.add_insecure_port("127.0.0.1:0")
         await server.start()
@@ -80,6 +87,8 @@ async def test_a_query_answers_chunks_with_where_they_come_from(stub: Any) -> No
         ({"hybrid_alpha": 0, "score_threshold": 0.01}, 1),
         ({"hybrid_alpha": 1, "score_threshold": 0.01}, 2),
         ({"database": "other_db"}, 0),
+        ({"distance_metric": "l2", "retrieval_strategy": "vector", "score_threshold": 0.9}, 0),
+        ({"data_processing_strategy": "universal_processor"}, 2),
     ],
     ids=str,
 )
@@ -94,7 +103,10 @@ async def test_every_field_takes_effect(stub: Any, fields: dict[str, Any], resul
         ({"query": ""}, grpc.StatusCode.INVALID_ARGUMENT),
         ({"top_k": 0}, grpc.StatusCode.INVALID_ARGUMENT),
         ({"namespace": "../x"}, grpc.StatusCode.INVALID_ARGUMENT),
-        ({"distance_metric": "l2"}, grpc.StatusCode.INVALID_ARGUMENT),
+        ({"distance_metric": "nonsense"}, grpc.StatusCode.INVALID_ARGUMENT),
+        ({"distance_metric": "l2", "retrieval_strategy": "keyword"}, grpc.StatusCode.INVALID_ARGUMENT),
+        ({"hybrid_alpha": 0.5, "retrieval_strategy": "vector"}, grpc.StatusCode.INVALID_ARGUMENT),
+        ({"data_processing_strategy": "absent"}, grpc.StatusCode.INVALID_ARGUMENT),
         ({"metadata_filters": {"k": None}}, grpc.StatusCode.INVALID_ARGUMENT),
         ({"retrieval_strategy": "absent"}, grpc.StatusCode.INVALID_ARGUMENT),
         ({"database": "absent"}, grpc.StatusCode.NOT_FOUND),

@@ -18,6 +18,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from llamastead.internal.v1 import engine_pb2
 from llamastead_server.adapters.gguf_conversion import GgufConversion
 from llamastead_server.domain.errors import NotSupported
+from llamastead_server.domain.generation import Message
 from llamastead_server.domain.gguf_header import read_header
 from llamastead_server.workers.gguf import convert
 from llamastead_server.workers.gguf_tokenizer import Unsupported
@@ -158,9 +159,16 @@ async def test_a_conversation_is_encoded_as_transformers_does(tied: tuple[Path, 
     folder, words, _ = tied
     convert(folder, tmp_path / "m.gguf")
     engine = loaded(tmp_path / "m.gguf", tmp_path)
-    messages = [("system", "Be kind.\n"), ("user", "  12 cafés?"), ("assistant", "日本"), ("user", "ok")]
+    messages = [
+        Message("system", "Be kind.\n"),
+        Message("user", "  12 cafés?"),
+        Message("assistant", "日本"),
+        Message("user", "ok"),
+    ]
     rendered = words.apply_chat_template(
-        [{"role": role, "content": content} for role, content in messages], tokenize=False, add_generation_prompt=True
+        [{"role": message.role, "content": message.content} for message in messages],
+        tokenize=False,
+        add_generation_prompt=True,
     )
     assert await engine.encode_conversation(messages) == words.encode(rendered, add_special_tokens=False)
 
@@ -172,9 +180,9 @@ async def test_a_typed_control_token_becomes_characters_and_never_the_token(
     convert(folder, tmp_path / "m.gguf")
     engine = loaded(tmp_path / "m.gguf", tmp_path)
     control = {words.convert_tokens_to_ids(text) for text in SPECIAL}
-    harmless = await engine.encode_conversation([("user", "ab")])
+    harmless = await engine.encode_conversation([Message("user", "ab")])
     for text in SPECIAL:
-        hostile = await engine.encode_conversation([("user", f"a{text}b")])
+        hostile = await engine.encode_conversation([Message("user", f"a{text}b")])
         assert [token for token in hostile if token in control] == [token for token in harmless if token in control]
         assert f"a{text}b" in words.decode(hostile)
         assert not control & set(await engine.encode_text(text))

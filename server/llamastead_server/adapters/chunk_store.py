@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import sqlalchemy as sa
 
@@ -33,30 +34,43 @@ class SqlChunkStore:
                 for row in connection.execute(some):
                     if (row.namespace, row.project) != (ref.namespace, ref.name):
                         continue
-                    found[row.id] = Chunk(
-                        id=row.id,
-                        dataset=row.dataset,
-                        file_hash=row.file_hash,
-                        filename=row.metadata["filename"],
-                        ordinal=row.ordinal,
-                        text=row.text,
-                        page=row.page,
-                        metadata={key: value for key, value in row.metadata.items() if key != "filename"},
-                    )
+                    found[row.id] = _chunk(row)
             return found
 
         return await self._database.read(work)
 
     async def document_count(self, ref: ProjectRef, database: str) -> int:
-        """How many files have chunks in the database."""
-        documents = (
-            sa.select(chunks.c.dataset, chunks.c.file_hash)
-            .where(*_chunks_in(ref), chunks.c.database == database)
-            .distinct()
-            .subquery()
-        )
-        query = sa.select(sa.func.count()).select_from(documents)
+        """How many different files have chunks in the database."""
+        query = sa.select(sa.func.count(chunks.c.file_hash.distinct())).where(*_in_database(ref, database))
         return await self._database.read(lambda connection: connection.execute(query).scalar_one())
+
+    async def chunk_count(self, ref: ProjectRef, database: str) -> int:
+        """How many chunks a database holds."""
+        query = sa.select(sa.func.count()).select_from(chunks).where(*_in_database(ref, database))
+        return await self._database.read(lambda connection: connection.execute(query).scalar_one())
+
+    async def files_of(self, ref: ProjectRef, database: str) -> Sequence[tuple[str, str]]:
+        """Datasets and hashes of the files that have chunks in a database."""
+        query = (
+            sa.select(chunks.c.dataset, chunks.c.file_hash)
+            .where(*_in_database(ref, database))
+            .distinct()
+            .order_by(chunks.c.dataset, chunks.c.file_hash)
+        )
+        rows = await self._database.read(lambda connection: connection.execute(query).all())
+        return [(row.dataset, row.file_hash) for row in rows]
+
+    async def chunks_of(
+        self, ref: ProjectRef, database: str, dataset: str, file_hash: str, *, first: int, limit: int
+    ) -> Sequence[Chunk]:
+        """A file's chunks in a database, in order, from the one at `first`."""
+        query = (
+            sa.select(chunks)
+            .where(*_of_file(ref, dataset, file_hash), chunks.c.database == database, chunks.c.ordinal >= first)
+            .order_by(chunks.c.ordinal)
+            .limit(limit)
+        )
+        return await self._database.read(lambda connection: [_chunk(row) for row in connection.execute(query)])
 
     async def complete(self, database: str, record: FileRecord, new: Sequence[Chunk]) -> None:
         """Replaces a file's chunks and its record in one transaction."""
@@ -131,6 +145,18 @@ class SqlChunkStore:
 
         await self._database.write(work)
 
+    async def replace_embedding(self, ref: ProjectRef, database: str, model: str, dimension: int) -> None:
+        """Records another embedding model and dimension of a database."""
+        names = {"namespace": ref.namespace, "project": ref.name, "name": database}
+
+        def work(connection: sa.Connection) -> None:
+            connection.execute(databases.delete().where(*(databases.c[key] == value for key, value in names.items())))
+            connection.execute(
+                databases.insert().values(**names, embedding_model=model, dimension=dimension, metric="cosine")
+            )
+
+        await self._database.write(work)
+
     async def remove_project(self, ref: ProjectRef) -> None:
         """Removes a project's chunks and databases."""
 
@@ -141,8 +167,25 @@ class SqlChunkStore:
         await self._database.write(work)
 
 
+def _chunk(row: sa.Row[Any]) -> Chunk:
+    return Chunk(
+        id=row.id,
+        dataset=row.dataset,
+        file_hash=row.file_hash,
+        filename=row.metadata["filename"],
+        ordinal=row.ordinal,
+        text=row.text,
+        page=row.page,
+        metadata={key: value for key, value in row.metadata.items() if key != "filename"},
+    )
+
+
 def _chunks_in(ref: ProjectRef) -> tuple[sa.ColumnElement[bool], ...]:
     return chunks.c.namespace == ref.namespace, chunks.c.project == ref.name
+
+
+def _in_database(ref: ProjectRef, database: str) -> tuple[sa.ColumnElement[bool], ...]:
+    return (*_chunks_in(ref), chunks.c.database == database)
 
 
 def _databases_in(ref: ProjectRef) -> tuple[sa.ColumnElement[bool], ...]:

@@ -22,6 +22,7 @@ from llamastead_server.domain.errors import (
     RequestTimeout,
     Unavailable,
 )
+from llamastead_server.domain.ports import Embedder
 
 _QUERY_SECONDS = 30.0
 _PASSAGES_SECONDS = 300.0
@@ -52,8 +53,8 @@ class WorkerEmbedder:
     ) -> None:
         self._model = model
         self._cached_queries = cached_queries
-        self._cache: OrderedDict[str, Sequence[float]] = OrderedDict()
-        self._dimension = 0
+        self._cache: OrderedDict[tuple[str, str], Sequence[float]] = OrderedDict()
+        self._dimensions: dict[str, int] = {}
         arguments = ["--model", model]
         if models_folder is not None:
             arguments += ["--models-folder", str(models_folder)]
@@ -82,35 +83,41 @@ class WorkerEmbedder:
         """The supervised process, for health reports."""
         return self._worker
 
-    async def dimension(self) -> int:
-        """Length of a vector; raises `Unavailable` while the worker is down, also when the length is known."""
-        stub = self._stub()
-        if not self._dimension:
-            try:
-                status = await stub.GetEmbedderStatus(embedder_pb2.GetEmbedderStatusRequest(), timeout=_QUERY_SECONDS)
-            except grpc.aio.AioRpcError as error:
-                raise _translated(error) from error
-            self._dimension = status.dimension
-        return self._dimension
+    async def installed(self) -> Sequence[str]:
+        """Names of the embedding models on this machine: the server's own, and those in the models folder."""
+        return list((await self._status()).installed)
 
-    async def embed_query(self, text: str) -> Sequence[float]:
+    def using(self, model: str) -> Embedder:
+        """The same worker with another of its models."""
+        return self if model == self._model else _OtherModel(self, model)
+
+    async def dimension(self, model: str | None = None) -> int:
+        """Length of a vector; raises `Unavailable` while the worker is down, also when the length is known."""
+        name = model or self._model
+        self._stub()
+        if name not in self._dimensions:
+            await self._embed([], name, query=True, timeout=_PASSAGES_SECONDS)
+        return self._dimensions[name]
+
+    async def embed_query(self, text: str, model: str | None = None) -> Sequence[float]:
         """Embeds a query, ahead of any passages that wait."""
-        cached = self._cache.get(text)
+        key = (model or self._model, text)
+        cached = self._cache.get(key)
         if cached is not None:
-            self._cache.move_to_end(text)
+            self._cache.move_to_end(key)
             return cached
-        vector = (await self._embed([text], query=True, timeout=_QUERY_SECONDS))[0]
-        self._cache[text] = vector
+        vector = (await self._embed([text], key[0], query=True, timeout=_QUERY_SECONDS))[0]
+        self._cache[key] = vector
         while len(self._cache) > self._cached_queries:
             self._cache.popitem(last=False)
         return vector
 
-    async def embed_passages(self, texts: Sequence[str]) -> Sequence[Sequence[float]]:
+    async def embed_passages(self, texts: Sequence[str], model: str | None = None) -> Sequence[Sequence[float]]:
         """Embeds passages for the index."""
         vectors: list[Sequence[float]] = []
         for start in range(0, len(texts), _TEXTS_PER_CALL):
             part = texts[start : start + _TEXTS_PER_CALL]
-            vectors += await self._embed(part, query=False, timeout=_PASSAGES_SECONDS)
+            vectors += await self._embed(part, model or self._model, query=False, timeout=_PASSAGES_SECONDS)
         return vectors
 
     async def rerank(self, model: str, query: str, documents: Sequence[str]) -> Sequence[float]:
@@ -125,18 +132,65 @@ class WorkerEmbedder:
     def _stub(self) -> embedder_pb2_grpc.EmbedderServiceAsyncStub:
         return embedder_pb2_grpc.EmbedderServiceStub(self._worker.channel)
 
-    async def _embed(self, texts: Sequence[str], *, query: bool, timeout: float) -> Sequence[Sequence[float]]:
+    async def _status(self) -> embedder_pb2.GetEmbedderStatusResponse:
+        request = embedder_pb2.GetEmbedderStatusRequest()
         try:
-            response = await self._stub().Embed(embedder_pb2.EmbedRequest(texts=texts, query=query), timeout=timeout)
+            return await self._stub().GetEmbedderStatus(request, timeout=_QUERY_SECONDS)
+        except grpc.aio.AioRpcError as error:
+            raise _translated(error) from error
+
+    async def _embed(
+        self, texts: Sequence[str], model: str, *, query: bool, timeout: float
+    ) -> Sequence[Sequence[float]]:
+        request = embedder_pb2.EmbedRequest(model=model, texts=texts, query=query)
+        try:
+            response = await self._stub().Embed(request, timeout=timeout)
         except grpc.aio.AioRpcError as error:
             raise _translated(error) from error
         floats = array("f", response.vectors)
         if sys.byteorder == "big":
             floats.byteswap()
-        width = self._dimension = response.dimension
+        width = self._dimensions[model] = response.dimension
         if len(floats) != width * len(texts):
             raise Internal("The embedder gave a wrong number of vectors.")
         return [floats[start : start + width] for start in range(0, len(floats), width)]
+
+
+class _OtherModel:
+    """The worker's embedder with another model than its first."""
+
+    def __init__(self, worker: WorkerEmbedder, model: str) -> None:
+        self._worker = worker
+        self._model = model
+
+    @property
+    def model(self) -> str:
+        """Name of the embedding model."""
+        return self._model
+
+    async def installed(self) -> Sequence[str]:
+        """Names of the embedding models on this machine."""
+        return await self._worker.installed()
+
+    def using(self, model: str) -> Embedder:
+        """The same worker with another of its models."""
+        return self._worker.using(model)
+
+    async def dimension(self) -> int:
+        """Length of a vector."""
+        return await self._worker.dimension(self._model)
+
+    async def embed_query(self, text: str) -> Sequence[float]:
+        """Embeds a query."""
+        return await self._worker.embed_query(text, self._model)
+
+    async def embed_passages(self, texts: Sequence[str]) -> Sequence[Sequence[float]]:
+        """Embeds passages for the index."""
+        return await self._worker.embed_passages(texts, self._model)
+
+    async def rerank(self, model: str, query: str, documents: Sequence[str]) -> Sequence[float]:
+        """Scores documents in [0, 1] by a cross-encoder."""
+        return await self._worker.rerank(model, query, documents)
 
 
 async def _probe(channel: grpc.aio.Channel) -> WorkerStatus:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Iterable, Sequence
-from typing import cast
+import json
+from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
+from typing import Any, cast
 
 import grpc
 
@@ -79,6 +80,11 @@ class WorkerEngine:
         return self._context_length
 
     @property
+    def native_tool_calls(self) -> bool:
+        """Never: the worker gives the text that the model writes for a call."""
+        return False
+
+    @property
     def active_requests(self) -> int:
         """Requests running or waiting."""
         return self._admitted
@@ -117,11 +123,12 @@ class WorkerEngine:
         finally:
             self._admitted -= 1
 
-    async def count_tokens(self, messages: Sequence[Message]) -> TokenCount:
+    async def count_tokens(self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] = ()) -> TokenCount:
         """Counts a conversation as the model's template renders it."""
         stub = await self._stub()
+        request = engine_pb2.CountTokensRequest(messages=_messages(messages), tools=_tools(tools))
         try:
-            answer = await stub.CountTokens(engine_pb2.CountTokensRequest(messages=_messages(messages)))
+            answer = await stub.CountTokens(request)
         except grpc.aio.AioRpcError as error:
             raise self._failure(error) from None
         return TokenCount(answer.total, tuple(answer.per_message))
@@ -148,7 +155,7 @@ class WorkerEngine:
             sizes = dict(cast("Iterable[tuple[str, str]]", error.trailing_metadata() or ()))
             if "x-prompt-tokens" in sizes:
                 return ContextLengthExceeded(int(sizes["x-prompt-tokens"]), int(sizes["x-context-length"]))
-            return InvalidRequest(error.details() or "The engine refused the request.")
+            return InvalidRequest(f"Model {self._card.name!r}: {error.details() or 'the engine refused the request.'}")
         if error.code() is grpc.StatusCode.INTERNAL:
             return EngineFailed(f"The engine of model {self._card.name!r} failed: {error.details()}", retry_after=1.0)
         return self._died()
@@ -172,6 +179,8 @@ def _request(request: GenerationRequest) -> engine_pb2.GenerateRequest:
         top_logprobs=request.top_logprobs,
         json_schema=request.json_schema or "",
         json_object=request.json_object,
+        tools=_tools(request.tools),
+        thinking=request.thinking,
     )
 
 
@@ -181,7 +190,21 @@ def _sampling(sampling: Sampling) -> engine_pb2.Sampling:
 
 
 def _messages(messages: Sequence[Message]) -> list[engine_pb2.Message]:
-    return [engine_pb2.Message(role=message.role, content=message.content) for message in messages]
+    return [
+        engine_pb2.Message(
+            role=message.role,
+            content=message.content,
+            tool_calls=[
+                engine_pb2.ToolCall(id=call.id, name=call.name, arguments=call.arguments) for call in message.tool_calls
+            ],
+            tool_call_id=message.tool_call_id or "",
+        )
+        for message in messages
+    ]
+
+
+def _tools(tools: Sequence[Mapping[str, Any]]) -> str:
+    return json.dumps(tools, ensure_ascii=False) if tools else ""
 
 
 def _event(response: engine_pb2.GenerateResponse) -> GenerationEvent:

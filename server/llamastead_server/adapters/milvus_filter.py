@@ -38,6 +38,7 @@ _UNSAFE = re.compile(r"[^A-Za-z0-9 ._-]")
 _NOTHING = 'id == ""'
 _MOST_FIELDS = 20
 _MOST_VALUES = 100
+_LONGEST_LIST = 1000
 _LARGEST_INT = 2**63 - 1
 
 
@@ -56,20 +57,24 @@ def document_type(chunk: Chunk) -> str:
     return named if isinstance(named, str) else PurePath(chunk.filename).suffix[1:].lower()
 
 
-def filterable(metadata: Mapping[str, Any]) -> dict[str, str | int | float | bool]:
-    """The metadata that filters can name: text, numbers and booleans under names that pass the gate."""
-    return {
-        encode(key): encode(value) if isinstance(value, str) else value
-        for key, value in metadata.items()
-        if _NAME.fullmatch(key) and isinstance(value, str | int | float | bool) and _fits(value)
-    }
+def filterable(metadata: Mapping[str, Any]) -> dict[str, Any]:
+    """The metadata that filters can name: text, numbers, booleans and lists of them, under names that pass the gate."""
+    found: dict[str, Any] = {}
+    for key, value in metadata.items():
+        if not _NAME.fullmatch(key):
+            continue
+        if isinstance(value, list | tuple):
+            found[encode(key)] = [_stored(item) for item in value[:_LONGEST_LIST] if _is_scalar(item)]
+        elif _is_scalar(value):
+            found[encode(key)] = _stored(value)
+    return found
 
 
 def render(filters: Mapping[str, Any]) -> str:
     """Renders metadata filters as a Milvus expression; no filters give an empty one.
 
-    Every field must be equal to its value, or to one of them if the value is a list. Values of another type
-    than the field's are never equal.
+    Every field must be equal to its value, or to one of them if the value is a list; a field that is a list must hold
+    it. Values of another type than the field's are never equal.
 
     Raises:
         InvalidRequest: A name or value is not one that can be filtered by.
@@ -97,7 +102,7 @@ def _condition(name: str, value: Any) -> str:
 
 
 def _comparison(name: str, value: Any) -> str:
-    if not isinstance(value, str | int | float | bool) or not _fits(value):
+    if not _is_scalar(value):
         raise InvalidRequest(
             f"metadata_filters.{name} must be a text, a finite number, a boolean, or a list of these.",
             details={"field": "metadata_filters"},
@@ -107,7 +112,9 @@ def _comparison(name: str, value: Any) -> str:
     if name in _NUMBER_COLUMNS:
         whole = not isinstance(value, str | bool) and value == int(value) and value >= 0
         return f"{_NUMBER_COLUMNS[name]} == {int(value)}" if whole else _NOTHING
-    return f'meta["{encode(name)}"] == {_literal(value)}'
+    field, literal = f'meta["{encode(name)}"]', _literal(value)
+    # Of a list, such as `authors`, one entry must be equal.
+    return f"{field} == {literal} or json_contains({field}, {literal})"
 
 
 def _literal(value: str | float | bool) -> str:
@@ -117,6 +124,14 @@ def _literal(value: str | float | bool) -> str:
         return "true" if value else "false"
     whole = value == int(value) and abs(value) <= 2**53
     return str(int(value)) if whole or isinstance(value, int) else repr(value)
+
+
+def _is_scalar(value: Any) -> bool:
+    return isinstance(value, str | int | float | bool) and _fits(value)
+
+
+def _stored(value: str | float | bool) -> str | float | bool:
+    return encode(value) if isinstance(value, str) else value
 
 
 def _fits(value: str | float | bool) -> bool:

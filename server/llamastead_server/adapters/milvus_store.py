@@ -62,7 +62,7 @@ class MilvusStore:
 
     @classmethod
     def cluster(cls, uri: str, token: str | None = None) -> MilvusStore:
-        """A store in a Milvus cluster."""
+        """A store in a Milvus cluster. Written by its documentation: the tests run the embedded server only."""
         return cls(None, uri=uri, token=token or "")
 
     async def __aenter__(self) -> MilvusStore:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
+import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
@@ -54,6 +55,7 @@ class _Loaded:
         self.probe = probe
         self.leases = 0
         self.used = 0
+        self.since = time.monotonic()
 
 
 class LocalModelRegistry:
@@ -241,7 +243,7 @@ class LocalModelRegistry:
             state = {"starting": "loading", "ready": "ready"}.get(loaded.worker.state, "failed")
             return replace(
                 card, loaded=True, state=state, context_length=loaded.engine.context_length,
-                memory_bytes=loaded.probe.memory_bytes or None,
+                memory_bytes=loaded.probe.memory_bytes or None, loaded_seconds=time.monotonic() - loaded.since,
             )  # fmt: skip
         state = "loading" if card.name in self._loading else "failed" if card.name in self._failed else "available"
         return replace(card, state=state)

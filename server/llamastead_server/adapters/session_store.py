@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import sqlalchemy as sa
 
 from llamastead_server.adapters.database import Database
 from llamastead_server.adapters.schema import messages, sessions
-from llamastead_server.domain.generation import Message
+from llamastead_server.domain.generation import Message, Role, ToolCall
 from llamastead_server.domain.names import ProjectRef
 
 
@@ -24,12 +24,12 @@ class SqlSessionStore:
 
         def work(connection: sa.Connection) -> Sequence[Message]:
             rows = connection.execute(
-                sa.select(messages.c.role, messages.c.content)
+                sa.select(messages.c.role, messages.c.content, messages.c.extra)
                 .join(sessions)
                 .where(*_key(sessions, ref), sessions.c.id == session_id, sessions.c.used_at >= used_since)
                 .order_by(messages.c.number)
             )
-            return [Message(role, content) for role, content in rows]
+            return [_message(role, content, extra) for role, content, extra in rows]
 
         return await self._database.read(work)
 
@@ -45,7 +45,13 @@ class SqlSessionStore:
             if connection.execute(sessions.update().where(*mine).values(used_at=now)).rowcount == 0:
                 connection.execute(sessions.insert().values(**key, id=session_id, used_at=now))
             rows = [
-                {**key, "session_id": session_id, "role": message.role, "content": message.content, "extra": {}}
+                {
+                    **key,
+                    "session_id": session_id,
+                    "role": message.role,
+                    "content": message.content,
+                    "extra": _extra(message),
+                }
                 for message in new
             ]
             if rows:
@@ -73,6 +79,18 @@ class SqlSessionStore:
         kept = [sa.and_(*_key(sessions, ref), sessions.c.id == session_id) for ref, session_id in keep]
         gone = sessions.delete().where(sessions.c.used_at < used_before, sa.not_(sa.or_(sa.false(), *kept)))
         return await self._database.write(lambda connection: connection.execute(gone).rowcount)
+
+
+def _extra(message: Message) -> dict[str, Any]:
+    """What few messages have, beside role and content."""
+    calls = [{"id": call.id, "name": call.name, "arguments": call.arguments} for call in message.tool_calls]
+    answered = {} if message.tool_call_id is None else {"tool_call_id": message.tool_call_id}
+    return {**({"tool_calls": calls} if calls else {}), **answered}
+
+
+def _message(role: Role, content: str, extra: Mapping[str, Any]) -> Message:
+    calls = tuple(ToolCall(**call) for call in extra.get("tool_calls", ()))
+    return Message(role, content, calls, extra.get("tool_call_id"))
 
 
 def _key(table: sa.Table, ref: ProjectRef) -> tuple[sa.ColumnElement[Any], ...]:

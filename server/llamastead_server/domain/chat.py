@@ -2,53 +2,37 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 from dataclasses import dataclass
-from typing import Protocol, cast
+from typing import cast
 
 from llamastead_server.domain import prompt as prompts
+from llamastead_server.domain.answer import Answer, AnswerEvent, TurnFinished
+from llamastead_server.domain.chat_messages import unanswered
 from llamastead_server.domain.chat_request import ChatRequest, Parameters
+from llamastead_server.domain.chat_sources import SourceFinder, find_sources
+from llamastead_server.domain.chat_window import ChatWindow
 from llamastead_server.domain.config import ProjectConfig
-from llamastead_server.domain.errors import ContextLengthExceeded, EngineFailed, ModelNotFound, NotFound, RequestTimeout
-from llamastead_server.domain.generation import (
-    Delta,
-    Finished,
-    FinishReason,
-    GenerationEvent,
-    Message,
-    Started,
-    TokenLogprob,
-    Usage,
+from llamastead_server.domain.deadline import Deadline
+from llamastead_server.domain.errors import (
+    Conflict,
+    ContextLengthExceeded,
+    EngineFailed,
+    ModelNotFound,
+    NotFound,
+    ValidationFailed,
 )
+from llamastead_server.domain.generation import GenerationEvent, Message, Started
+from llamastead_server.domain.model_routing import ModelRouter
 from llamastead_server.domain.names import ProjectRef
 from llamastead_server.domain.ports import Engine, ModelRegistry, ProjectStore
 from llamastead_server.domain.prompt import Prompt, Trimmed
 from llamastead_server.domain.runtime_config import RuntimeModel
 from llamastead_server.domain.sessions import Sessions, SessionTurn
 from llamastead_server.domain.sources import Source
-
-
-class SourceFinder(Protocol):
-    """Finds the passages for a question."""
-
-    async def find(
-        self,
-        ref: ProjectRef,
-        question: str,
-        *,
-        database: str | None,
-        strategy: str | None,
-        top_k: int | None,
-        score_threshold: float | None,
-    ) -> Sequence[Source]:
-        """Passages, best first; `None` leaves a setting to the project. A database never filled has none.
-
-        Raises:
-            NotFound: The project configures no such database or strategy.
-        """
-        ...
+from llamastead_server.domain.tools import ToolOffer
+from llamastead_server.domain.tools import checked as checked_tools
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,24 +60,8 @@ class TurnStarted:
     trimmed: Trimmed
 
 
-@dataclass(frozen=True, slots=True)
-class TextDelta:
-    """More of the answer."""
-
-    text: str
-    logprobs: Sequence[TokenLogprob] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class TurnFinished:
-    """The answer ended, and is in the session's history."""
-
-    reason: FinishReason
-    usage: Usage
-
-
 class ChatTurn:
-    """A running turn. Iterating gives `TextDelta`s, then one `TurnFinished`.
+    """A running turn. Iterating gives `TextDelta`s and `CallDelta`s, then one `TurnFinished`.
 
     Attributes:
         started: What is known before the first token.
@@ -103,28 +71,27 @@ class ChatTurn:
         self,
         started: TurnStarted,
         events: AsyncIterator[GenerationEvent],
+        answer: Answer,
         session: SessionTurn,
         new: Sequence[Message],
-        deadline: _Deadline,
+        deadline: Deadline,
     ) -> None:
         self.started = started
         self._events = events
+        self._answer = answer
         self._session = session
         self._new = new
         self._deadline = deadline
 
-    async def __aiter__(self) -> AsyncIterator[TextDelta | TurnFinished]:
-        answer: list[str] = []
+    async def __aiter__(self) -> AsyncIterator[AnswerEvent]:
         while True:
-            event = await _next(self._events, self._deadline)
-            if isinstance(event, Delta):
-                answer.append(event.text)
-                yield TextDelta(event.text, event.logprobs)
-            elif isinstance(event, Finished):
-                # Who has seen the end of an answer finds it in the history.
-                await self._session.commit([*self._new, Message("assistant", "".join(answer))])
-                yield TurnFinished(event.reason, event.usage)
-                return
+            for found in self._answer.read(await _next(self._events, self._deadline)):
+                if isinstance(found, TurnFinished):
+                    # Who has seen the end of an answer finds it in the history.
+                    await self._session.commit([*self._new, self._answer.message])
+                    yield found
+                    return
+                yield found
 
 
 class ChatTurns:
@@ -135,6 +102,7 @@ class ChatTurns:
         models: The installed models.
         sources: Retrieval.
         sessions: The histories.
+        router: What answers for a project's model. Default: the installed models alone.
         request_timeout: Seconds one turn may take, from its arrival to its last token.
     """
 
@@ -145,12 +113,14 @@ class ChatTurns:
         sources: SourceFinder,
         sessions: Sessions,
         *,
+        router: ModelRouter | None = None,
         request_timeout: float = 600.0,
     ) -> None:
         self._projects = projects
         self._models = models
         self._sources = sources
         self._sessions = sessions
+        self._router = router or ModelRouter(models)
         self._request_timeout = request_timeout
 
     @asynccontextmanager
@@ -160,14 +130,15 @@ class ChatTurns:
         """Runs a turn while the block runs; leaving it early frees the engine and keeps nothing.
 
         Raises:
-            InvalidRequest: The session's id is not valid, or the prompt does not fit the model's window.
+            InvalidRequest: The session's id is not valid, the prompt does not fit the model's window, or the model
+                does not take what is asked of it.
             NotFound: The project, the model or the database does not exist.
             Conflict: The project's configuration is broken.
             Overloaded: The engine's or the session's queue is full.
             EngineFailed: The engine's worker died.
             RequestTimeout: The time is over, also while iterating.
         """
-        deadline = _Deadline(self._request_timeout)
+        deadline = Deadline(self._request_timeout)
         async with AsyncExitStack() as stack:
             async with deadline.held():
                 turn = await self._begin(stack, ref, request, session, deadline)
@@ -179,29 +150,35 @@ class ChatTurns:
         ref: ProjectRef,
         request: ChatRequest,
         choice: SessionChoice,
-        deadline: _Deadline,
+        deadline: Deadline,
     ) -> ChatTurn:
         config = await self._projects.config(ref)
         model = self._model(config, request.model or None)
         source = f"runtime.models[{model.name}].model_api_parameters"
         parameters = request.parameters(model.model_api_parameters, source=source)
-        self._models.resolve(model.model)
+        offer = _offer(request, model)
+        request.generation((), parameters, offer)
+        self._router.find(model)
         configured = (
             [] if request.system is not None else prompts.fill(config.prompt_messages(model), request.variables)
         )
-        sources = await self._find(ref, config, model, request)
+        sources = await find_sources(self._sources, ref, config, model, request)
         session = await stack.enter_async_context(
             self._sessions.turn(ref, choice.session_id, stateless=choice.stateless)
         )
         turns, new = session.conversation(request.turns)
-        engine = await stack.enter_async_context(self._models.lease(model.model))
-        prompt = Prompt.assemble(configured, request.system, sources, turns)
-        prompt.check_size(engine)
-        if not prompt.surely_fits(engine, parameters.token_limit):
-            prompt = await prompt.fit(engine, parameters.token_limit)
-        prompt, events = await _generate(stack, engine, request, parameters, prompt)
+        _check_answered(turns)
+        engine = await stack.enter_async_context(self._router.lease(model))
+        window = ChatWindow.of(engine, request.n_ctx)
+        prompt = Prompt.assemble(configured, request.system, sources, turns, offer)
+        prompt.check_size(window)
+        if not prompt.surely_fits(window, parameters.token_limit):
+            prompt = await prompt.fit(window, parameters.token_limit)
+        parameters = await window.limit(prompt, parameters)
+        prompt, events = await _generate(stack, engine, request, parameters, prompt, offer)
         started = TurnStarted(session.session_id, request.model or model.name, prompt.sources, prompt.trimmed)
-        return ChatTurn(started, events, session, new, deadline)
+        answer = Answer(offer, native=engine.native_tool_calls and not offer.in_prompt)
+        return ChatTurn(started, events, answer, session, new, deadline)
 
     def _model(self, config: ProjectConfig, name: str | None) -> RuntimeModel:
         try:
@@ -215,56 +192,46 @@ class ChatTurns:
             assert name is not None
             return RuntimeModel(name=name, model=name)
 
-    async def _find(
-        self, ref: ProjectRef, config: ProjectConfig, model: RuntimeModel, request: ChatRequest
-    ) -> Sequence[Source]:
-        enabled = model.rag_enabled if request.rag_enabled is None else request.rag_enabled
-        database = request.database or model.target_database
-        # Without databases there is nothing to find, also for LlamaFarm's command line, which always sends
-        # `rag_enabled`; a database that was named must exist.
-        if enabled is False or not (config.rag.databases or database):
-            return []
-        question = next((message.content for message in reversed(request.turns) if message.role == "user"), "")
-        if not question.strip():
-            return []
-        return await self._sources.find(
-            ref,
-            question,
-            database=config.rag.database(database).name,
-            strategy=request.rag_retrieval_strategy or None,
-            top_k=request.rag_top_k,
-            score_threshold=request.rag_score_threshold,
-        )
 
-
-class _Deadline:
-    """A moment by which a turn must be over, held around each wait and never across a `yield` of a turn."""
-
-    def __init__(self, seconds: float) -> None:
-        self._seconds = seconds
-        self._when = asyncio.get_running_loop().time() + seconds
-
-    @asynccontextmanager
-    async def held(self) -> AsyncIterator[None]:
-        timeout = asyncio.timeout_at(self._when)
+def _offer(request: ChatRequest, model: RuntimeModel) -> ToolOffer:
+    """The request's tools, else the ones configured for the model."""
+    tools = request.tools
+    if not tools and model.tools:
+        filled = [
+            prompts.fill_texts(tool.model_dump(include={"name", "description", "parameters"}), request.variables)
+            for tool in model.tools
+        ]
         try:
-            async with timeout:
-                yield
-        except TimeoutError:
-            if not timeout.expired():
-                raise
-            raise RequestTimeout(
-                f"The answer was not complete after {self._seconds:g} seconds, the most one request may take."
-            ) from None
+            tools = checked_tools(filled)
+        except ValueError as error:
+            raise Conflict(f"The project's runtime.models[{model.name}].tools is wrong: {error}.") from None
+    return ToolOffer.of(
+        tools,
+        request.tool_choice,
+        parallel=request.parallel_tool_calls,
+        in_prompt=model.tool_call_strategy == "prompt_based",
+    )
+
+
+def _check_answered(turns: Sequence[Message]) -> None:
+    call_id = unanswered(turns)
+    if call_id is not None:
+        reason = f"tool_call_id {call_id!r} answers no call of an assistant message before it"
+        raise ValidationFailed(f"Invalid request: messages: {reason}.", details={"messages": reason})
 
 
 async def _generate(
-    stack: AsyncExitStack, engine: Engine, request: ChatRequest, parameters: Parameters, prompt: Prompt
+    stack: AsyncExitStack,
+    engine: Engine,
+    request: ChatRequest,
+    parameters: Parameters,
+    prompt: Prompt,
+    offer: ToolOffer,
 ) -> tuple[Prompt, AsyncIterator[GenerationEvent]]:
     """Opens the stream of events and waits until the engine has admitted the prompt."""
     while True:
         async with AsyncExitStack() as attempt:
-            generation = engine.generate(request.generation(prompt.messages, parameters))
+            generation = engine.generate(request.generation(prompt.messages, parameters, offer))
             events = await attempt.enter_async_context(
                 aclosing(cast("AsyncGenerator[GenerationEvent, None]", generation))
             )
@@ -287,7 +254,7 @@ async def _started(events: AsyncIterator[GenerationEvent]) -> None:
         raise EngineFailed("The engine ended before it started to answer.")
 
 
-async def _next(events: AsyncIterator[GenerationEvent], deadline: _Deadline) -> GenerationEvent:
+async def _next(events: AsyncIterator[GenerationEvent], deadline: Deadline) -> GenerationEvent:
     async with deadline.held():
         event = await anext(events, None)
     if event is None:

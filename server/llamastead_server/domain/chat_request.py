@@ -1,28 +1,34 @@
 """What a chat request may ask for, checked whole before any work is done.
 
 Field names are OpenAI's and LlamaFarm's. A field either takes effect or is refused; `user`, `metadata`,
-a message's `name` and `parallel_tool_calls` without tools are labels and have no effect by design.
+`safety_identifier`, `prompt_cache_key`, a message's `name` and `parallel_tool_calls` without tools are labels and have
+no effect by design.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, field_validator, model_validator
 
 from llamastead_server.domain import response_format
+from llamastead_server.domain.chat_messages import parse_messages
 from llamastead_server.domain.errors import Conflict, InvalidRequest, ValidationFailed
-from llamastead_server.domain.generation import GenerationRequest, Message, Role, Sampling
+from llamastead_server.domain.generation import GenerationRequest, Message, Sampling
+from llamastead_server.domain.tools import NO_TOOLS, Tool, ToolChoice, ToolOffer, parse_choice, parse_tools
+from llamastead_server.domain.unsupported_fields import refuse_unsupported
 
 DEFAULT_TEMPERATURE = 0.7
 DEFAULT_TOP_P = 0.9
 _MAX_STOPS = 16
-_ROLES: Mapping[Any, Role] = {**{role: role for role in get_args(Role)}, "developer": "system"}
+_SEEDS = 2**32 - 1
+"""The engines' seeds are 0 to 4294967294: the next one means a random seed to llama.cpp."""
 
 Stop = Annotated[str, StringConstraints(min_length=1, max_length=1000)]
 Label = Annotated[str, StringConstraints(max_length=512)]
+Query = Annotated[str, StringConstraints(min_length=1, max_length=10_000, pattern=r"\S")]
 
 
 class Parameters(BaseModel):
@@ -37,7 +43,7 @@ class Parameters(BaseModel):
     repeat_penalty: float | None = Field(None, ge=0.1, le=2)
     presence_penalty: float | None = Field(None, ge=-2, le=2)
     frequency_penalty: float | None = Field(None, ge=-2, le=2)
-    seed: int | None = Field(None, ge=0, le=2**32 - 1)
+    seed: int | None = Field(None, ge=-(2**63), le=2**64)
     max_tokens: int | None = Field(None, ge=1)
     max_completion_tokens: int | None = Field(None, ge=1)
     stop: list[Stop] | None = Field(None, max_length=_MAX_STOPS)
@@ -47,6 +53,17 @@ class Parameters(BaseModel):
     @classmethod
     def _one_stop(cls, value: Any) -> Any:
         return [value] if isinstance(value, str) else value
+
+    @field_validator("seed", mode="before")
+    @classmethod
+    def _whole_seed(cls, value: Any) -> Any:
+        # What JSON carries is a double: beyond 2^53 it is whole, but no longer read as an integer.
+        return int(value) if isinstance(value, float) and value.is_integer() else value
+
+    @field_validator("seed")
+    @classmethod
+    def _engine_seed(cls, value: int | None) -> int | None:
+        return None if value is None else value % _SEEDS
 
     @field_validator("logit_bias", mode="before")
     @classmethod
@@ -83,13 +100,17 @@ class ChatRequest(Parameters):
     logprobs: bool = False
     top_logprobs: int | None = Field(None, ge=0, le=20)
     response_format: dict[str, Any] | None = None
-    tools: list[Any] = []
-    tool_choice: Any = None
+    tools: Sequence[Tool] = ()
+    tool_choice: ToolChoice | None = None
+    parallel_tool_calls: bool = True
+    think: bool | None = None
+    n_ctx: int | None = Field(None, ge=128, le=2**20)
     rag_enabled: bool | None = None
     database: str | None = None
     rag_top_k: int | None = Field(None, ge=1, le=100)
     rag_score_threshold: float | None = Field(None, ge=0, le=1)
     rag_retrieval_strategy: str | None = None
+    rag_queries: list[Query] = Field([], max_length=10)
     include_sources: bool = False
     sources_limit: int = Field(10, ge=1, le=50)
     variables: dict[str, Any] = {}
@@ -105,12 +126,10 @@ class ChatRequest(Parameters):
             InvalidRequest: The request asks for something the server does not do.
         """
         given = {key: value for key, value in body.items() if value is not None}
-        if given.get("tools") or given.get("tool_choice", "none") not in ("none", "auto"):
-            raise InvalidRequest(
-                "Tool calls are not supported by this server: leave out tools and tool_choice.",
-                details={"field": "tools" if given.get("tools") else "tool_choice"},
-            )
-        messages, reasons = _messages(given.get("messages"))
+        refuse_unsupported(given)
+        if given.get("reasoning_effort") == "none":
+            given.setdefault("think", False)
+        messages, reasons = parse_messages(given.get("messages"))
         try:
             request = cls.model_validate({**given, "messages": messages})
         except ValidationError as error:
@@ -125,6 +144,16 @@ class ChatRequest(Parameters):
         if value is not None:
             response_format.check(value)
         return value
+
+    @field_validator("tools", mode="before")
+    @classmethod
+    def _functions(cls, value: Any) -> Sequence[Tool]:
+        return parse_tools(value)
+
+    @field_validator("tool_choice", mode="before")
+    @classmethod
+    def _choice(cls, value: Any) -> ToolChoice | None:
+        return None if value is None else parse_choice(value)
 
     @model_validator(mode="after")
     def _fields_agree(self) -> ChatRequest:
@@ -164,10 +193,24 @@ class ChatRequest(Parameters):
             own["max_completion_tokens"] = self.token_limit
         return configured.model_copy(update=own)
 
-    def generation(self, messages: Sequence[Message], parameters: Parameters) -> GenerationRequest:
-        """The request an engine runs for the assembled prompt."""
+    def generation(
+        self, messages: Sequence[Message], parameters: Parameters, offer: ToolOffer = NO_TOOLS
+    ) -> GenerationRequest:
+        """The request an engine runs for the assembled prompt.
+
+        Raises:
+            InvalidRequest: The answer is to have a form beside tools.
+        """
         temperature = parameters.temperature
         schema = response_format.schema(self.response_format)
+        json_object = response_format.is_json_object(self.response_format)
+        if offer.tools:
+            if schema is not None or json_object:
+                raise InvalidRequest(
+                    "response_format can't be combined with tools: leave one out, or give tool_choice `none`.",
+                    details={"field": "response_format"},
+                )
+            schema = offer.schema()
         return GenerationRequest(
             messages=messages,
             sampling=Sampling(
@@ -185,51 +228,12 @@ class ChatRequest(Parameters):
             stop=tuple(parameters.stop or ()),
             top_logprobs=(self.top_logprobs or 0) if self.logprobs else None,
             json_schema=None if schema is None else json.dumps(schema),
-            json_object=response_format.is_json_object(self.response_format),
+            json_object=json_object,
+            tools=() if offer.in_prompt else [tool.plain() for tool in offer.tools],
+            tool_choice=offer.choice.plain(),
+            parallel_tool_calls=offer.parallel,
+            thinking=self.think,
         )
-
-
-def _messages(value: Any) -> tuple[list[Message], dict[str, str]]:
-    if not isinstance(value, Sequence) or isinstance(value, str) or not value:
-        return [], {"messages": "give a list of at least one message"}
-    messages: list[Message] = []
-    reasons: dict[str, str] = {}
-    for number, entry in enumerate(value):
-        try:
-            messages.append(_message(entry))
-        except ValueError as error:
-            reasons[f"messages.{number}"] = str(error)
-    turns = [message for message in messages if message.role != "system"]
-    if not reasons and (not turns or turns[-1].role == "assistant"):
-        reasons["messages"] = "the last message must come from the user: there is nothing to answer"
-    return messages, reasons
-
-
-def _message(entry: Any) -> Message:
-    if not isinstance(entry, Mapping):
-        raise ValueError("must be an object with role and content")
-    role = entry.get("role")
-    if not isinstance(role, str) or role not in _ROLES:
-        raise ValueError(f"role {role!r} is not one of {', '.join(_ROLES)}")
-    if entry.get("tool_calls"):
-        raise ValueError("tool_calls are not supported by this server")
-    return Message(_ROLES[role], _text(entry.get("content")))
-
-
-def _text(content: Any) -> str:
-    if isinstance(content, str):
-        return content
-    if not isinstance(content, Sequence) or not content:
-        raise ValueError("content must be a string or a list of text parts")
-    parts: list[str] = []
-    for part in content:
-        kind = part.get("type") if isinstance(part, Mapping) else None
-        if kind != "text":
-            raise ValueError(f"content parts of type {kind!r} are not supported: this server's models read text only")
-        if not isinstance(part.get("text"), str):
-            raise ValueError("a text part needs `text`, a string")
-        parts.append(part["text"])
-    return "".join(parts)
 
 
 def _reasons(error: ValidationError) -> dict[str, str]:

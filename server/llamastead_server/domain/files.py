@@ -129,6 +129,24 @@ class IndexedChunks(Protocol):
         """Records the embedding model and dimension of a database that has none yet."""
         ...
 
+    async def replace_embedding(self, ref: ProjectRef, database: str, model: str, dimension: int) -> None:
+        """Records another embedding model and dimension of a database."""
+        ...
+
+    async def chunk_count(self, ref: ProjectRef, database: str) -> int:
+        """How many chunks a database holds."""
+        ...
+
+    async def files_of(self, ref: ProjectRef, database: str) -> Sequence[tuple[str, str]]:
+        """Datasets and hashes of the files that have chunks in a database."""
+        ...
+
+    async def chunks_of(
+        self, ref: ProjectRef, database: str, dataset: str, file_hash: str, *, first: int, limit: int
+    ) -> Sequence[Chunk]:
+        """A file's chunks in a database, in order, from the one at `first`."""
+        ...
+
     async def remove_project(self, ref: ProjectRef) -> None:
         """Removes a project's chunks and databases."""
         ...

@@ -4,18 +4,48 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
-FinishReason = Literal["stop", "length"]
+FinishReason = Literal["stop", "length", "tool_calls"]
 Role = Literal["system", "user", "assistant", "tool"]
 
 
 @dataclass(frozen=True, slots=True)
+class ToolCall:
+    """A function that the assistant calls.
+
+    Attributes:
+        id: Names the call, for the message that answers it.
+        name: The function.
+        arguments: Its arguments, as the text of a JSON object.
+    """
+
+    id: str
+    name: str
+    arguments: str
+
+
+@dataclass(frozen=True, slots=True)
 class Message:
-    """One message of a conversation."""
+    """One message of a conversation.
+
+    Attributes:
+        role: Who speaks.
+        content: What is said; may be empty beside calls.
+        tool_calls: Functions the assistant calls.
+        tool_call_id: The call that a `tool` message answers.
+    """
 
     role: Role
     content: str
+    tool_calls: tuple[ToolCall, ...] = ()
+    tool_call_id: str | None = None
+
+    @property
+    def size(self) -> int:
+        """Bytes of all its text."""
+        calls = sum(len(call.name.encode()) + len(call.arguments.encode()) for call in self.tool_calls)
+        return len(self.content.encode()) + calls
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +68,22 @@ class Sampling:
 
 @dataclass(frozen=True, slots=True)
 class GenerationRequest:
-    """One completion for an engine to run: a conversation or a raw prompt."""
+    """One completion for an engine to run: a conversation or a raw prompt.
+
+    Attributes:
+        messages: The conversation.
+        prompt: The raw prompt, in its stead.
+        sampling: How tokens are drawn.
+        max_tokens: Most tokens to generate; `None` is what the window leaves.
+        stop: Strings that end the answer.
+        top_logprobs: Alternatives reported with each token; `None` reports no log probabilities.
+        json_schema: Schema the answer must satisfy, as JSON.
+        json_object: Whether the answer must be any JSON object.
+        tools: Functions in OpenAI's form, which the model's chat template shows to the model.
+        tool_choice: OpenAI's `tool_choice`; an engine without `native_tool_calls` gets a `json_schema` for it.
+        parallel_tool_calls: Whether several functions may be called at once.
+        thinking: Whether the model thinks before it answers; `None` leaves it to the model.
+    """
 
     messages: Sequence[Message] = ()
     prompt: str | None = None
@@ -48,6 +93,10 @@ class GenerationRequest:
     top_logprobs: int | None = None
     json_schema: str | None = None
     json_object: bool = False
+    tools: Sequence[Mapping[str, Any]] = ()
+    tool_choice: Any = None
+    parallel_tool_calls: bool = True
+    thinking: bool | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +123,13 @@ class Delta:
 
 
 @dataclass(frozen=True, slots=True)
+class ToolCalled:
+    """The assistant calls a function; the call is whole."""
+
+    call: ToolCall
+
+
+@dataclass(frozen=True, slots=True)
 class Usage:
     """Tokens a completion cost."""
 
@@ -95,7 +151,7 @@ class Finished:
     usage: Usage
 
 
-GenerationEvent = Started | Delta | Finished
+GenerationEvent = Started | Delta | ToolCalled | Finished
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,6 +177,9 @@ class ModelCard:
         state: `available`, `loading`, `ready` or `failed`.
         aliases: Other names that lead to it.
         on_board: Whether it ships with the server.
+        parameters: Number of its weights, when known.
+        memory_bytes: Memory its worker holds.
+        loaded_seconds: Time since it was loaded.
     """
 
     name: str
@@ -135,3 +194,4 @@ class ModelCard:
     on_board: bool = False
     parameters: int | None = None
     memory_bytes: int | None = None
+    loaded_seconds: float | None = None

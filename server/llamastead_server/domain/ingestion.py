@@ -17,6 +17,7 @@ from typing import Any
 
 from llamastead_server.domain.chunking import ChunkSettings
 from llamastead_server.domain.datasets import clear
+from llamastead_server.domain.embedding_choice import choose_embedder
 from llamastead_server.domain.errors import Conflict, LlamasteadError
 from llamastead_server.domain.files import BlobStore, DatasetLocks, DocumentError, FileRecord, FileStore, IndexedChunks
 from llamastead_server.domain.names import ProjectRef
@@ -32,6 +33,8 @@ from llamastead_server.domain.ports import (
     VectorStore,
 )
 from llamastead_server.domain.processing import ProcessingReport, ProcessingRun
+from llamastead_server.domain.reindexing import restore_if_lost
+from llamastead_server.domain.retrieval import check_embedding
 
 PROCESS_DATASET = "process_dataset"
 """The kind of task that `Ingestion.run_task` runs; its argument is `dataset`."""
@@ -112,11 +115,12 @@ class Ingestion:
             run = await self._begin(ref, dataset, progress)
             if self._locks.is_ending(ref, dataset):
                 stop.set()
-            if await self._embedding_is_new(run.collection):
+            if await self._embedding_is_new(run.collection, run.embedder):
                 await self._chunks.remember_embedding(
-                    ref, run.collection.database, self._embedder.model, run.collection.dimension
+                    ref, run.collection.database, run.embedder.model, run.collection.dimension
                 )
             await self._vectors.create(run.collection)
+            await restore_if_lost(run.collection, self._chunks, self._vectors, run.embedder, self._locks)
             await run.announce()
             work = asyncio.create_task(self._process_files(run))
             stopped = asyncio.create_task(stop.wait())
@@ -136,24 +140,17 @@ class Ingestion:
         settings = config.dataset(dataset)
         strategy = config.rag.processing_strategy(settings.data_processing_strategy)
         database = config.rag.database(settings.database)
-        collection = Collection(ref, database.name, await self._embedder.dimension())
-        await self._embedding_is_new(collection)
+        embedder = (await choose_embedder(self._embedder, database)).embedder
+        collection = Collection(ref, database.name, await embedder.dimension())
+        await self._embedding_is_new(collection, embedder)
         records = [record for record in await self._files.list_files(ref, dataset) if record.visible]
-        return ProcessingRun(collection, ParsingRules(strategy), records, progress)
+        return ProcessingRun(collection, ParsingRules(strategy), records, progress, embedder)
 
-    async def _embedding_is_new(self, collection: Collection) -> bool:
+    async def _embedding_is_new(self, collection: Collection, embedder: Embedder) -> bool:
         known = await self._chunks.embedding_of(collection.project, collection.database)
-        if known is None:
-            return True
-        if known != (self._embedder.model, collection.dimension):
-            model, dimension = known
-            raise Conflict(
-                f"Database {collection.database!r} was made with the embedding model {model!r} ({dimension} "
-                f"dimensions), but the server now uses {self._embedder.model!r} ({collection.dimension} dimensions). "
-                "Set EMBEDDING_MODEL back, or use another database.",
-                details={"embedding_model": model, "dimension": str(dimension)},
-            )
-        return False
+        if known is not None:
+            await check_embedding(embedder, collection.database, known)
+        return known is None
 
     async def _process_files(self, run: ProcessingRun) -> None:
         waiting = iter(range(len(run.records)))
@@ -192,7 +189,7 @@ class Ingestion:
                 embedder=record.embedding_model,
             )
             return
-        await run.note(index, status="processing", chunk_size=settings.size, embedder=self._embedder.model)
+        await run.note(index, status="processing", chunk_size=settings.size, embedder=run.embedder.model)
         working = replace(record, status="processing", error=None, chunk_count=0, processed_with=None)
         await self._files.put(working)
         settled = False
@@ -213,7 +210,7 @@ class Ingestion:
                 parser=document.parser,
                 chunk_count=len(chunks),
                 chunk_size=settings.size,
-                embedding_model=self._embedder.model,
+                embedding_model=run.embedder.model,
                 processed_with=made_with,
             )
             await self._chunks.complete(run.collection.database, processed, chunks)
@@ -235,7 +232,7 @@ class Ingestion:
     async def _index(self, run: ProcessingRun, index: int, chunks: Sequence[Chunk]) -> None:
         for start in range(0, len(chunks), self._batch_size):
             batch = chunks[start : start + self._batch_size]
-            vectors = await self._embedder.embed_passages([chunk.text for chunk in batch])
+            vectors = await run.embedder.embed_passages([chunk.text for chunk in batch])
             await self._vectors.upsert(run.collection, batch, vectors)
             await run.note(index, chunks=start + len(batch))
 
@@ -251,7 +248,7 @@ class Ingestion:
 
     def _fingerprint(self, run: ProcessingRun, settings: ChunkSettings) -> str:
         made_of = [
-            _CHUNKER_VERSION, settings.size, settings.overlap, self._embedder.model, run.collection.database,
+            _CHUNKER_VERSION, settings.size, settings.overlap, run.embedder.model, run.collection.database,
         ]  # fmt: skip
         return hashlib.sha256(json.dumps(made_of).encode()).hexdigest()
 

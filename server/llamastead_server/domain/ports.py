@@ -26,8 +26,13 @@ class Engine(Protocol):
     @property
     def context_length(self) -> int: ...
 
+    @property
+    def native_tool_calls(self) -> bool:
+        """Whether `generate` gives calls as `ToolCalled`, instead of the text the model writes for them."""
+        ...
+
     def generate(self, request: GenerationRequest) -> AsyncIterator[GenerationEvent]:
-        """Runs one completion: `Started`, then `Delta`s, then `Finished`.
+        """Runs one completion: `Started`, then `Delta`s and `ToolCalled`s, then `Finished`.
 
         Closing the iterator or cancelling its task frees the engine's slot at once.
 
@@ -38,7 +43,9 @@ class Engine(Protocol):
         """
         ...
 
-    async def count_tokens(self, messages: Sequence[Message]) -> TokenCount: ...
+    async def count_tokens(
+        self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] = ()
+    ) -> TokenCount: ...
 
 
 class ModelRegistry(Protocol):
@@ -71,6 +78,14 @@ class Embedder(Protocol):
 
     @property
     def model(self) -> str: ...
+
+    async def installed(self) -> Sequence[str]:
+        """Names of the embedding models that are on this machine."""
+        ...
+
+    def using(self, model: str) -> Embedder:
+        """The same embedder with another of its installed models."""
+        ...
 
     async def dimension(self) -> int: ...
 

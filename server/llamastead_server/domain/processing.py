@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from llamastead_server.domain.files import FileRecord
 from llamastead_server.domain.parsing_rules import ParsingRules
-from llamastead_server.domain.ports import Collection, TaskProgress
+from llamastead_server.domain.ports import Collection, Embedder, TaskProgress
 
 FilePhase = Literal["pending", "processing", "processed", "skipped", "failed"]
 _TASK_STATES: Mapping[str, str] = {"processed": "success", "failed": "failure"}
@@ -79,8 +79,10 @@ class ProcessingRun:
         strategy: ParsingRules,
         records: Sequence[FileRecord],
         progress: TaskProgress | None,
+        embedder: Embedder,
     ) -> None:
         self.collection = collection
+        self.embedder = embedder
         self.strategy = strategy
         self.records = records
         self._progress = progress

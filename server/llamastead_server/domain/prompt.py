@@ -12,10 +12,12 @@ from dataclasses import dataclass, replace
 from math import ceil
 from typing import Any, Protocol
 
+from llamastead_server.domain import tool_prompt
 from llamastead_server.domain.errors import ContextLengthExceeded, ValidationFailed
 from llamastead_server.domain.generation import Message, TokenCount
 from llamastead_server.domain.runtime_config import PromptMessage
 from llamastead_server.domain.sources import Source, context, document
+from llamastead_server.domain.tools import NO_TOOLS, ToolOffer
 
 _ANSWER_TOKENS = 256
 _TEMPLATE_TOKENS = 64
@@ -33,8 +35,8 @@ class TokenCounter(Protocol):
         """Tokens in the window."""
         ...
 
-    async def count_tokens(self, messages: Sequence[Message]) -> TokenCount:
-        """The size of a conversation as the model's template renders it."""
+    async def count_tokens(self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] = ()) -> TokenCount:
+        """The size of a conversation, and of the tools beside it, as the model's template renders them."""
         ...
 
 
@@ -60,6 +62,7 @@ class Prompt:
         sources: Passages, best first.
         history: Earlier turns, oldest first; each begins with a user's message.
         current: The messages to answer; they are never cut.
+        tools: Functions in OpenAI's form for the model's template; they are never cut.
         trimmed: What was left out.
     """
 
@@ -68,21 +71,32 @@ class Prompt:
     sources: Sequence[Source]
     history: Sequence[Sequence[Message]]
     current: Sequence[Message]
+    tools: Sequence[Mapping[str, Any]] = ()
     trimmed: Trimmed = Trimmed()
 
     @classmethod
     def assemble(
-        cls, configured: Sequence[Message], system: str | None, sources: Sequence[Source], turns: Sequence[Message]
+        cls,
+        configured: Sequence[Message],
+        system: str | None,
+        sources: Sequence[Source],
+        turns: Sequence[Message],
+        offer: ToolOffer = NO_TOOLS,
     ) -> Prompt:
         """Joins the parts; a request's own `system` text replaces all configured messages."""
         own = [Message("system", system)] if system is not None else configured
-        start = max((place for place, message in enumerate(turns) if message.role == "assistant"), default=-1) + 1
+        texts = [message.content for message in own if message.role == "system"]
+        if offer.in_prompt:
+            texts.append(tool_prompt.description(offer.tools))
+        written = tool_prompt.as_text if offer.in_prompt else list[Message]
+        start = _current(turns)
         return cls(
-            system="\n\n".join(message.content for message in own if message.role == "system" and message.content),
+            system="\n\n".join(text for text in texts if text),
             examples=[message for message in own if message.role != "system"],
             sources=sorted(sources, key=lambda source: source.score, reverse=True),
-            history=_split(turns[:start]),
-            current=turns[start:],
+            history=[written(turn) for turn in _split(turns[:start])],
+            current=written(turns[start:]),
+            tools=() if offer.in_prompt else [tool.plain() for tool in offer.tools],
         )
 
     @property
@@ -103,9 +117,10 @@ class Prompt:
 
     def surely_fits(self, counter: TokenCounter, max_tokens: int | None) -> bool:
         """Whether it fits by its bytes alone: a token takes at least one of them."""
-        messages = self.messages
-        size = sum(len(message.content.encode()) + _TEMPLATE_TOKENS_PER_MESSAGE for message in messages)
-        return size + _TEMPLATE_TOKENS <= room(counter.context_length, max_tokens)
+        size = sum(message.size + _TEMPLATE_TOKENS_PER_MESSAGE for message in self.messages)
+        # Templates write tools with more white space than this, and with words around them.
+        tools = 2 * len(json.dumps(self.tools).encode()) + 1024 if self.tools else 0
+        return size + tools + _TEMPLATE_TOKENS <= room(counter.context_length, max_tokens)
 
     def check_size(self, counter: TokenCounter) -> None:
         """Refuses a turn that no tokenizer could make fit, without the seconds that counting it would take.
@@ -113,7 +128,7 @@ class Prompt:
         Raises:
             ContextLengthExceeded: Even if each token stood for as many bytes as the longest of any vocabulary.
         """
-        least = sum(len(message.content.encode()) for message in self.current) // _LONGEST_TOKEN_BYTES
+        least = sum(message.size for message in self.current) // _LONGEST_TOKEN_BYTES
         if least > counter.context_length:
             raise ContextLengthExceeded(least, counter.context_length, at_least=True)
 
@@ -125,7 +140,7 @@ class Prompt:
         the engine will refuse it.
         """
         limit = room(counter.context_length, max_tokens)
-        counted = await counter.count_tokens(self.messages)
+        counted = await counter.count_tokens(self.messages, self.tools)
         if counted.total <= limit:
             return self
         turn_costs, chunk_costs = self._costs(counted)
@@ -135,7 +150,7 @@ class Prompt:
         more, _ = _take(chunk_costs[chunks:], spare - used - spent)
         kept = self.without(turns=len(self.history) - turns, chunks=len(self.sources) - chunks - more)
         # A passage's cost is its share of the system message's, which may be a little off.
-        while (kept.history or kept.sources) and (await counter.count_tokens(kept.messages)).total > limit:
+        while (kept.history or kept.sources) and (await counter.count_tokens(kept.messages, kept.tools)).total > limit:
             kept = kept.without(turns=1, chunks=0) if kept.history else kept.without(turns=0, chunks=1)
         return kept
 
@@ -160,22 +175,41 @@ def fill(messages: Sequence[PromptMessage], variables: Mapping[str, Any]) -> Seq
     Raises:
         ValidationFailed: A variable has neither a value nor a default.
     """
+    return [Message(message.role, fill_texts(message.content, variables)) for message in messages]
 
-    def value(match: re.Match[str]) -> str:
-        name, default = match.groups()
-        if variables.get(name) is not None:
-            given = variables[name]
-            return given if isinstance(given, str) else json.dumps(given, ensure_ascii=False)
-        if default is None:
-            reason = "the project's prompts need a value for it"
-            raise ValidationFailed(
-                f"Invalid request: variables.{name}: {reason}.", details={f"variables.{name}": reason}
-            )
-        text: str = default.strip()
-        quoted = len(text) >= 2 and text[0] == text[-1] and text[0] in "\"'"
-        return text[1:-1] if quoted else text
 
-    return [Message(message.role, _VARIABLE.sub(value, message.content)) for message in messages]
+def fill_texts(content: Any, variables: Mapping[str, Any]) -> Any:
+    """Fills the same places in every text of plain data.
+
+    Raises:
+        ValidationFailed: A variable has neither a value nor a default.
+    """
+    if isinstance(content, Mapping):
+        return {key: fill_texts(value, variables) for key, value in content.items()}
+    if isinstance(content, list):
+        return [fill_texts(value, variables) for value in content]
+    return _VARIABLE.sub(lambda match: _value(match, variables), content) if isinstance(content, str) else content
+
+
+def _value(match: re.Match[str], variables: Mapping[str, Any]) -> str:
+    name, default = match.groups()
+    if variables.get(name) is not None:
+        given = variables[name]
+        return given if isinstance(given, str) else json.dumps(given, ensure_ascii=False)
+    if default is None:
+        reason = "the project's prompts need a value for it"
+        raise ValidationFailed(f"Invalid request: variables.{name}: {reason}.", details={f"variables.{name}": reason})
+    text: str = default.strip()
+    quoted = len(text) >= 2 and text[0] == text[-1] and text[0] in "\"'"
+    return text[1:-1] if quoted else text
+
+
+def _current(turns: Sequence[Message]) -> int:
+    """Where the messages to answer begin: after the last answer, or at the question that tools were called for."""
+    start = max((place for place, message in enumerate(turns) if message.role == "assistant"), default=-1) + 1
+    if any(message.role == "tool" for message in turns[start:]):
+        return max((place for place, message in enumerate(turns[:start]) if message.role == "user"), default=0)
+    return start
 
 
 def _split(messages: Sequence[Message]) -> Sequence[Sequence[Message]]:

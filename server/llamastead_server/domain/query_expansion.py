@@ -25,6 +25,11 @@ _STOP_WORD = re.compile(
 )
 
 
+def content_words(text: str) -> Sequence[str]:
+    """The words of a text that carry its meaning, in order: no stop words, nothing shorter than three letters."""
+    return [word for word in _WORD.findall(text) if not _STOP_WORD.fullmatch(word.lower())]
+
+
 def expansion_terms(query: str, texts: Sequence[str]) -> Sequence[str]:
     """Words to add to a query: those that most of the texts hold, ties broken by how often they occur.
 

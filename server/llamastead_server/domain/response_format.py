@@ -34,7 +34,18 @@ def check(value: Mapping[str, Any]) -> None:
         raise ValueError("the schema holds a value that is not JSON") from None
     if size > _MAX_SCHEMA_CHARACTERS:
         raise ValueError(f"the schema has {size} characters; at most {_MAX_SCHEMA_CHARACTERS} are accepted")
-    _check_schema(wrapped["schema"], "schema", _MAX_DEPTH)
+    check_schema(wrapped["schema"], "schema")
+
+
+def check_schema(value: Any, path: str) -> None:
+    """Checks a JSON schema; `path` names it in errors.
+
+    Raises:
+        ValueError: It is none, or is nested too deep.
+    """
+    if not isinstance(value, Mapping):
+        raise ValueError(f"{path} must be an object")
+    _check_schema(value, path, _MAX_DEPTH)
 
 
 def schema(value: Mapping[str, Any] | None) -> Mapping[str, Any] | None:

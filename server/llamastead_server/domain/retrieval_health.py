@@ -9,9 +9,11 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Literal
 
-from llamastead_server.domain.errors import Conflict, LlamasteadError
+from llamastead_server.domain.embedding_choice import choose_embedder
+from llamastead_server.domain.errors import LlamasteadError
 from llamastead_server.domain.names import ProjectRef
 from llamastead_server.domain.ports import Clock, Embedder, ProjectStore, VectorStore
+from llamastead_server.domain.rag_config import Database
 from llamastead_server.domain.retrieval import ChunkStore, check_embedding
 
 Status = Literal["healthy", "degraded", "unhealthy"]
@@ -121,10 +123,11 @@ class RetrievalHealth:
         rag = (await self._projects.config(ref)).rag
         chosen = rag.database(database).name if database or rag.databases else None
         names = [chosen] if database and chosen else [entry.name for entry in rag.databases]
+        configs = [rag.database(name) for name in names]
         ask_store = self._component("vector_store", "unhealthy", lambda: self._store.count(ref, chosen or "none"))
         ask_embedder = self._component("embedder", "degraded", self._embedder.dimension)
         store, embedder = await asyncio.gather(ask_store, ask_embedder)
-        databases = [await self._database(ref, name, store, embedder) for name in names]
+        databases = [await self._database(ref, config, store, embedder) for config in configs]
         statuses = [store.status, embedder.status, *(entry.status for entry in databases)]
         return HealthReport(
             max(statuses, key=_WORST_LAST.index), chosen, databases, [store, embedder], datetime.now(UTC)
@@ -145,8 +148,9 @@ class RetrievalHealth:
         return ComponentHealth(name, status, self._clock() - started, message)
 
     async def _database(
-        self, ref: ProjectRef, name: str, store: ComponentHealth, embedder: ComponentHealth
+        self, ref: ProjectRef, database: Database, store: ComponentHealth, embedder: ComponentHealth
     ) -> DatabaseHealth:
+        name = database.name
         documents = await self._chunks.document_count(ref, name)
         made_with = await self._chunks.embedding_of(ref, name)
         if store.status != "healthy":
@@ -160,15 +164,34 @@ class RetrievalHealth:
             return DatabaseHealth(
                 name, "unhealthy", documents, 0, 0, made_with, f"Database {name!r} can't be read: {reason}"
             )
-        message = None
-        if documents and not count:
-            message = f"Database {name!r} has lost its vectors: process its datasets again."
-        elif embedder.status != "healthy":
-            message = f"Database {name!r} answers keyword searches only, because the embedder is down."
-        elif made_with is not None:
-            try:
-                await check_embedding(self._embedder, name, made_with)
-            except Conflict as conflict:
-                message = conflict.message
+        chunks = await self._chunks.chunk_count(ref, name)
+        message = await self._what_is_wrong(database, made_with, chunks, count, embedder)
         status: Status = "healthy" if message is None else "degraded"
         return DatabaseHealth(name, status, documents, count, size, made_with, message)
+
+    async def _what_is_wrong(
+        self,
+        database: Database,
+        made_with: tuple[str, int] | None,
+        chunks: int,
+        vectors: int,
+        embedder: ComponentHealth,
+    ) -> str | None:
+        name = database.name
+        if chunks > vectors:
+            return (
+                f"Database {name!r} has lost vectors: {vectors} of {chunks} are left. Make them again with POST "
+                "rag/reindex, or process its datasets again."
+            )
+        if embedder.status != "healthy":
+            return f"Database {name!r} answers keyword searches only, because the embedder is down."
+        try:
+            async with asyncio.timeout(self._timeout):
+                choice = await choose_embedder(self._embedder, database)
+                if made_with is not None:
+                    await check_embedding(choice.embedder, name, made_with)
+        except LlamasteadError as error:
+            return error.message
+        except TimeoutError:
+            return f"Database {name!r} could not be checked: the embedder does not answer."
+        return choice.note

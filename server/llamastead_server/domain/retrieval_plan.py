@@ -2,33 +2,46 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 from llamastead_server.domain.errors import InvalidRequest, ValidationFailed
-from llamastead_server.domain.rag_config import Database, Strategy
+from llamastead_server.domain.rag_config import Database
+from llamastead_server.domain.retrieval_settings import (
+    LARGEST_TOP_K,
+    METRICS,
+    CombinedSettings,
+    CrossEncoderSettings,
+    FilteredSettings,
+    HybridSettings,
+    KeywordSettings,
+    MultiQuerySettings,
+    MultiTurnSettings,
+    RerankedSettings,
+    Settings,
+    VectorSettings,
+    WithMetric,
+    settings,
+)
+from llamastead_server.domain.searches import (
+    Blend,
+    CrossEncoded,
+    Divided,
+    Factored,
+    Kind,
+    PlainSearch,
+    Search,
+    Variants,
+)
 
-Kind = Literal["vector", "keyword", "hybrid"]
 DEFAULT_TOP_K = 5
-LARGEST_TOP_K = 100
 DEFAULT_ALPHA = 0.5
 DEFAULT_STRATEGY = "hybrid"
 
-_BUILT_IN: Mapping[str, Kind] = {"vector": "vector", "keyword": "keyword", "hybrid": "hybrid"}
-_TYPES: Mapping[str, Kind] = {
-    "BasicSimilarityStrategy": "vector",
-    "VectorRetriever": "vector",
-    "MetadataFilteredStrategy": "vector",
-    "BM25Retriever": "keyword",
-    "HybridUniversalStrategy": "hybrid",
-    "HybridRetriever": "hybrid",
-    "CrossEncoderRerankedStrategy": "hybrid",
-    **_BUILT_IN,
-}
+_BUILT_IN: tuple[str, ...] = ("vector", "keyword", "hybrid")
 _LARGEST_MAX_TOKENS = 8192
-_FEWEST_RERANKED = 30
+_RERANKED = 30
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,10 +55,11 @@ class RetrievalQuery:
         score_threshold: Smallest score of a result, 0 to 1; default 0.
         retrieval_strategy: `vector`, `keyword`, `hybrid` or a configured name; default the database's, else `hybrid`.
         metadata_filters: Metadata that results must have, by equality; a list means any of its values.
-        distance_metric: `cosine`, the only one built.
+        distance_metric: How the vector side scores: `cosine`, `l2` or `ip`, or another name of these.
         hybrid_alpha: Weight of the vector side of a hybrid search, 0 to 1; default 0.5.
         rerank_model: Cross-encoder that rescores the best candidates; default none.
         query_expansion: Whether words that the best keyword hits share are searched too.
+        data_processing_strategy: Searches only datasets processed by this strategy.
         max_tokens: Most tokens of all results together by `fusion.estimated_tokens`, 1 to 8192; default no limit.
 
     Raises:
@@ -61,7 +75,8 @@ class RetrievalQuery:
     distance_metric: str | None = None
     hybrid_alpha: float | None = None
     rerank_model: str | None = None
-    query_expansion: bool = False
+    query_expansion: bool | None = None
+    data_processing_strategy: str | None = None
     max_tokens: int | None = None
 
     def __post_init__(self) -> None:
@@ -73,6 +88,8 @@ class RetrievalQuery:
             value = getattr(self, name)
             if value is not None and not least <= value <= most:
                 wrong[name] = f"must be between {least} and {most}"
+        if self.distance_metric and self.distance_metric.lower() not in METRICS:
+            wrong["distance_metric"] = f"must be one of {', '.join(METRICS)}"
         if wrong:
             reasons = "; ".join(f"{name} {reason}" for name, reason in wrong.items())
             raise ValidationFailed(f"Invalid query: {reasons}.", details=wrong)
@@ -84,83 +101,45 @@ class SearchPlan:
 
     Attributes:
         strategy: Name of the strategy, as results report it.
-        kind: The search it is.
+        search: What is searched, and how.
         top_k: Number of results.
         score_threshold: Smallest score of a result.
-        filters: Metadata that results must have.
-        alpha: Weight of the vector side of a hybrid search.
-        rerank_model: Cross-encoder that rescores, if any.
-        reranked: Candidates it rescores.
-        expand: Whether the keyword side is expanded.
     """
 
     strategy: str
-    kind: Kind
+    search: Search
     top_k: int
     score_threshold: float
-    filters: Mapping[str, Any]
-    alpha: float
-    rerank_model: str | None
-    reranked: int
-    expand: bool
 
     @property
-    def candidates(self) -> int:
-        """Length of each side's candidate list."""
-        return max(100, 10 * self.top_k, self.reranked)
+    def embeds(self) -> bool:
+        """Whether any part of it needs the query's vector."""
+        return _embeds(self.search)
 
 
 def plan(query: RetrievalQuery, database: Database) -> SearchPlan:
     """Joins the query, the strategy it means and the defaults.
 
     Raises:
-        InvalidRequest: The strategy is unknown or of a kind that is not built, its configuration is out of
-            range, or the query asks for another metric than cosine.
+        InvalidRequest: The strategy is unknown, or the query sets what the strategy has no use for.
     """
-    name, strategy = _chosen(query.retrieval_strategy, database)
-    kind = _BUILT_IN[name] if strategy is None else _kind(strategy, database)
-    settings = _Settings(name, {} if strategy is None else strategy.config)
-    metric = query.distance_metric or settings.text("distance_metric") or "cosine"
-    if metric.lower() != "cosine":
-        raise InvalidRequest(
-            f"distance_metric {metric!r} is not available: databases are made with 'cosine'. Their vectors have "
-            "length 1, so 'ip' and 'l2' would give the same order.",
-            details={"field": "distance_metric"},
-        )
-    if query.query_expansion and kind == "vector":
-        raise InvalidRequest(
-            "query_expansion adds words to the keyword side of a search, which the strategy "
-            f"{name!r} does not have: use 'keyword' or 'hybrid'.",
-            details={"field": "query_expansion"},
-        )
-    top_k = query.top_k or settings.number("final_k", 1, LARGEST_TOP_K) or settings.number("top_k", 1, LARGEST_TOP_K)
-    threshold, alpha = query.score_threshold, query.hybrid_alpha
+    name, own = _chosen(query.retrieval_strategy, database)
+    top_k = query.top_k or own.results or DEFAULT_TOP_K
+    threshold = query.score_threshold
     if threshold is None:
-        threshold = settings.number("score_threshold", 0, 1) or settings.number("relevance_threshold", 0, 1)
-    if alpha is None:
-        alpha = settings.number("hybrid_alpha", 0, 1)
-    initial = settings.number("initial_k", 1, LARGEST_TOP_K) or _FEWEST_RERANKED
-    whole_top_k = int(top_k or DEFAULT_TOP_K)
-    return SearchPlan(
-        strategy=name,
-        kind=kind,
-        top_k=whole_top_k,
-        score_threshold=threshold or 0.0,
-        filters={**settings.mapping("filters"), **query.metadata_filters},
-        alpha=DEFAULT_ALPHA if alpha is None else alpha,
-        rerank_model=query.rerank_model or settings.text("rerank_model") or settings.text("model_name") or None,
-        reranked=max(whole_top_k, int(initial)),
-        expand=query.query_expansion,
-    )
+        relevance = getattr(own, "relevance_threshold", None)
+        threshold = own.score_threshold if relevance is None else relevance
+    search = _Builder(query, name, top_k, database).build(own)
+    return SearchPlan(name, search, top_k, threshold or 0.0)
 
 
-def _chosen(name: str | None, database: Database) -> tuple[str, Strategy | None]:
+def _chosen(name: str | None, database: Database) -> tuple[str, Settings]:
     configured = database.retrieval_strategy(name or None)
     if configured is not None:
-        return configured.name, configured
+        return configured.name, configured.settings
     wanted = name or database.default_retrieval_strategy or DEFAULT_STRATEGY
     if wanted in _BUILT_IN:
-        return wanted, None
+        return wanted, settings(wanted, {})
     known = dict.fromkeys([*_BUILT_IN, *(entry.name for entry in database.retrieval_strategies)])
     raise InvalidRequest(
         f"Unknown retrieval strategy {wanted[:100]!r} for database {database.name!r}. Available: {', '.join(known)}.",
@@ -168,47 +147,134 @@ def _chosen(name: str | None, database: Database) -> tuple[str, Strategy | None]
     )
 
 
-def _kind(strategy: Strategy, database: Database) -> Kind:
-    kind = _TYPES.get(strategy.type or strategy.name)
-    if kind is None:
-        raise InvalidRequest(
-            f"Retrieval strategy {strategy.name!r} of database {database.name!r} has the type {strategy.type!r}, which "
-            f"is not built. Types: {', '.join(_TYPES)}. The strategies vector, keyword and hybrid always work.",
-            details={"field": "retrieval_strategy"},
-        )
-    return kind
+class _Builder:
+    """Turns a strategy's settings into searches; what the query says goes before what the strategy says."""
 
-
-class _Settings:
-    """A strategy's configuration, read with its types and ranges checked."""
-
-    def __init__(self, strategy: str, values: Mapping[str, Any]) -> None:
+    def __init__(self, query: RetrievalQuery, strategy: str, top_k: int, database: Database) -> None:
+        self._query = query
         self._strategy = strategy
-        self._values = values
+        self._top_k = top_k
+        self._metric = database.distance_metric
+        self._unused = {key for key in ("distance_metric", "hybrid_alpha", "query_expansion") if getattr(query, key)}
+        if query.hybrid_alpha is not None:
+            self._unused.add("hybrid_alpha")
 
-    def number(self, key: str, least: float, most: float) -> float | None:
-        value = self._values.get(key)
-        if value is None:
-            return None
-        right = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-        if not right or not least <= value <= most:
-            raise self._wrong(key, f"a number between {least} and {most}")
-        return float(value)
+    def build(self, own: Settings) -> Search:
+        """The searches of a strategy, and the reranking that the query asks for."""
+        search = self._search(own)
+        model = self._query.rerank_model
+        if model is not None:
+            if isinstance(search, CrossEncoded):
+                search = replace(search, model=model)
+            else:
+                search = CrossEncoded(search, model, max(self._top_k, getattr(own, "initial_k", _RERANKED)))
+        for key, side in (("distance_metric", "vector"), ("hybrid_alpha", "hybrid"), ("query_expansion", "keyword")):
+            if key in self._unused:
+                raise InvalidRequest(
+                    f"{key} is of no use to the strategy {self._strategy!r}, which makes no {side} search. Leave it "
+                    "out, or use the strategy 'hybrid'.",
+                    details={"field": key},
+                )
+        return search
 
-    def text(self, key: str) -> str:
-        value = self._values.get(key, "")
-        if not isinstance(value, str):
-            raise self._wrong(key, "a text")
-        return value
+    def _search(self, own: Settings) -> Search:
+        match own:
+            case KeywordSettings():
+                return self._plain("keyword", own, expand=own.query_expansion)
+            case HybridSettings():
+                found = self._plain("hybrid", own, alpha=own.hybrid_alpha, expand=own.query_expansion)
+                model = own.rerank_model or own.model_name
+                return found if model is None else CrossEncoded(found, model, self._reranked(own.initial_k))
+            case CombinedSettings(strategies=None):
+                return self._plain("hybrid", own, alpha=own.hybrid_alpha)
+            case CombinedSettings(strategies=parts) if parts is not None:
+                shared = {"filters": own.filters, "distance_metric": own.distance_metric}
+                return Blend(
+                    [(part.weight, self._search(_inheriting(part.settings, shared))) for part in parts],
+                    own.combination_method,
+                )
+            case MultiQuerySettings():
+                weights = own.query_weights or [1 / (1 + position) for position in range(own.num_queries)]
+                return Variants(self._plain("vector", own), own.num_queries, own.aggregation_method, weights)
+            case RerankedSettings():
+                found = self._plain("vector", own)
+                return Factored(found, self._reranked(own.initial_k), own.rerank_factors, own.normalize_scores)
+            case CrossEncoderSettings():
+                return CrossEncoded(
+                    self._based(own, own.base), own.model_name, self._reranked(own.initial_k), own.timeout
+                )
+            case MultiTurnSettings():
+                return self._divided(own)
+            case FilteredSettings():
+                after = own.fallback_multiplier * self._top_k if own.filter_mode == "post" else None
+                return self._plain("vector", own, filtered_after=after)
+            case VectorSettings():
+                return self._plain("vector", own)
+        raise AssertionError(f"no search for {type(own).__name__}")
 
-    def mapping(self, key: str) -> Mapping[str, Any]:
-        value = self._values.get(key) or {}
-        if not isinstance(value, Mapping):
-            raise self._wrong(key, "a mapping")
-        return value
-
-    def _wrong(self, key: str, expected: str) -> InvalidRequest:
-        return InvalidRequest(
-            f"The project's retrieval strategy {self._strategy!r} has a wrong config.{key}: it must be {expected}.",
-            details={"field": "retrieval_strategy"},
+    def _divided(self, own: MultiTurnSettings) -> Search:
+        found = self._based(own, own.base)
+        reranker = own.reranker_config
+        if own.enable_reranking and reranker is not None:
+            found = CrossEncoded(found, reranker.model_name, self._reranked(reranker.initial_k), reranker.timeout)
+        return Divided(
+            found,
+            own.max_sub_queries,
+            own.complexity_threshold,
+            own.min_query_length,
+            own.sub_query_top_k,
+            own.dedup_similarity_threshold,
+            own.max_workers,
         )
+
+    def _based(self, own: WithMetric, base: Settings) -> Search:
+        return self._search(_inheriting(base, {"filters": own.filters, "distance_metric": own.distance_metric}))
+
+    def _plain(
+        self,
+        kind: Kind,
+        own: Settings,
+        *,
+        alpha: float | None = None,
+        expand: bool = False,
+        filtered_after: int | None = None,
+    ) -> PlainSearch:
+        if kind != "keyword":
+            self._unused.discard("distance_metric")
+        if kind != "vector":
+            self._unused.discard("query_expansion")
+        if kind == "hybrid":
+            self._unused.discard("hybrid_alpha")
+            alpha = alpha if self._query.hybrid_alpha is None else self._query.hybrid_alpha
+        configured = own.distance_metric if isinstance(own, WithMetric) else None
+        asked, wished = self._query.distance_metric, self._query.query_expansion
+        return PlainSearch(
+            kind,
+            candidates=max(100, 10 * self._top_k),
+            alpha=DEFAULT_ALPHA if alpha is None else alpha,
+            metric=METRICS[asked.lower()] if asked else configured or self._metric,
+            filters={**own.filters, **self._query.metadata_filters},
+            filtered_after=filtered_after,
+            expand=kind != "vector" and (expand if wished is None else wished),
+        )
+
+    def _reranked(self, initial: int) -> int:
+        return max(initial, self._top_k)
+
+
+def _inheriting(own: Settings, shared: Mapping[str, Any]) -> Settings:
+    """A part's settings, with what the whole says where the part says nothing."""
+    changes: dict[str, Any] = {"filters": {**shared["filters"], **own.filters}}
+    if isinstance(own, WithMetric) and own.distance_metric is None:
+        changes["distance_metric"] = shared["distance_metric"]
+    return own.model_copy(update=changes)
+
+
+def _embeds(search: Search) -> bool:
+    match search:
+        case PlainSearch():
+            return search.kind != "keyword"
+        case Blend():
+            return any(_embeds(part) for _, part in search.parts)
+        case _:
+            return _embeds(search.of)

@@ -29,6 +29,15 @@ class PromptSet(Section):
     messages: list[PromptMessage]
 
 
+class ConfiguredTool(Section):
+    """A function that a model is offered whenever a request brings none; texts may hold `{{name}}` places."""
+
+    type: Literal["function"] = "function"
+    name: str
+    description: str = ""
+    parameters: dict[str, Any] = {}
+
+
 class RuntimeModel(Section):
     """One model a project can use."""
 
@@ -37,8 +46,12 @@ class RuntimeModel(Section):
     model: str = Field(min_length=1, max_length=500)
     description: str | None = None
     base_url: str | None = None
+    api_key: str | None = Field(None, repr=False)
     prompts: list[str] = []
     model_api_parameters: dict[str, Any] = {}
+    tools: list[ConfiguredTool] = Field([], max_length=128)
+    tool_call_strategy: Literal["native_api", "prompt_based"] = "native_api"
+    keep_loaded: bool = False
     rag_enabled: bool | None = None
     target_database: str | None = None
 

@@ -12,14 +12,15 @@ from google.protobuf.json_format import ParseDict
 
 from llamastead.v1 import chat_pb2, chat_pb2_grpc
 from llamastead_server.domain import names
-from llamastead_server.domain.chat import ChatTurn, ChatTurns, SessionChoice, TextDelta, TurnFinished, TurnStarted
+from llamastead_server.domain.answer import CallDelta, TextDelta, TurnFinished
+from llamastead_server.domain.chat import ChatTurn, ChatTurns, SessionChoice, TurnStarted
 from llamastead_server.domain.chat_request import ChatRequest
 from llamastead_server.domain.errors import InvalidRequest
 from llamastead_server.domain.ports import ProjectStore
 from llamastead_server.domain.sessions import Sessions
 from llamastead_server.domain.sources import Source
 from llamastead_server.services import plain
-from llamastead_server.services.chat_json import CompletionHead, source_json, usage_json
+from llamastead_server.services.chat_json import CompletionHead, message_json, source_json, usage_json
 from llamastead_server.services.http_body import DONE, json_body, late_errors, sse_event
 
 _Context = grpc.aio.ServicerContext[object, object]
@@ -87,6 +88,9 @@ class ChatServicer(chat_pb2_grpc.ChatServiceServicer):
             async for event in turn:
                 if isinstance(event, TextDelta):
                     yield _chunk(turn.started, head.text(event, logprobs=chat.logprobs))
+                elif isinstance(event, CallDelta):
+                    for part in head.call(event):
+                        yield _chunk(turn.started, part)
                 else:
                     usage = {"usage": usage_json(event.usage)} if chat.include_usage else {}
                     yield _chunk(turn.started, {**head.last(event.reason), **usage})
@@ -100,9 +104,7 @@ class ChatServicer(chat_pb2_grpc.ChatServiceServicer):
         await self._projects.get(ref)
         history = await self._sessions.history(ref, request.session_id)
         return chat_pb2.GetChatHistoryResponse(
-            messages=[
-                chat_pb2.ChatMessage(role=message.role, content=plain.to_value(message.content)) for message in history
-            ]
+            messages=[ParseDict(message_json(message), chat_pb2.ChatMessage()) for message in history]
         )
 
     async def DeleteChatSession(  # noqa: N802
@@ -133,6 +135,9 @@ async def _events(head: CompletionHead, chat: ChatRequest, turn: ChatTurn) -> As
     async for event in turn:
         if isinstance(event, TextDelta):
             yield sse_event(head.text(event, logprobs=chat.logprobs))
+        elif isinstance(event, CallDelta):
+            for part in head.call(event):
+                yield sse_event(part)
         else:
             yield sse_event(head.last(event.reason))
             if chat.include_usage:
@@ -140,8 +145,8 @@ async def _events(head: CompletionHead, chat: ChatRequest, turn: ChatTurn) -> As
             yield DONE
 
 
-async def _whole(turn: ChatTurn) -> tuple[Sequence[TextDelta], TurnFinished]:
-    deltas: list[TextDelta] = []
+async def _whole(turn: ChatTurn) -> tuple[Sequence[TextDelta | CallDelta], TurnFinished]:
+    deltas: list[TextDelta | CallDelta] = []
     async for event in turn:
         if isinstance(event, TurnFinished):
             return deltas, event

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 from uuid import uuid4
 
-from llamastead_server.domain.chat import TextDelta, TurnFinished
-from llamastead_server.domain.generation import FinishReason, TokenLogprob, Usage
+from llamastead_server.domain.answer import CallDelta, TextDelta, TurnFinished
+from llamastead_server.domain.generation import FinishReason, Message, TokenLogprob, ToolCall, Usage
 from llamastead_server.domain.sources import Source
 
 
@@ -27,14 +27,21 @@ class CompletionHead:
         return cls(f"chatcmpl-{uuid4().hex}", int(time.time()), model)
 
     def completion(
-        self, deltas: Sequence[TextDelta], end: TurnFinished, *, logprobs: bool, sources: Sequence[Source] | None
+        self,
+        deltas: Sequence[TextDelta | CallDelta],
+        end: TurnFinished,
+        *,
+        logprobs: bool,
+        sources: Sequence[Source] | None,
     ) -> dict[str, Any]:
         """A whole answer; `sources` is left out when None."""
+        texts = [delta for delta in deltas if isinstance(delta, TextDelta)]
+        calls = tuple(delta.call for delta in deltas if isinstance(delta, CallDelta))
         choice = {
             "index": 0,
-            "message": {"role": "assistant", "content": "".join(delta.text for delta in deltas)},
+            "message": message_json(Message("assistant", "".join(delta.text for delta in texts), calls)),
             "finish_reason": end.reason,
-            "logprobs": logprobs_json([entry for delta in deltas for entry in delta.logprobs]) if logprobs else None,
+            "logprobs": logprobs_json([entry for delta in texts for entry in delta.logprobs]) if logprobs else None,
         }
         shown = {} if sources is None else {"sources": [source_json(source) for source in sources]}
         return {**self._head("chat.completion"), "choices": [choice], "usage": usage_json(end.usage), **shown}
@@ -46,6 +53,12 @@ class CompletionHead:
     def text(self, delta: TextDelta, *, logprobs: bool) -> dict[str, Any]:
         """A chunk of text."""
         return self._chunk({"content": delta.text}, logprobs=logprobs_json(delta.logprobs) if logprobs else None)
+
+    def call(self, delta: CallDelta) -> Sequence[dict[str, Any]]:
+        """The chunks of a function call: what is called, then its arguments."""
+        head = {"id": delta.call.id, "type": "function", "function": {"name": delta.call.name, "arguments": ""}}
+        arguments = {"function": {"arguments": delta.call.arguments}}
+        return [self._chunk({"tool_calls": [{"index": delta.index, **part}]}) for part in (head, arguments)]
 
     def last(self, reason: FinishReason) -> dict[str, Any]:
         """The chunk that says why the answer ended."""
@@ -63,6 +76,16 @@ class CompletionHead:
     ) -> dict[str, Any]:
         choice = {"index": 0, "delta": delta, "finish_reason": reason, "logprobs": logprobs}
         return {**self._head("chat.completion.chunk"), "choices": [choice]}
+
+
+def message_json(message: Message) -> dict[str, Any]:
+    """A message of a conversation."""
+    shown: dict[str, Any] = {"role": message.role, "content": message.content}
+    if message.tool_calls:
+        shown |= {"content": message.content or None, "tool_calls": [call_json(call) for call in message.tool_calls]}
+    if message.tool_call_id is not None:
+        shown["tool_call_id"] = message.tool_call_id
+    return shown
 
 
 def usage_json(usage: Usage) -> dict[str, Any]:
@@ -96,6 +119,11 @@ def source_json(source: Source) -> dict[str, Any]:
         "chunk_id": source.chunk.id,
         "document_id": source.chunk.file_hash,
     }
+
+
+def call_json(call: ToolCall) -> dict[str, Any]:
+    """A function call of an answer."""
+    return {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
 
 
 def _token(entry: TokenLogprob) -> dict[str, Any]:

@@ -25,7 +25,10 @@ class _Frame(BaseModel):
 
 
 class Chat(_Frame):
-    """Runs a chat turn. Answers `started`, `sources` if asked for, `delta`s, then `done` or `error`. Scope: read."""
+    """Runs a chat turn. Scope: read.
+
+    Answers `started`, `sources` if asked for, `delta`s and `tool_call`s, then `done` or `error`.
+    """
 
     type: Literal["chat"]
     id: Id
@@ -106,6 +109,15 @@ class Delta(_Frame):
     logprobs: Annotated[dict[str, Any] | None, Field(description="As in a streamed chat completion.")] = None
 
 
+class ToolCall(_Frame):
+    """A function that the answer to a `chat` calls."""
+
+    type: Literal["tool_call"] = "tool_call"
+    id: Id
+    index: Annotated[int, Field(description="Place of the call in the answer, from 0.")]
+    tool_call: Annotated[dict[str, Any], Field(description="As an entry of a chat completion's `tool_calls`.")]
+
+
 class TaskState(_Frame):
     """The state of a watched task."""
 
@@ -171,7 +183,7 @@ ClientFrame = Annotated[Work | Cancel | Ping, Field(discriminator="type")]
 """What a client sends."""
 
 ServerFrame = Annotated[
-    Started | Sources | Delta | TaskState | ModelState | Metrics | Done | Cancelled | Error | Pong,
+    Started | Sources | Delta | ToolCall | TaskState | ModelState | Metrics | Done | Cancelled | Error | Pong,
     Field(discriminator="type"),
 ]
 """What the server sends."""

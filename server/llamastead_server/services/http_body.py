@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from contextlib import aclosing
 from typing import Any, cast
 
@@ -27,7 +27,7 @@ _WAITING_EVENTS = 64
 _MESSAGE_BYTES = 256 * 1024
 
 
-def json_body(payload: Mapping[str, Any]) -> HttpBody:
+def json_body(payload: Mapping[str, Any] | Sequence[Mapping[str, Any]]) -> HttpBody:
     """A JSON answer."""
     return HttpBody(content_type="application/json", data=_json(payload))
 
@@ -100,5 +100,5 @@ def _joined(first: bytes, queue: asyncio.Queue[bytes | None], room: asyncio.Sema
     return bytes(data), False
 
 
-def _json(payload: Mapping[str, Any]) -> bytes:
+def _json(payload: Mapping[str, Any] | Sequence[Mapping[str, Any]]) -> bytes:
     return json.dumps(payload, ensure_ascii=False, separators=(",", ":")).encode()

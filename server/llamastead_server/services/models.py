@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import grpc
 
 from llamastead.v1 import model_pb2, model_pb2_grpc
 from llamastead_server.domain import names
-from llamastead_server.domain.errors import InvalidRequest, ModelNotFound, NotFound, NotSupported
+from llamastead_server.domain.errors import Conflict, InvalidRequest, ModelNotFound, NotFound, NotSupported
 from llamastead_server.domain.generation import ModelCard
+from llamastead_server.domain.model_routing import ModelRouter, RemoteModel
 from llamastead_server.domain.ports import ModelRegistry, ProjectStore
 from llamastead_server.domain.runtime_config import RuntimeModel
 from llamastead_server.services import plain
@@ -18,9 +21,10 @@ _GIGA = 1024**3
 class ModelServicer(model_pb2_grpc.ModelServiceServicer):
     """Lists, loads and unloads models."""
 
-    def __init__(self, projects: ProjectStore, models: ModelRegistry) -> None:
+    def __init__(self, projects: ProjectStore, models: ModelRegistry, router: ModelRouter | None = None) -> None:
         self._projects = projects
         self._models = models
+        self._router = router or ModelRouter(models)
 
     async def ListProjectModels(  # noqa: N802
         self, request: model_pb2.ListProjectModelsRequest, context: grpc.aio.ServicerContext[object, object]
@@ -78,7 +82,6 @@ class ModelServicer(model_pb2_grpc.ModelServiceServicer):
         return None if chosen is None else chosen.name
 
     def _project_model(self, entry: RuntimeModel, default: str) -> model_pb2.ProjectModel:
-        extra = entry.model_extra or {}
         message = model_pb2.ProjectModel(
             name=entry.name,
             description=entry.description,
@@ -86,22 +89,43 @@ class ModelServicer(model_pb2_grpc.ModelServiceServicer):
             model=entry.model,
             default=entry.name == default,
             prompts=entry.prompts,
-            tool_call_strategy=str(extra.get("tool_call_strategy", "native_api")),
-            tools=[plain.to_struct(tool) for tool in extra.get("tools") or [] if isinstance(tool, dict)],
-            keep_loaded=extra.get("keep_loaded") is True,
+            tool_call_strategy=entry.tool_call_strategy,
+            tools=[plain.to_struct(tool.model_dump()) for tool in entry.tools],
+            keep_loaded=entry.keep_loaded,
+            base_url=entry.base_url,
         )
         try:
-            card = self._models.resolve(entry.model)
-        except ModelNotFound as error:
-            message.runtime_status = "not_installed"
+            card = self._router.find(entry)
+        except (ModelNotFound, Conflict) as error:
+            message.runtime_status = "failed" if isinstance(error, Conflict) else "not_installed"
             message.runtime_message = error.message
             return message
+        if isinstance(card, RemoteModel):
+            message.runtime_status = "remote"
+            message.runtime_host = card.host
+            return message
+        message.runtime_host = "localhost"
+        message.runtime_running = card.state == "ready"
+        message.runtime_details.CopyFrom(plain.to_struct(_details(card)))
         message.runtime_loaded = card.loaded
         message.runtime_status = "loaded" if card.loaded else card.state
         if card.loaded and card.memory_bytes is not None:
             message.memory_usage_bytes = card.memory_bytes
             message.memory_usage_human = f"{card.memory_bytes / _GIGA:.1f}GB"
+        if card.loaded_seconds is not None:
+            message.uptime_seconds = round(card.loaded_seconds, 3)
+            message.uptime_human = _duration(int(card.loaded_seconds))
         return message
+
+
+def _details(card: ModelCard) -> dict[str, Any]:
+    window = {} if card.context_length is None else {"context_length": card.context_length}
+    return {"name": card.name, "engine": card.engine, "format": card.format, **window}
+
+
+def _duration(seconds: int) -> str:
+    hours, minutes = seconds // 3600, seconds // 60 % 60
+    return f"{hours}h {minutes}m" if hours else f"{minutes}m {seconds % 60}s" if minutes else f"{seconds}s"
 
 
 def _model(card: ModelCard) -> model_pb2.Model:

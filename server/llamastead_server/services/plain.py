@@ -34,6 +34,14 @@ def given(message: Message) -> dict[str, Any]:
     return _dictionary(message)
 
 
+def to_json(message: Message) -> dict[str, Any]:
+    """A message as the gateway would print it: proto names, and fields without presence though they are empty."""
+    content: dict[str, Any] = _whole_numbers(
+        MessageToDict(message, preserving_proto_field_name=True, always_print_fields_with_no_presence=True)
+    )
+    return content
+
+
 def _dictionary(message: Message) -> dict[str, Any]:
     try:
         content: dict[str, Any] = _whole_numbers(MessageToDict(message, preserving_proto_field_name=True))

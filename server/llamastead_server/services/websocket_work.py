@@ -10,13 +10,14 @@ from google.protobuf.json_format import MessageToDict
 
 from llamastead_server.domain import names
 from llamastead_server.domain.access import Principal
-from llamastead_server.domain.chat import ChatTurns, SessionChoice, TextDelta
+from llamastead_server.domain.answer import CallDelta, TextDelta
+from llamastead_server.domain.chat import ChatTurns, SessionChoice
 from llamastead_server.domain.chat_request import ChatRequest
 from llamastead_server.domain.errors import InvalidRequest
 from llamastead_server.domain.ports import ModelRegistry
 from llamastead_server.domain.tasks import TaskRunner
 from llamastead_server.services import frames
-from llamastead_server.services.chat_json import logprobs_json, source_json, usage_json
+from llamastead_server.services.chat_json import call_json, logprobs_json, source_json, usage_json
 from llamastead_server.services.method_access import MethodAccess, access
 from llamastead_server.services.tasks import task_message
 
@@ -32,7 +33,14 @@ _RPCS = {
 }
 
 Answer = (
-    frames.Started | frames.Sources | frames.Delta | frames.TaskState | frames.ModelState | frames.Metrics | frames.Done
+    frames.Started
+    | frames.Sources
+    | frames.Delta
+    | frames.ToolCall
+    | frames.TaskState
+    | frames.ModelState
+    | frames.Metrics
+    | frames.Done
 )
 
 
@@ -99,6 +107,8 @@ class WebSocketWork:
                 if isinstance(event, TextDelta):
                     logprobs = logprobs_json(event.logprobs) if chat.logprobs else None
                     yield frames.Delta(id=frame.id, text=event.text, logprobs=logprobs)
+                elif isinstance(event, CallDelta):
+                    yield frames.ToolCall(id=frame.id, index=event.index, tool_call=call_json(event.call))
                 else:
                     yield frames.Done(id=frame.id, finish_reason=event.reason, usage=usage_json(event.usage))
 

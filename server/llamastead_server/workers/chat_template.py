@@ -15,8 +15,12 @@ from datetime import datetime
 from typing import Any, NoReturn
 
 import jinja2
+import jinja2.nodes
 from jinja2.ext import loopcontrols
 from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+from llamastead_server.domain.generation import Message
+from llamastead_server.domain.tool_prompt import as_text
 
 LLAMA_3_TEMPLATE = (
     "{{ bos_token }}{% for message in messages %}"
@@ -119,37 +123,67 @@ class ChatTemplate:
         environment.globals.update(raise_exception=_refuse, strftime_now=_strftime_now)
         try:
             self._template = environment.from_string(source)
+            self._variables = {node.name for node in environment.parse(source).find_all(jinja2.nodes.Name)}
         except jinja2.TemplateError as error:
             raise TemplateRefused(f"The model's chat template is not valid: {error}") from None
         self._tokens = control_tokens
         self._special = {"bos_token": bos_token, "eos_token": eos_token}
 
-    def pieces(self, messages: Sequence[tuple[str, str]]) -> list[str | int]:
-        """Renders a conversation, given as (role, content), up to where the assistant's answer begins.
+    @property
+    def takes_tools(self) -> bool:
+        """Whether the template shows tools to the model."""
+        return "tools" in self._variables
 
-        A template without a system role gets the system text at the head of the first user message.
+    def pieces(
+        self, messages: Sequence[Message], tools: Sequence[Any] = (), thinking: bool | None = None
+    ) -> list[str | int]:
+        """Renders a conversation up to where the assistant's answer begins.
+
+        A template without a system role gets the system text at the head of the first user message; one without
+        tools gets earlier calls and their results as text.
+
+        Args:
+            messages: The conversation.
+            tools: Functions the model may call, in OpenAI's form.
+            thinking: Whether the model thinks before it answers; `None` leaves it to the template.
 
         Raises:
-            TemplateRefused: The template does not take this conversation, for example two user turns in a row.
+            TemplateRefused: The template does not take this conversation, for example two user turns in a row, or
+                has no place for tools or thinking.
         """
+        if tools and not self.takes_tools:
+            raise TemplateRefused(
+                "its chat template has no place for tools. Leave out tools, use a model that calls functions, or set "
+                "`tool_call_strategy: prompt_based` for it in the project."
+            )
+        if thinking and "enable_thinking" not in self._variables:
+            raise TemplateRefused("its chat template knows no thinking. Leave out `think`.")
         hidden: list[str] = []
-        protected = [
-            {"role": self._tokens.protect(role, hidden), "content": self._tokens.protect(content, hidden)}
-            for role, content in messages
-        ]
+        written = messages if self.takes_tools else as_text(messages)
+        protected: list[dict[str, Any]] = [self._protected(_plain(message), hidden) for message in written]
+        values: dict[str, Any] = {"tools": self._protected(list(tools), hidden) or None}
+        if thinking is not None:
+            values["enable_thinking"] = thinking
         try:
-            rendered = self._render(protected)
+            rendered = self._render(protected, values)
         except TemplateRefused:
             folded = _fold_system(protected)
             if folded is None:
                 raise
-            rendered = self._render(folded)
+            rendered = self._render(folded, values)
         return self._tokens.pieces(rendered, hidden)
 
-    def _render(self, messages: list[dict[str, str]]) -> str:
+    def _protected(self, value: Any, hidden: list[str]) -> Any:
+        if isinstance(value, str):
+            return self._tokens.protect(value, hidden)
+        if isinstance(value, Mapping):
+            return {self._protected(key, hidden): self._protected(entry, hidden) for key, entry in value.items()}
+        return [self._protected(entry, hidden) for entry in value] if isinstance(value, list) else value
+
+    def _render(self, messages: list[dict[str, Any]], values: Mapping[str, Any]) -> str:
         try:
             return self._template.render(
-                messages=messages, add_generation_prompt=True, tools=None, documents=None, **self._special
+                messages=messages, add_generation_prompt=True, documents=None, **values, **self._special
             )
         except TemplateRefused:
             raise
@@ -158,7 +192,31 @@ class ChatTemplate:
             raise TemplateRefused(f"The model's chat template failed: {error}") from error
 
 
-def _fold_system(messages: Sequence[Mapping[str, str]]) -> list[dict[str, str]] | None:
+def _plain(message: Message) -> dict[str, Any]:
+    """A message as templates read it: arguments are an object, and keys that mean nothing are absent."""
+    plain: dict[str, Any] = {"role": message.role, "content": message.content}
+    if message.tool_calls:
+        plain["tool_calls"] = [
+            {
+                "id": call.id,
+                "type": "function",
+                "function": {"name": call.name, "arguments": _arguments(call.arguments)},
+            }
+            for call in message.tool_calls
+        ]
+    if message.tool_call_id:
+        plain["tool_call_id"] = message.tool_call_id
+    return plain
+
+
+def _arguments(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return text
+
+
+def _fold_system(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]] | None:
     system = "\n\n".join(message["content"] for message in messages if message["role"] == "system")
     rest = [dict(message) for message in messages if message["role"] != "system"]
     if not system or not rest or rest[0]["role"] != "user":

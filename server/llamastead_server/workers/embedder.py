@@ -15,9 +15,9 @@ from typing import NoReturn
 import grpc
 
 from llamastead.internal.v1 import embedder_pb2, embedder_pb2_grpc
-from llamastead_server.domain.errors import InvalidRequest, LlamasteadError, NotFound
+from llamastead_server.domain.errors import LlamasteadError, NotFound
 from llamastead_server.workers import child
-from llamastead_server.workers.embedding_models import EmbeddingModel, Rerankers, embedding_folder
+from llamastead_server.workers.embedding_models import EmbeddingModel, EmbeddingModels, Rerankers, embedding_folder
 from llamastead_server.workers.inference_queue import InferenceQueue, QueueFull
 
 _log = logging.getLogger(__name__)
@@ -39,7 +39,9 @@ class EmbedderServicer(embedder_pb2_grpc.EmbedderServiceServicer):
         self._threads = threads
         self._queue = InferenceQueue()
         self._rerankers = Rerankers(models_folder)
+        self._others = EmbeddingModels(models_folder, threads)
         self._reranker_loading = asyncio.Lock()
+        self._model_loading = asyncio.Lock()
         self._loading: asyncio.Task[EmbeddingModel] | None = None
 
     def start_loading(self) -> None:
@@ -47,19 +49,24 @@ class EmbedderServicer(embedder_pb2_grpc.EmbedderServiceServicer):
         self._loading = asyncio.create_task(asyncio.to_thread(self._load))
 
     async def Embed(self, request: embedder_pb2.EmbedRequest, context: _Context) -> embedder_pb2.EmbedResponse:  # noqa: N802
-        """Embeds texts, waiting for the model if it is still loading."""
-        if request.model not in ("", self._name):
-            await _refuse(context, InvalidRequest(f"This embedder holds {self._name!r}, not {request.model!r}."))
+        """Embeds texts, waiting for the model if it is still loading, and loading another one if that is asked for."""
         model = await self._ready(context)
+        name = request.model or self._name
+        if name != self._name:
+            async with self._model_loading:
+                try:
+                    model = await asyncio.to_thread(self._others.load, name)
+                except LlamasteadError as error:
+                    await _refuse(context, error)
         texts = list(request.texts)
         if not texts:
-            return embedder_pb2.EmbedResponse(dimension=model.dimension, model=self._name)
+            return embedder_pb2.EmbedResponse(dimension=model.dimension, model=name)
         try:
             vectors = await self._queue.run(model.encode, texts, [len(text) for text in texts], urgent=request.query)
         except QueueFull:
             await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, "The embedder's queue is full.")
         return embedder_pb2.EmbedResponse(
-            dimension=model.dimension, vectors=vectors.astype("<f4").tobytes(), model=self._name
+            dimension=model.dimension, vectors=vectors.astype("<f4").tobytes(), model=name
         )
 
     async def Rerank(self, request: embedder_pb2.RerankRequest, context: _Context) -> embedder_pb2.RerankResponse:  # noqa: N802
@@ -84,8 +91,9 @@ class EmbedderServicer(embedder_pb2_grpc.EmbedderServiceServicer):
     ) -> embedder_pb2.GetEmbedderStatusResponse:
         """Tells whether the model is loaded."""
         status = embedder_pb2.GetEmbedderStatusResponse(
-            state="loading", model=self._name, queued_texts=self._queue.size, memory_bytes=_resident_bytes()
-        )
+            state="loading", model=self._name, queued_texts=self._queue.size, memory_bytes=_resident_bytes(),
+            installed=dict.fromkeys([self._name, *self._others.available()]),
+        )  # fmt: skip
         if self._loading is not None and self._loading.done():
             error = self._loading.exception()
             if error is None:

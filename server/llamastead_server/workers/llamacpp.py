@@ -19,6 +19,7 @@ from typing import Any
 import xllamacpp
 
 from llamastead.internal.v1 import engine_pb2
+from llamastead_server.domain.generation import Message
 from llamastead_server.domain.gguf_header import GgufHeader, read_header
 from llamastead_server.workers.chat_template import ChatTemplate, ControlTokens, TemplateRefused
 from llamastead_server.workers.llamacpp_http import LlamaHttp, LlamaServerError
@@ -114,14 +115,16 @@ class LlamaCpp:
         self._begin: list[int] | None = None
         self._good_schemas: OrderedDict[str, None] = OrderedDict()
 
-    async def encode_conversation(self, messages: Sequence[tuple[str, str]]) -> list[int]:
-        """Renders and encodes a conversation of (role, content).
+    async def encode_conversation(
+        self, messages: Sequence[Message], tools: Sequence[Any] = (), thinking: bool | None = None
+    ) -> list[int]:
+        """Renders and encodes a conversation, and the tools in OpenAI's form that the model may call.
 
         Raises:
             Refused: The model's template does not take it.
         """
         try:
-            pieces = self._template.pieces(messages)
+            pieces = self._template.pieces(messages, tools, thinking)
         except TemplateRefused as refusal:
             raise Refused(str(refusal)) from None
         return await self._encode(pieces)

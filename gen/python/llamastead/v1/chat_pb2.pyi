@@ -35,14 +35,14 @@ class ChatMessage(_message.Message):
     name: _builtins.str
     """Name of the speaker, for models whose template shows it."""
     tool_call_id: _builtins.str
-    """The call that a `tool` message answers."""
+    """The call that a `tool` message answers: the `id` of a call of an assistant message before it."""
     @_builtins.property
     def content(self) -> _struct_pb2.Value:
         """What is said: a string, an array of `{"type": "text", "text": "..."}` parts, or null beside tool calls."""
 
     @_builtins.property
-    def tool_calls(self) -> _containers.RepeatedCompositeFieldContainer[_struct_pb2.Struct]:
-        """Functions the assistant calls, as OpenAI's `{"id", "type": "function", "function": {"name", "arguments"}}`."""
+    def tool_calls(self) -> _containers.RepeatedCompositeFieldContainer[Global___ToolCall]:
+        """Functions the assistant calls. Only an `assistant` message has them."""
 
     def __init__(
         self,
@@ -50,7 +50,7 @@ class ChatMessage(_message.Message):
         role: _builtins.str = ...,
         content: _struct_pb2.Value | None = ...,
         name: _builtins.str | None = ...,
-        tool_calls: _abc.Iterable[_struct_pb2.Struct] | None = ...,
+        tool_calls: _abc.Iterable[Global___ToolCall] | None = ...,
         tool_call_id: _builtins.str | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_name", b"_name", "_tool_call_id", b"_tool_call_id", "content", b"content", "name", b"name", "tool_call_id", b"tool_call_id"]  # noqa: Y015
@@ -67,6 +67,141 @@ class ChatMessage(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__tool_call_id) -> _WhichOneofReturnType__tool_call_id | None: ...
 
 Global___ChatMessage: _TypeAlias = ChatMessage  # noqa: Y015
+
+@_typing.final
+class ToolCall(_message.Message):
+    """A function that the assistant calls."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ID_FIELD_NUMBER: _builtins.int
+    TYPE_FIELD_NUMBER: _builtins.int
+    FUNCTION_FIELD_NUMBER: _builtins.int
+    id: _builtins.str
+    """Names the call, for the message that answers it."""
+    type: _builtins.str
+    """Always `function`."""
+    @_builtins.property
+    def function(self) -> Global___FunctionCall:
+        """What is called."""
+
+    def __init__(
+        self,
+        *,
+        id: _builtins.str = ...,
+        type: _builtins.str = ...,
+        function: Global___FunctionCall | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["function", b"function"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["function", b"function", "id", b"id", "type", b"type"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ToolCall: _TypeAlias = ToolCall  # noqa: Y015
+
+@_typing.final
+class FunctionCall(_message.Message):
+    """What a tool call calls."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    ARGUMENTS_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """Name of the function."""
+    arguments: _builtins.str
+    """Its arguments, as the text of a JSON object."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        arguments: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["arguments", b"arguments", "name", b"name"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___FunctionCall: _TypeAlias = FunctionCall  # noqa: Y015
+
+@_typing.final
+class Tool(_message.Message):
+    """A tool that the model may call."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TYPE_FIELD_NUMBER: _builtins.int
+    FUNCTION_FIELD_NUMBER: _builtins.int
+    type: _builtins.str
+    """`function`, the only kind there is. Default: `function`."""
+    @_builtins.property
+    def function(self) -> Global___FunctionDefinition:
+        """The function."""
+
+    def __init__(
+        self,
+        *,
+        type: _builtins.str = ...,
+        function: Global___FunctionDefinition | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["function", b"function"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["function", b"function", "type", b"type"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Tool: _TypeAlias = Tool  # noqa: Y015
+
+@_typing.final
+class FunctionDefinition(_message.Message):
+    """A function that the model may call."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    DESCRIPTION_FIELD_NUMBER: _builtins.int
+    PARAMETERS_FIELD_NUMBER: _builtins.int
+    STRICT_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """Name of the function: 1 to 64 letters, digits, `_`, `-` or `.`."""
+    description: _builtins.str
+    """What it does and when to call it, for the model."""
+    strict: _builtins.bool
+    """Whether the arguments must satisfy the schema. A forced call always does; when the model is free to answer in
+    words, it does as well as the model can. Default: false.
+    """
+    @_builtins.property
+    def parameters(self) -> _struct_pb2.Struct:
+        """JSON schema of the object it takes. Default: an object without properties."""
+
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        description: _builtins.str | None = ...,
+        parameters: _struct_pb2.Struct | None = ...,
+        strict: _builtins.bool | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_description", b"_description", "_parameters", b"_parameters", "_strict", b"_strict", "description", b"description", "parameters", b"parameters", "strict", b"strict"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_description", b"_description", "_parameters", b"_parameters", "_strict", b"_strict", "description", b"description", "name", b"name", "parameters", b"parameters", "strict", b"strict"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__description: _TypeAlias = _typing.Literal["description"]  # noqa: Y015
+    _WhichOneofArgType__description: _TypeAlias = _typing.Literal["_description", b"_description"]  # noqa: Y015
+    _WhichOneofReturnType__parameters: _TypeAlias = _typing.Literal["parameters"]  # noqa: Y015
+    _WhichOneofArgType__parameters: _TypeAlias = _typing.Literal["_parameters", b"_parameters"]  # noqa: Y015
+    _WhichOneofReturnType__strict: _TypeAlias = _typing.Literal["strict"]  # noqa: Y015
+    _WhichOneofArgType__strict: _TypeAlias = _typing.Literal["_strict", b"_strict"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__description) -> _WhichOneofReturnType__description | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__parameters) -> _WhichOneofReturnType__parameters | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__strict) -> _WhichOneofReturnType__strict | None: ...
+
+Global___FunctionDefinition: _TypeAlias = FunctionDefinition  # noqa: Y015
 
 @_typing.final
 class CreateChatCompletionRequest(_message.Message):
@@ -155,6 +290,22 @@ class CreateChatCompletionRequest(_message.Message):
     REPEAT_PENALTY_FIELD_NUMBER: _builtins.int
     SESSION_ID_FIELD_NUMBER: _builtins.int
     NO_SESSION_FIELD_NUMBER: _builtins.int
+    RAG_QUERIES_FIELD_NUMBER: _builtins.int
+    N_CTX_FIELD_NUMBER: _builtins.int
+    THINK_FIELD_NUMBER: _builtins.int
+    THINKING_BUDGET_FIELD_NUMBER: _builtins.int
+    REASONING_EFFORT_FIELD_NUMBER: _builtins.int
+    SERVICE_TIER_FIELD_NUMBER: _builtins.int
+    STORE_FIELD_NUMBER: _builtins.int
+    MODALITIES_FIELD_NUMBER: _builtins.int
+    AUDIO_FIELD_NUMBER: _builtins.int
+    PREDICTION_FIELD_NUMBER: _builtins.int
+    VERBOSITY_FIELD_NUMBER: _builtins.int
+    WEB_SEARCH_OPTIONS_FIELD_NUMBER: _builtins.int
+    FUNCTIONS_FIELD_NUMBER: _builtins.int
+    FUNCTION_CALL_FIELD_NUMBER: _builtins.int
+    SAFETY_IDENTIFIER_FIELD_NUMBER: _builtins.int
+    PROMPT_CACHE_KEY_FIELD_NUMBER: _builtins.int
     namespace: _builtins.str
     """Namespace that holds the project: 1 to 100 letters, digits, `.`, `_` or `-`, starting with a letter or digit."""
     project: _builtins.str
@@ -191,9 +342,9 @@ class CreateChatCompletionRequest(_message.Message):
     """Whether the answer carries the passages it was given, as `sources`. Default: false."""
     sources_limit: _builtins.int
     """Most sources to return. Range: 1 to 50. Default: 10."""
-    seed: _builtins.int
+    seed: _builtins.float
     """Seed of the random draw: the same request with the same seed gives the same answer on the same machine.
-    Range: 0 to 4294967295. Default: a fresh one.
+    Any whole number; the engine gets it modulo 4294967295. Default: a fresh one.
     """
     n: _builtins.int
     """Number of answers. Only 1 is supported. Default: 1."""
@@ -210,7 +361,7 @@ class CreateChatCompletionRequest(_message.Message):
     user: _builtins.str
     """Identifies the end user in the server's logs."""
     parallel_tool_calls: _builtins.bool
-    """Whether the model may call several tools in one turn. Default: true."""
+    """Whether the model may call several tools in one turn; when false, only its first call counts. Default: true."""
     min_p: _builtins.float
     """Smallest probability kept, relative to the likeliest token's; 0 is off. Range: 0 to 1. Default: 0."""
     repeat_penalty: _builtins.float
@@ -223,6 +374,18 @@ class CreateChatCompletionRequest(_message.Message):
     """Whether the turn is stateless: no history is read or kept. REST clients send the header `X-No-Session`.
     Default: false.
     """
+    n_ctx: _builtins.int
+    """Tokens of the window to use for this turn, prompt and answer together. Range: 128 to the model's own window.
+    Default: the model's own.
+    """
+    think: _builtins.bool
+    """Whether a model that can think before it answers does so. `true` is refused with 400 where the model's chat
+    template knows no thinking. Default: as the model's template has it.
+    """
+    safety_identifier: _builtins.str
+    """A label without effect: the server looks at no one's safety."""
+    prompt_cache_key: _builtins.str
+    """A label without effect: prompts are cached by their content."""
     @_builtins.property
     def messages(self) -> _containers.RepeatedCompositeFieldContainer[Global___ChatMessage]:
         """The conversation, oldest first, ending with the turn to answer. A system message replaces the project's
@@ -252,20 +415,70 @@ class CreateChatCompletionRequest(_message.Message):
         """Details of a streamed answer."""
 
     @_builtins.property
-    def tools(self) -> _containers.RepeatedCompositeFieldContainer[_struct_pb2.Struct]:
-        """Functions the model may call, as OpenAI's `{"type": "function", "function": {"name", "description", "parameters"}}`.
-        Not implemented yet: a request with tools is refused with 400.
+    def tools(self) -> _containers.RepeatedCompositeFieldContainer[Global___Tool]:
+        """Functions the model may call, at most 128. Default: the ones configured for the model. A model whose chat template
+        has no place for tools refuses them with 400, unless the project sets `tool_call_strategy: prompt_based` for it.
         """
 
     @_builtins.property
     def tool_choice(self) -> _struct_pb2.Value:
-        """Whether a tool is called: `none`, `auto`, `required` or `{"type": "function", "function": {"name"}}`.
-        Default: `auto` when there are tools. Only `none` and `auto` are taken yet.
+        """Whether a tool is called: `none`, `auto`, `required` or `{"type": "function", "function": {"name"}}`. A demanded
+        call is one call, whose arguments satisfy the function's schema. Default: `auto` when there are tools.
         """
 
     @_builtins.property
     def metadata(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
         """Up to 16 labels that are kept with the turn in the server's logs."""
+
+    @_builtins.property
+    def rag_queries(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """What to retrieve for instead of the last message: up to 10 queries, whose results are merged, each passage once
+        with its best score.
+        """
+
+    @_builtins.property
+    def thinking_budget(self) -> _struct_pb2.Value:
+        """Refused with 400: thinking can't be limited by tokens here. Use `max_tokens`."""
+
+    @_builtins.property
+    def reasoning_effort(self) -> _struct_pb2.Value:
+        """`none` is the same as `think: false`; any other value is refused with 400."""
+
+    @_builtins.property
+    def service_tier(self) -> _struct_pb2.Value:
+        """Only `auto` and `default` are taken: there is one tier."""
+
+    @_builtins.property
+    def store(self) -> _struct_pb2.Value:
+        """Only false is taken: completions are not stored for later retrieval. Sessions are."""
+
+    @_builtins.property
+    def modalities(self) -> _struct_pb2.Value:
+        """Only `["text"]` is taken."""
+
+    @_builtins.property
+    def audio(self) -> _struct_pb2.Value:
+        """Refused with 400: the models here do not speak."""
+
+    @_builtins.property
+    def prediction(self) -> _struct_pb2.Value:
+        """Refused with 400: predicted outputs are not supported."""
+
+    @_builtins.property
+    def verbosity(self) -> _struct_pb2.Value:
+        """Only `medium` is taken: the length of answers can't be set."""
+
+    @_builtins.property
+    def web_search_options(self) -> _struct_pb2.Value:
+        """Refused with 400: the server searches no web."""
+
+    @_builtins.property
+    def functions(self) -> _struct_pb2.Value:
+        """Refused with 400 unless empty: `tools` replaced it."""
+
+    @_builtins.property
+    def function_call(self) -> _struct_pb2.Value:
+        """Refused with 400 unless `none`: `tool_choice` replaced it."""
 
     def __init__(
         self,
@@ -288,7 +501,7 @@ class CreateChatCompletionRequest(_message.Message):
         sources_limit: _builtins.int | None = ...,
         variables: _struct_pb2.Struct | None = ...,
         stop: _struct_pb2.Value | None = ...,
-        seed: _builtins.int | None = ...,
+        seed: _builtins.float | None = ...,
         n: _builtins.int | None = ...,
         presence_penalty: _builtins.float | None = ...,
         frequency_penalty: _builtins.float | None = ...,
@@ -299,7 +512,7 @@ class CreateChatCompletionRequest(_message.Message):
         stream_options: Global___StreamOptions | None = ...,
         max_completion_tokens: _builtins.int | None = ...,
         user: _builtins.str | None = ...,
-        tools: _abc.Iterable[_struct_pb2.Struct] | None = ...,
+        tools: _abc.Iterable[Global___Tool] | None = ...,
         tool_choice: _struct_pb2.Value | None = ...,
         parallel_tool_calls: _builtins.bool | None = ...,
         metadata: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
@@ -307,10 +520,26 @@ class CreateChatCompletionRequest(_message.Message):
         repeat_penalty: _builtins.float | None = ...,
         session_id: _builtins.str | None = ...,
         no_session: _builtins.bool | None = ...,
+        rag_queries: _abc.Iterable[_builtins.str] | None = ...,
+        n_ctx: _builtins.int | None = ...,
+        think: _builtins.bool | None = ...,
+        thinking_budget: _struct_pb2.Value | None = ...,
+        reasoning_effort: _struct_pb2.Value | None = ...,
+        service_tier: _struct_pb2.Value | None = ...,
+        store: _struct_pb2.Value | None = ...,
+        modalities: _struct_pb2.Value | None = ...,
+        audio: _struct_pb2.Value | None = ...,
+        prediction: _struct_pb2.Value | None = ...,
+        verbosity: _struct_pb2.Value | None = ...,
+        web_search_options: _struct_pb2.Value | None = ...,
+        functions: _struct_pb2.Value | None = ...,
+        function_call: _struct_pb2.Value | None = ...,
+        safety_identifier: _builtins.str | None = ...,
+        prompt_cache_key: _builtins.str | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_database", b"_database", "_frequency_penalty", b"_frequency_penalty", "_include_sources", b"_include_sources", "_logprobs", b"_logprobs", "_max_completion_tokens", b"_max_completion_tokens", "_max_tokens", b"_max_tokens", "_min_p", b"_min_p", "_model", b"_model", "_n", b"_n", "_no_session", b"_no_session", "_parallel_tool_calls", b"_parallel_tool_calls", "_presence_penalty", b"_presence_penalty", "_rag_enabled", b"_rag_enabled", "_rag_retrieval_strategy", b"_rag_retrieval_strategy", "_rag_score_threshold", b"_rag_score_threshold", "_rag_top_k", b"_rag_top_k", "_repeat_penalty", b"_repeat_penalty", "_seed", b"_seed", "_session_id", b"_session_id", "_sources_limit", b"_sources_limit", "_stream", b"_stream", "_temperature", b"_temperature", "_top_k", b"_top_k", "_top_logprobs", b"_top_logprobs", "_top_p", b"_top_p", "_user", b"_user", "database", b"database", "frequency_penalty", b"frequency_penalty", "include_sources", b"include_sources", "logprobs", b"logprobs", "max_completion_tokens", b"max_completion_tokens", "max_tokens", b"max_tokens", "min_p", b"min_p", "model", b"model", "n", b"n", "no_session", b"no_session", "parallel_tool_calls", b"parallel_tool_calls", "presence_penalty", b"presence_penalty", "rag_enabled", b"rag_enabled", "rag_retrieval_strategy", b"rag_retrieval_strategy", "rag_score_threshold", b"rag_score_threshold", "rag_top_k", b"rag_top_k", "repeat_penalty", b"repeat_penalty", "response_format", b"response_format", "seed", b"seed", "session_id", b"session_id", "sources_limit", b"sources_limit", "stop", b"stop", "stream", b"stream", "stream_options", b"stream_options", "temperature", b"temperature", "tool_choice", b"tool_choice", "top_k", b"top_k", "top_logprobs", b"top_logprobs", "top_p", b"top_p", "user", b"user", "variables", b"variables"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_database", b"_database", "_frequency_penalty", b"_frequency_penalty", "_include_sources", b"_include_sources", "_logprobs", b"_logprobs", "_max_completion_tokens", b"_max_completion_tokens", "_max_tokens", b"_max_tokens", "_min_p", b"_min_p", "_model", b"_model", "_n", b"_n", "_n_ctx", b"_n_ctx", "_no_session", b"_no_session", "_parallel_tool_calls", b"_parallel_tool_calls", "_presence_penalty", b"_presence_penalty", "_prompt_cache_key", b"_prompt_cache_key", "_rag_enabled", b"_rag_enabled", "_rag_retrieval_strategy", b"_rag_retrieval_strategy", "_rag_score_threshold", b"_rag_score_threshold", "_rag_top_k", b"_rag_top_k", "_repeat_penalty", b"_repeat_penalty", "_safety_identifier", b"_safety_identifier", "_seed", b"_seed", "_session_id", b"_session_id", "_sources_limit", b"_sources_limit", "_stream", b"_stream", "_temperature", b"_temperature", "_think", b"_think", "_top_k", b"_top_k", "_top_logprobs", b"_top_logprobs", "_top_p", b"_top_p", "_user", b"_user", "audio", b"audio", "database", b"database", "frequency_penalty", b"frequency_penalty", "function_call", b"function_call", "functions", b"functions", "include_sources", b"include_sources", "logprobs", b"logprobs", "max_completion_tokens", b"max_completion_tokens", "max_tokens", b"max_tokens", "min_p", b"min_p", "modalities", b"modalities", "model", b"model", "n", b"n", "n_ctx", b"n_ctx", "no_session", b"no_session", "parallel_tool_calls", b"parallel_tool_calls", "prediction", b"prediction", "presence_penalty", b"presence_penalty", "prompt_cache_key", b"prompt_cache_key", "rag_enabled", b"rag_enabled", "rag_retrieval_strategy", b"rag_retrieval_strategy", "rag_score_threshold", b"rag_score_threshold", "rag_top_k", b"rag_top_k", "reasoning_effort", b"reasoning_effort", "repeat_penalty", b"repeat_penalty", "response_format", b"response_format", "safety_identifier", b"safety_identifier", "seed", b"seed", "service_tier", b"service_tier", "session_id", b"session_id", "sources_limit", b"sources_limit", "stop", b"stop", "store", b"store", "stream", b"stream", "stream_options", b"stream_options", "temperature", b"temperature", "think", b"think", "thinking_budget", b"thinking_budget", "tool_choice", b"tool_choice", "top_k", b"top_k", "top_logprobs", b"top_logprobs", "top_p", b"top_p", "user", b"user", "variables", b"variables", "verbosity", b"verbosity", "web_search_options", b"web_search_options"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_database", b"_database", "_frequency_penalty", b"_frequency_penalty", "_include_sources", b"_include_sources", "_logprobs", b"_logprobs", "_max_completion_tokens", b"_max_completion_tokens", "_max_tokens", b"_max_tokens", "_min_p", b"_min_p", "_model", b"_model", "_n", b"_n", "_no_session", b"_no_session", "_parallel_tool_calls", b"_parallel_tool_calls", "_presence_penalty", b"_presence_penalty", "_rag_enabled", b"_rag_enabled", "_rag_retrieval_strategy", b"_rag_retrieval_strategy", "_rag_score_threshold", b"_rag_score_threshold", "_rag_top_k", b"_rag_top_k", "_repeat_penalty", b"_repeat_penalty", "_seed", b"_seed", "_session_id", b"_session_id", "_sources_limit", b"_sources_limit", "_stream", b"_stream", "_temperature", b"_temperature", "_top_k", b"_top_k", "_top_logprobs", b"_top_logprobs", "_top_p", b"_top_p", "_user", b"_user", "database", b"database", "frequency_penalty", b"frequency_penalty", "include_sources", b"include_sources", "logit_bias", b"logit_bias", "logprobs", b"logprobs", "max_completion_tokens", b"max_completion_tokens", "max_tokens", b"max_tokens", "messages", b"messages", "metadata", b"metadata", "min_p", b"min_p", "model", b"model", "n", b"n", "namespace", b"namespace", "no_session", b"no_session", "parallel_tool_calls", b"parallel_tool_calls", "presence_penalty", b"presence_penalty", "project", b"project", "rag_enabled", b"rag_enabled", "rag_retrieval_strategy", b"rag_retrieval_strategy", "rag_score_threshold", b"rag_score_threshold", "rag_top_k", b"rag_top_k", "repeat_penalty", b"repeat_penalty", "response_format", b"response_format", "seed", b"seed", "session_id", b"session_id", "sources_limit", b"sources_limit", "stop", b"stop", "stream", b"stream", "stream_options", b"stream_options", "temperature", b"temperature", "tool_choice", b"tool_choice", "tools", b"tools", "top_k", b"top_k", "top_logprobs", b"top_logprobs", "top_p", b"top_p", "user", b"user", "variables", b"variables"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_database", b"_database", "_frequency_penalty", b"_frequency_penalty", "_include_sources", b"_include_sources", "_logprobs", b"_logprobs", "_max_completion_tokens", b"_max_completion_tokens", "_max_tokens", b"_max_tokens", "_min_p", b"_min_p", "_model", b"_model", "_n", b"_n", "_n_ctx", b"_n_ctx", "_no_session", b"_no_session", "_parallel_tool_calls", b"_parallel_tool_calls", "_presence_penalty", b"_presence_penalty", "_prompt_cache_key", b"_prompt_cache_key", "_rag_enabled", b"_rag_enabled", "_rag_retrieval_strategy", b"_rag_retrieval_strategy", "_rag_score_threshold", b"_rag_score_threshold", "_rag_top_k", b"_rag_top_k", "_repeat_penalty", b"_repeat_penalty", "_safety_identifier", b"_safety_identifier", "_seed", b"_seed", "_session_id", b"_session_id", "_sources_limit", b"_sources_limit", "_stream", b"_stream", "_temperature", b"_temperature", "_think", b"_think", "_top_k", b"_top_k", "_top_logprobs", b"_top_logprobs", "_top_p", b"_top_p", "_user", b"_user", "audio", b"audio", "database", b"database", "frequency_penalty", b"frequency_penalty", "function_call", b"function_call", "functions", b"functions", "include_sources", b"include_sources", "logit_bias", b"logit_bias", "logprobs", b"logprobs", "max_completion_tokens", b"max_completion_tokens", "max_tokens", b"max_tokens", "messages", b"messages", "metadata", b"metadata", "min_p", b"min_p", "modalities", b"modalities", "model", b"model", "n", b"n", "n_ctx", b"n_ctx", "namespace", b"namespace", "no_session", b"no_session", "parallel_tool_calls", b"parallel_tool_calls", "prediction", b"prediction", "presence_penalty", b"presence_penalty", "project", b"project", "prompt_cache_key", b"prompt_cache_key", "rag_enabled", b"rag_enabled", "rag_queries", b"rag_queries", "rag_retrieval_strategy", b"rag_retrieval_strategy", "rag_score_threshold", b"rag_score_threshold", "rag_top_k", b"rag_top_k", "reasoning_effort", b"reasoning_effort", "repeat_penalty", b"repeat_penalty", "response_format", b"response_format", "safety_identifier", b"safety_identifier", "seed", b"seed", "service_tier", b"service_tier", "session_id", b"session_id", "sources_limit", b"sources_limit", "stop", b"stop", "store", b"store", "stream", b"stream", "stream_options", b"stream_options", "temperature", b"temperature", "think", b"think", "thinking_budget", b"thinking_budget", "tool_choice", b"tool_choice", "tools", b"tools", "top_k", b"top_k", "top_logprobs", b"top_logprobs", "top_p", b"top_p", "user", b"user", "variables", b"variables", "verbosity", b"verbosity", "web_search_options", b"web_search_options"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__database: _TypeAlias = _typing.Literal["database"]  # noqa: Y015
     _WhichOneofArgType__database: _TypeAlias = _typing.Literal["_database", b"_database"]  # noqa: Y015
@@ -330,12 +559,16 @@ class CreateChatCompletionRequest(_message.Message):
     _WhichOneofArgType__model: _TypeAlias = _typing.Literal["_model", b"_model"]  # noqa: Y015
     _WhichOneofReturnType__n: _TypeAlias = _typing.Literal["n"]  # noqa: Y015
     _WhichOneofArgType__n: _TypeAlias = _typing.Literal["_n", b"_n"]  # noqa: Y015
+    _WhichOneofReturnType__n_ctx: _TypeAlias = _typing.Literal["n_ctx"]  # noqa: Y015
+    _WhichOneofArgType__n_ctx: _TypeAlias = _typing.Literal["_n_ctx", b"_n_ctx"]  # noqa: Y015
     _WhichOneofReturnType__no_session: _TypeAlias = _typing.Literal["no_session"]  # noqa: Y015
     _WhichOneofArgType__no_session: _TypeAlias = _typing.Literal["_no_session", b"_no_session"]  # noqa: Y015
     _WhichOneofReturnType__parallel_tool_calls: _TypeAlias = _typing.Literal["parallel_tool_calls"]  # noqa: Y015
     _WhichOneofArgType__parallel_tool_calls: _TypeAlias = _typing.Literal["_parallel_tool_calls", b"_parallel_tool_calls"]  # noqa: Y015
     _WhichOneofReturnType__presence_penalty: _TypeAlias = _typing.Literal["presence_penalty"]  # noqa: Y015
     _WhichOneofArgType__presence_penalty: _TypeAlias = _typing.Literal["_presence_penalty", b"_presence_penalty"]  # noqa: Y015
+    _WhichOneofReturnType__prompt_cache_key: _TypeAlias = _typing.Literal["prompt_cache_key"]  # noqa: Y015
+    _WhichOneofArgType__prompt_cache_key: _TypeAlias = _typing.Literal["_prompt_cache_key", b"_prompt_cache_key"]  # noqa: Y015
     _WhichOneofReturnType__rag_enabled: _TypeAlias = _typing.Literal["rag_enabled"]  # noqa: Y015
     _WhichOneofArgType__rag_enabled: _TypeAlias = _typing.Literal["_rag_enabled", b"_rag_enabled"]  # noqa: Y015
     _WhichOneofReturnType__rag_retrieval_strategy: _TypeAlias = _typing.Literal["rag_retrieval_strategy"]  # noqa: Y015
@@ -346,6 +579,8 @@ class CreateChatCompletionRequest(_message.Message):
     _WhichOneofArgType__rag_top_k: _TypeAlias = _typing.Literal["_rag_top_k", b"_rag_top_k"]  # noqa: Y015
     _WhichOneofReturnType__repeat_penalty: _TypeAlias = _typing.Literal["repeat_penalty"]  # noqa: Y015
     _WhichOneofArgType__repeat_penalty: _TypeAlias = _typing.Literal["_repeat_penalty", b"_repeat_penalty"]  # noqa: Y015
+    _WhichOneofReturnType__safety_identifier: _TypeAlias = _typing.Literal["safety_identifier"]  # noqa: Y015
+    _WhichOneofArgType__safety_identifier: _TypeAlias = _typing.Literal["_safety_identifier", b"_safety_identifier"]  # noqa: Y015
     _WhichOneofReturnType__seed: _TypeAlias = _typing.Literal["seed"]  # noqa: Y015
     _WhichOneofArgType__seed: _TypeAlias = _typing.Literal["_seed", b"_seed"]  # noqa: Y015
     _WhichOneofReturnType__session_id: _TypeAlias = _typing.Literal["session_id"]  # noqa: Y015
@@ -356,6 +591,8 @@ class CreateChatCompletionRequest(_message.Message):
     _WhichOneofArgType__stream: _TypeAlias = _typing.Literal["_stream", b"_stream"]  # noqa: Y015
     _WhichOneofReturnType__temperature: _TypeAlias = _typing.Literal["temperature"]  # noqa: Y015
     _WhichOneofArgType__temperature: _TypeAlias = _typing.Literal["_temperature", b"_temperature"]  # noqa: Y015
+    _WhichOneofReturnType__think: _TypeAlias = _typing.Literal["think"]  # noqa: Y015
+    _WhichOneofArgType__think: _TypeAlias = _typing.Literal["_think", b"_think"]  # noqa: Y015
     _WhichOneofReturnType__top_k: _TypeAlias = _typing.Literal["top_k"]  # noqa: Y015
     _WhichOneofArgType__top_k: _TypeAlias = _typing.Literal["_top_k", b"_top_k"]  # noqa: Y015
     _WhichOneofReturnType__top_logprobs: _TypeAlias = _typing.Literal["top_logprobs"]  # noqa: Y015
@@ -383,11 +620,15 @@ class CreateChatCompletionRequest(_message.Message):
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__n) -> _WhichOneofReturnType__n | None: ...
     @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__n_ctx) -> _WhichOneofReturnType__n_ctx | None: ...
+    @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__no_session) -> _WhichOneofReturnType__no_session | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__parallel_tool_calls) -> _WhichOneofReturnType__parallel_tool_calls | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__presence_penalty) -> _WhichOneofReturnType__presence_penalty | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__prompt_cache_key) -> _WhichOneofReturnType__prompt_cache_key | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__rag_enabled) -> _WhichOneofReturnType__rag_enabled | None: ...
     @_typing.overload
@@ -399,6 +640,8 @@ class CreateChatCompletionRequest(_message.Message):
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__repeat_penalty) -> _WhichOneofReturnType__repeat_penalty | None: ...
     @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__safety_identifier) -> _WhichOneofReturnType__safety_identifier | None: ...
+    @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__seed) -> _WhichOneofReturnType__seed | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__session_id) -> _WhichOneofReturnType__session_id | None: ...
@@ -408,6 +651,8 @@ class CreateChatCompletionRequest(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__stream) -> _WhichOneofReturnType__stream | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__temperature) -> _WhichOneofReturnType__temperature | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__think) -> _WhichOneofReturnType__think | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__top_k) -> _WhichOneofReturnType__top_k | None: ...
     @_typing.overload
@@ -775,15 +1020,15 @@ class ChatDelta(_message.Message):
     content: _builtins.str
     """More text. It never ends inside a character."""
     @_builtins.property
-    def tool_calls(self) -> _containers.RepeatedCompositeFieldContainer[_struct_pb2.Struct]:
-        """Parts of function calls, as OpenAI streams them."""
+    def tool_calls(self) -> _containers.RepeatedCompositeFieldContainer[Global___ToolCallDelta]:
+        """Parts of function calls: first a call's id, type and name, then its arguments."""
 
     def __init__(
         self,
         *,
         role: _builtins.str | None = ...,
         content: _builtins.str | None = ...,
-        tool_calls: _abc.Iterable[_struct_pb2.Struct] | None = ...,
+        tool_calls: _abc.Iterable[Global___ToolCallDelta] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_content", b"_content", "_role", b"_role", "content", b"content", "role", b"role"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
@@ -799,6 +1044,82 @@ class ChatDelta(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__role) -> _WhichOneofReturnType__role | None: ...
 
 Global___ChatDelta: _TypeAlias = ChatDelta  # noqa: Y015
+
+@_typing.final
+class ToolCallDelta(_message.Message):
+    """A part of a function call."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    INDEX_FIELD_NUMBER: _builtins.int
+    ID_FIELD_NUMBER: _builtins.int
+    TYPE_FIELD_NUMBER: _builtins.int
+    FUNCTION_FIELD_NUMBER: _builtins.int
+    index: _builtins.int
+    """Place of the call among the answer's calls, from 0."""
+    id: _builtins.str
+    """Names the call; in its first part only."""
+    type: _builtins.str
+    """Always `function`; in its first part only."""
+    @_builtins.property
+    def function(self) -> Global___FunctionCallDelta:
+        """What is called."""
+
+    def __init__(
+        self,
+        *,
+        index: _builtins.int = ...,
+        id: _builtins.str | None = ...,
+        type: _builtins.str | None = ...,
+        function: Global___FunctionCallDelta | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_id", b"_id", "_type", b"_type", "function", b"function", "id", b"id", "type", b"type"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_id", b"_id", "_type", b"_type", "function", b"function", "id", b"id", "index", b"index", "type", b"type"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__id: _TypeAlias = _typing.Literal["id"]  # noqa: Y015
+    _WhichOneofArgType__id: _TypeAlias = _typing.Literal["_id", b"_id"]  # noqa: Y015
+    _WhichOneofReturnType__type: _TypeAlias = _typing.Literal["type"]  # noqa: Y015
+    _WhichOneofArgType__type: _TypeAlias = _typing.Literal["_type", b"_type"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__id) -> _WhichOneofReturnType__id | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__type) -> _WhichOneofReturnType__type | None: ...
+
+Global___ToolCallDelta: _TypeAlias = ToolCallDelta  # noqa: Y015
+
+@_typing.final
+class FunctionCallDelta(_message.Message):
+    """A part of what a tool call calls."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    ARGUMENTS_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """Name of the function; in its first part only."""
+    arguments: _builtins.str
+    """More of the arguments' text."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str | None = ...,
+        arguments: _builtins.str | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_arguments", b"_arguments", "_name", b"_name", "arguments", b"arguments", "name", b"name"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_arguments", b"_arguments", "_name", b"_name", "arguments", b"arguments", "name", b"name"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__arguments: _TypeAlias = _typing.Literal["arguments"]  # noqa: Y015
+    _WhichOneofArgType__arguments: _TypeAlias = _typing.Literal["_arguments", b"_arguments"]  # noqa: Y015
+    _WhichOneofReturnType__name: _TypeAlias = _typing.Literal["name"]  # noqa: Y015
+    _WhichOneofArgType__name: _TypeAlias = _typing.Literal["_name", b"_name"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__arguments) -> _WhichOneofReturnType__arguments | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__name) -> _WhichOneofReturnType__name | None: ...
+
+Global___FunctionCallDelta: _TypeAlias = FunctionCallDelta  # noqa: Y015
 
 @_typing.final
 class GetChatHistoryRequest(_message.Message):
@@ -839,7 +1160,7 @@ class GetChatHistoryResponse(_message.Message):
     MESSAGES_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def messages(self) -> _containers.RepeatedCompositeFieldContainer[Global___ChatMessage]:
-        """Its messages, oldest first; `content` is a string."""
+        """Its messages, oldest first; `content` is a string, or null beside tool calls."""
 
     def __init__(
         self,

@@ -101,11 +101,14 @@ class ChatServiceServicer:
         - text/event-stream: ChatCompletionChunk
 
         Errors:
-        - 400: A value is malformed, or the prompt does not fit the model's context window.
-        - 404: The project, the model or the database does not exist.
+        - 400: A value is malformed, the prompt does not fit the model's context window, or the model can't do what is asked,
+        such as calling tools.
+        - 404: The project, the model or the database does not exist, or the model is on a host that the operator has not
+        listed in `LLAMASTEAD_REMOTE_HOSTS`.
         - 408: The answer was not ready within the time allowed.
         - 422: A value is out of range, or `messages` is empty or holds no message to answer.
-        - 503: The model is still loading or its engine is down; `Retry-After` says when to try again.
+        - 503: The model is still loading, or its engine or the host that holds it is down; `Retry-After` says when to try
+        again.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -61,11 +61,14 @@ class ChatServiceStub:
     - text/event-stream: ChatCompletionChunk
 
     Errors:
-    - 400: A value is malformed, or the prompt does not fit the model's context window.
-    - 404: The project, the model or the database does not exist.
+    - 400: A value is malformed, the prompt does not fit the model's context window, or the model can't do what is asked,
+      such as calling tools.
+    - 404: The project, the model or the database does not exist, or the model is on a host that the operator has not
+      listed in `LLAMASTEAD_REMOTE_HOSTS`.
     - 408: The answer was not ready within the time allowed.
     - 422: A value is out of range, or `messages` is empty or holds no message to answer.
-    - 503: The model is still loading or its engine is down; `Retry-After` says when to try again.
+    - 503: The model is still loading, or its engine or the host that holds it is down; `Retry-After` says when to try
+      again.
     """
     CreateChatCompletion: _grpc.UnaryUnaryMultiCallable[_chat_pb2.CreateChatCompletionRequest, _chat_pb2.ChatCompletion]
     """Answers a conversation in one message. For gRPC clients; REST clients use the same turn through
@@ -133,11 +136,14 @@ class ChatServiceAsyncStub(ChatServiceStub):
     - text/event-stream: ChatCompletionChunk
 
     Errors:
-    - 400: A value is malformed, or the prompt does not fit the model's context window.
-    - 404: The project, the model or the database does not exist.
+    - 400: A value is malformed, the prompt does not fit the model's context window, or the model can't do what is asked,
+      such as calling tools.
+    - 404: The project, the model or the database does not exist, or the model is on a host that the operator has not
+      listed in `LLAMASTEAD_REMOTE_HOSTS`.
     - 408: The answer was not ready within the time allowed.
     - 422: A value is out of range, or `messages` is empty or holds no message to answer.
-    - 503: The model is still loading or its engine is down; `Retry-After` says when to try again.
+    - 503: The model is still loading, or its engine or the host that holds it is down; `Retry-After` says when to try
+      again.
     """
     CreateChatCompletion: _aio.UnaryUnaryMultiCallable[_chat_pb2.CreateChatCompletionRequest, _chat_pb2.ChatCompletion]  # type: ignore[assignment]
     """Answers a conversation in one message. For gRPC clients; REST clients use the same turn through
@@ -208,11 +214,14 @@ class ChatServiceServicer(metaclass=_abc_1.ABCMeta):
         - text/event-stream: ChatCompletionChunk
 
         Errors:
-        - 400: A value is malformed, or the prompt does not fit the model's context window.
-        - 404: The project, the model or the database does not exist.
+        - 400: A value is malformed, the prompt does not fit the model's context window, or the model can't do what is asked,
+          such as calling tools.
+        - 404: The project, the model or the database does not exist, or the model is on a host that the operator has not
+          listed in `LLAMASTEAD_REMOTE_HOSTS`.
         - 408: The answer was not ready within the time allowed.
         - 422: A value is out of range, or `messages` is empty or holds no message to answer.
-        - 503: The model is still loading or its engine is down; `Retry-After` says when to try again.
+        - 503: The model is still loading, or its engine or the host that holds it is down; `Retry-After` says when to try
+          again.
         """
 
     @_abc_1.abstractmethod

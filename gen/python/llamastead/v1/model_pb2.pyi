@@ -40,6 +40,11 @@ class ProjectModel(_message.Message):
     MEMORY_USAGE_BYTES_FIELD_NUMBER: _builtins.int
     MEMORY_USAGE_HUMAN_FIELD_NUMBER: _builtins.int
     UPTIME_SECONDS_FIELD_NUMBER: _builtins.int
+    UPTIME_HUMAN_FIELD_NUMBER: _builtins.int
+    BASE_URL_FIELD_NUMBER: _builtins.int
+    RUNTIME_RUNNING_FIELD_NUMBER: _builtins.int
+    RUNTIME_HOST_FIELD_NUMBER: _builtins.int
+    RUNTIME_DETAILS_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Name that requests use."""
     description: _builtins.str
@@ -55,7 +60,9 @@ class ProjectModel(_message.Message):
     keep_loaded: _builtins.bool
     """Whether it stays loaded when memory is short."""
     runtime_status: _builtins.str
-    """`loaded`, `loading`, `available`, `failed` or `not_installed`."""
+    """`loaded`, `loading`, `available`, `failed` or `not_installed`; `remote` for a model on a host that the operator
+    allows, which is not asked.
+    """
     runtime_loaded: _builtins.bool
     """Whether it is loaded."""
     runtime_message: _builtins.str
@@ -66,6 +73,14 @@ class ProjectModel(_message.Message):
     """The same for people, such as `4.1GB`."""
     uptime_seconds: _builtins.float
     """Seconds since it was loaded. Absent when it is not loaded."""
+    uptime_human: _builtins.str
+    """The same for people, such as `2h 5m`."""
+    base_url: _builtins.str
+    """Address of the server that the configuration names for it."""
+    runtime_running: _builtins.bool
+    """Whether the engine that holds it runs. False for a remote model, which is not asked."""
+    runtime_host: _builtins.str
+    """Where it runs: `localhost`, or host and port of the server that holds it. Absent when nowhere."""
     @_builtins.property
     def prompts(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Names of the prompt sets it is given."""
@@ -73,6 +88,10 @@ class ProjectModel(_message.Message):
     @_builtins.property
     def tools(self) -> _containers.RepeatedCompositeFieldContainer[_struct_pb2.Struct]:
         """Tools it may always call."""
+
+    @_builtins.property
+    def runtime_details(self) -> _struct_pb2.Struct:
+        """The installed model behind it: `name`, `engine`, `format`, `context_length`. Absent when it is not installed here."""
 
     def __init__(
         self,
@@ -92,21 +111,34 @@ class ProjectModel(_message.Message):
         memory_usage_bytes: _builtins.float | None = ...,
         memory_usage_human: _builtins.str | None = ...,
         uptime_seconds: _builtins.float | None = ...,
+        uptime_human: _builtins.str | None = ...,
+        base_url: _builtins.str | None = ...,
+        runtime_running: _builtins.bool = ...,
+        runtime_host: _builtins.str | None = ...,
+        runtime_details: _struct_pb2.Struct | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_description", b"_description", "_memory_usage_bytes", b"_memory_usage_bytes", "_memory_usage_human", b"_memory_usage_human", "_runtime_message", b"_runtime_message", "_uptime_seconds", b"_uptime_seconds", "description", b"description", "memory_usage_bytes", b"memory_usage_bytes", "memory_usage_human", b"memory_usage_human", "runtime_message", b"runtime_message", "uptime_seconds", b"uptime_seconds"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_base_url", b"_base_url", "_description", b"_description", "_memory_usage_bytes", b"_memory_usage_bytes", "_memory_usage_human", b"_memory_usage_human", "_runtime_host", b"_runtime_host", "_runtime_message", b"_runtime_message", "_uptime_human", b"_uptime_human", "_uptime_seconds", b"_uptime_seconds", "base_url", b"base_url", "description", b"description", "memory_usage_bytes", b"memory_usage_bytes", "memory_usage_human", b"memory_usage_human", "runtime_details", b"runtime_details", "runtime_host", b"runtime_host", "runtime_message", b"runtime_message", "uptime_human", b"uptime_human", "uptime_seconds", b"uptime_seconds"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_description", b"_description", "_memory_usage_bytes", b"_memory_usage_bytes", "_memory_usage_human", b"_memory_usage_human", "_runtime_message", b"_runtime_message", "_uptime_seconds", b"_uptime_seconds", "default", b"default", "description", b"description", "keep_loaded", b"keep_loaded", "memory_usage_bytes", b"memory_usage_bytes", "memory_usage_human", b"memory_usage_human", "model", b"model", "name", b"name", "prompts", b"prompts", "provider", b"provider", "runtime_loaded", b"runtime_loaded", "runtime_message", b"runtime_message", "runtime_status", b"runtime_status", "tool_call_strategy", b"tool_call_strategy", "tools", b"tools", "uptime_seconds", b"uptime_seconds"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_base_url", b"_base_url", "_description", b"_description", "_memory_usage_bytes", b"_memory_usage_bytes", "_memory_usage_human", b"_memory_usage_human", "_runtime_host", b"_runtime_host", "_runtime_message", b"_runtime_message", "_uptime_human", b"_uptime_human", "_uptime_seconds", b"_uptime_seconds", "base_url", b"base_url", "default", b"default", "description", b"description", "keep_loaded", b"keep_loaded", "memory_usage_bytes", b"memory_usage_bytes", "memory_usage_human", b"memory_usage_human", "model", b"model", "name", b"name", "prompts", b"prompts", "provider", b"provider", "runtime_details", b"runtime_details", "runtime_host", b"runtime_host", "runtime_loaded", b"runtime_loaded", "runtime_message", b"runtime_message", "runtime_running", b"runtime_running", "runtime_status", b"runtime_status", "tool_call_strategy", b"tool_call_strategy", "tools", b"tools", "uptime_human", b"uptime_human", "uptime_seconds", b"uptime_seconds"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__base_url: _TypeAlias = _typing.Literal["base_url"]  # noqa: Y015
+    _WhichOneofArgType__base_url: _TypeAlias = _typing.Literal["_base_url", b"_base_url"]  # noqa: Y015
     _WhichOneofReturnType__description: _TypeAlias = _typing.Literal["description"]  # noqa: Y015
     _WhichOneofArgType__description: _TypeAlias = _typing.Literal["_description", b"_description"]  # noqa: Y015
     _WhichOneofReturnType__memory_usage_bytes: _TypeAlias = _typing.Literal["memory_usage_bytes"]  # noqa: Y015
     _WhichOneofArgType__memory_usage_bytes: _TypeAlias = _typing.Literal["_memory_usage_bytes", b"_memory_usage_bytes"]  # noqa: Y015
     _WhichOneofReturnType__memory_usage_human: _TypeAlias = _typing.Literal["memory_usage_human"]  # noqa: Y015
     _WhichOneofArgType__memory_usage_human: _TypeAlias = _typing.Literal["_memory_usage_human", b"_memory_usage_human"]  # noqa: Y015
+    _WhichOneofReturnType__runtime_host: _TypeAlias = _typing.Literal["runtime_host"]  # noqa: Y015
+    _WhichOneofArgType__runtime_host: _TypeAlias = _typing.Literal["_runtime_host", b"_runtime_host"]  # noqa: Y015
     _WhichOneofReturnType__runtime_message: _TypeAlias = _typing.Literal["runtime_message"]  # noqa: Y015
     _WhichOneofArgType__runtime_message: _TypeAlias = _typing.Literal["_runtime_message", b"_runtime_message"]  # noqa: Y015
+    _WhichOneofReturnType__uptime_human: _TypeAlias = _typing.Literal["uptime_human"]  # noqa: Y015
+    _WhichOneofArgType__uptime_human: _TypeAlias = _typing.Literal["_uptime_human", b"_uptime_human"]  # noqa: Y015
     _WhichOneofReturnType__uptime_seconds: _TypeAlias = _typing.Literal["uptime_seconds"]  # noqa: Y015
     _WhichOneofArgType__uptime_seconds: _TypeAlias = _typing.Literal["_uptime_seconds", b"_uptime_seconds"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__base_url) -> _WhichOneofReturnType__base_url | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__description) -> _WhichOneofReturnType__description | None: ...
     @_typing.overload
@@ -114,7 +146,11 @@ class ProjectModel(_message.Message):
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__memory_usage_human) -> _WhichOneofReturnType__memory_usage_human | None: ...
     @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__runtime_host) -> _WhichOneofReturnType__runtime_host | None: ...
+    @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__runtime_message) -> _WhichOneofReturnType__runtime_message | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__uptime_human) -> _WhichOneofReturnType__uptime_human | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__uptime_seconds) -> _WhichOneofReturnType__uptime_seconds | None: ...
 

@@ -38,6 +38,7 @@ class QueryRequest(_message.Message):
     RERANK_MODEL_FIELD_NUMBER: _builtins.int
     QUERY_EXPANSION_FIELD_NUMBER: _builtins.int
     MAX_TOKENS_FIELD_NUMBER: _builtins.int
+    DATA_PROCESSING_STRATEGY_FIELD_NUMBER: _builtins.int
     namespace: _builtins.str
     """Namespace that holds the project: 1 to 100 letters, digits, `.`, `_` or `-`, starting with a letter or digit."""
     project: _builtins.str
@@ -51,24 +52,35 @@ class QueryRequest(_message.Message):
     score_threshold: _builtins.float
     """Smallest score of a result. Range: 0 to 1. Default: the strategy's configured value, else 0."""
     retrieval_strategy: _builtins.str
-    """`vector`, `keyword` (BM25), `hybrid` or the name of a configured strategy. Default: the database's default,
-    else `hybrid`.
+    """`vector`, `keyword` (BM25), `hybrid` or the name of a configured strategy, of any of LlamaFarm's types but
+    `GraphRetriever` and `ElasticRetriever`. Default: the database's default, else `hybrid`.
     """
     distance_metric: _builtins.str
-    """Metric of the vector side: `cosine`, `l2` or `ip`. It must be the one the database was made with.
-    Default: that one.
+    """How the vector side scores. Vectors have length 1, so the order is the same for all: `cosine` and `ip` (or `dot`,
+    `inner_product`) give (1 + c) / 2 for a cosine c, `l2` (or `euclidean`) gives 1 / (1 + d) for a distance d.
+    400 with a strategy that makes no vector search. Default: the strategy's, else the database's, else `cosine`.
     """
     hybrid_alpha: _builtins.float
-    """Weight of the vector side of a hybrid search; 0 is keywords only. Range: 0 to 1. Default: 0.5."""
+    """Weight of the vector side of a hybrid search; 0 is keywords only. 400 with a strategy that makes no hybrid search.
+    Range: 0 to 1. Default: 0.5.
+    """
     rerank_model: _builtins.str
-    """Cross-encoder that rescores the candidates. Default: the strategy's configured one, else none."""
+    """Cross-encoder that rescores the candidates: a folder in the models folder. 404 with a list of those there are when it
+    is not installed. Default: the strategy's configured one, else none.
+    """
     query_expansion: _builtins.bool
-    """Whether variants of the query are searched too. Default: false."""
+    """Whether words that the best keyword hits share are searched too. 400 with a strategy that makes no keyword search.
+    Default: the strategy's, else false.
+    """
     max_tokens: _builtins.int
     """Most tokens of all results together; the last ones are dropped. Range: 1 to 8192. Default: no limit."""
+    data_processing_strategy: _builtins.str
+    """Searches only the datasets that are processed by this strategy. Default: all datasets of the database."""
     @_builtins.property
     def metadata_filters(self) -> _struct_pb2.Struct:
-        """Metadata that results must have: each key's value must be equal, or be one of an array's values."""
+        """Metadata that results must have: each key's value must be equal, or be one of an array's values. Where the metadata
+        is a list, such as `authors`, it must hold the value. At most 20 keys, and 100 values each.
+        """
 
     def __init__(
         self,
@@ -86,11 +98,14 @@ class QueryRequest(_message.Message):
         rerank_model: _builtins.str | None = ...,
         query_expansion: _builtins.bool | None = ...,
         max_tokens: _builtins.int | None = ...,
+        data_processing_strategy: _builtins.str | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_database", b"_database", "_distance_metric", b"_distance_metric", "_hybrid_alpha", b"_hybrid_alpha", "_max_tokens", b"_max_tokens", "_query_expansion", b"_query_expansion", "_rerank_model", b"_rerank_model", "_retrieval_strategy", b"_retrieval_strategy", "_score_threshold", b"_score_threshold", "_top_k", b"_top_k", "database", b"database", "distance_metric", b"distance_metric", "hybrid_alpha", b"hybrid_alpha", "max_tokens", b"max_tokens", "metadata_filters", b"metadata_filters", "query_expansion", b"query_expansion", "rerank_model", b"rerank_model", "retrieval_strategy", b"retrieval_strategy", "score_threshold", b"score_threshold", "top_k", b"top_k"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_data_processing_strategy", b"_data_processing_strategy", "_database", b"_database", "_distance_metric", b"_distance_metric", "_hybrid_alpha", b"_hybrid_alpha", "_max_tokens", b"_max_tokens", "_query_expansion", b"_query_expansion", "_rerank_model", b"_rerank_model", "_retrieval_strategy", b"_retrieval_strategy", "_score_threshold", b"_score_threshold", "_top_k", b"_top_k", "data_processing_strategy", b"data_processing_strategy", "database", b"database", "distance_metric", b"distance_metric", "hybrid_alpha", b"hybrid_alpha", "max_tokens", b"max_tokens", "metadata_filters", b"metadata_filters", "query_expansion", b"query_expansion", "rerank_model", b"rerank_model", "retrieval_strategy", b"retrieval_strategy", "score_threshold", b"score_threshold", "top_k", b"top_k"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_database", b"_database", "_distance_metric", b"_distance_metric", "_hybrid_alpha", b"_hybrid_alpha", "_max_tokens", b"_max_tokens", "_query_expansion", b"_query_expansion", "_rerank_model", b"_rerank_model", "_retrieval_strategy", b"_retrieval_strategy", "_score_threshold", b"_score_threshold", "_top_k", b"_top_k", "database", b"database", "distance_metric", b"distance_metric", "hybrid_alpha", b"hybrid_alpha", "max_tokens", b"max_tokens", "metadata_filters", b"metadata_filters", "namespace", b"namespace", "project", b"project", "query", b"query", "query_expansion", b"query_expansion", "rerank_model", b"rerank_model", "retrieval_strategy", b"retrieval_strategy", "score_threshold", b"score_threshold", "top_k", b"top_k"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_data_processing_strategy", b"_data_processing_strategy", "_database", b"_database", "_distance_metric", b"_distance_metric", "_hybrid_alpha", b"_hybrid_alpha", "_max_tokens", b"_max_tokens", "_query_expansion", b"_query_expansion", "_rerank_model", b"_rerank_model", "_retrieval_strategy", b"_retrieval_strategy", "_score_threshold", b"_score_threshold", "_top_k", b"_top_k", "data_processing_strategy", b"data_processing_strategy", "database", b"database", "distance_metric", b"distance_metric", "hybrid_alpha", b"hybrid_alpha", "max_tokens", b"max_tokens", "metadata_filters", b"metadata_filters", "namespace", b"namespace", "project", b"project", "query", b"query", "query_expansion", b"query_expansion", "rerank_model", b"rerank_model", "retrieval_strategy", b"retrieval_strategy", "score_threshold", b"score_threshold", "top_k", b"top_k"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__data_processing_strategy: _TypeAlias = _typing.Literal["data_processing_strategy"]  # noqa: Y015
+    _WhichOneofArgType__data_processing_strategy: _TypeAlias = _typing.Literal["_data_processing_strategy", b"_data_processing_strategy"]  # noqa: Y015
     _WhichOneofReturnType__database: _TypeAlias = _typing.Literal["database"]  # noqa: Y015
     _WhichOneofArgType__database: _TypeAlias = _typing.Literal["_database", b"_database"]  # noqa: Y015
     _WhichOneofReturnType__distance_metric: _TypeAlias = _typing.Literal["distance_metric"]  # noqa: Y015
@@ -109,6 +124,8 @@ class QueryRequest(_message.Message):
     _WhichOneofArgType__score_threshold: _TypeAlias = _typing.Literal["_score_threshold", b"_score_threshold"]  # noqa: Y015
     _WhichOneofReturnType__top_k: _TypeAlias = _typing.Literal["top_k"]  # noqa: Y015
     _WhichOneofArgType__top_k: _TypeAlias = _typing.Literal["_top_k", b"_top_k"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__data_processing_strategy) -> _WhichOneofReturnType__data_processing_strategy | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__database) -> _WhichOneofReturnType__database | None: ...
     @_typing.overload
@@ -344,7 +361,9 @@ class DatabaseHealth(_message.Message):
     chunk_count: _builtins.int
     """Number of chunks indexed."""
     embedding_model: _builtins.str
-    """Embedding model the database was made with. Absent before the first file."""
+    """Embedding model the database was made with. Absent before the first file. Where its configuration names a model that
+    is not installed here, `message` says so.
+    """
     embedding_dimension: _builtins.int
     """Length of its vectors. Absent before the first file."""
     message: _builtins.str
@@ -417,3 +436,951 @@ class RetrievalComponentHealth(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___RetrievalComponentHealth: _TypeAlias = RetrievalComponentHealth  # noqa: Y015
+
+@_typing.final
+class ListDatabasesRequest(_message.Message):
+    """Asks for a project's databases."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAMESPACE_FIELD_NUMBER: _builtins.int
+    PROJECT_FIELD_NUMBER: _builtins.int
+    namespace: _builtins.str
+    """Namespace that holds the project: 1 to 100 letters, digits, `.`, `_` or `-`, starting with a letter or digit."""
+    project: _builtins.str
+    """Name of the project, under the same rule as the namespace."""
+    def __init__(
+        self,
+        *,
+        namespace: _builtins.str = ...,
+        project: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["namespace", b"namespace", "project", b"project"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListDatabasesRequest: _TypeAlias = ListDatabasesRequest  # noqa: Y015
+
+@_typing.final
+class ListDatabasesResponse(_message.Message):
+    """A project's databases."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DATABASES_FIELD_NUMBER: _builtins.int
+    DEFAULT_DATABASE_FIELD_NUMBER: _builtins.int
+    default_database: _builtins.str
+    """Name of the one that requests mean which name none. Absent when there is none."""
+    @_builtins.property
+    def databases(self) -> _containers.RepeatedCompositeFieldContainer[Global___Database]:
+        """The databases, in the order of the configuration."""
+
+    def __init__(
+        self,
+        *,
+        databases: _abc.Iterable[Global___Database] | None = ...,
+        default_database: _builtins.str | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_default_database", b"_default_database", "default_database", b"default_database"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_default_database", b"_default_database", "databases", b"databases", "default_database", b"default_database"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__default_database: _TypeAlias = _typing.Literal["default_database"]  # noqa: Y015
+    _WhichOneofArgType__default_database: _TypeAlias = _typing.Literal["_default_database", b"_default_database"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__default_database) -> _WhichOneofReturnType__default_database | None: ...
+
+Global___ListDatabasesResponse: _TypeAlias = ListDatabasesResponse  # noqa: Y015
+
+@_typing.final
+class CreateDatabaseRequest(_message.Message):
+    """Adds a database."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAMESPACE_FIELD_NUMBER: _builtins.int
+    PROJECT_FIELD_NUMBER: _builtins.int
+    CONFIG_FIELD_NUMBER: _builtins.int
+    namespace: _builtins.str
+    """Namespace that holds the project: 1 to 100 letters, digits, `.`, `_` or `-`, starting with a letter or digit."""
+    project: _builtins.str
+    """Name of the project, under the same rule as the namespace."""
+    @_builtins.property
+    def config(self) -> _struct_pb2.Struct:
+        """The database as it stands under `rag.databases` in llamafarm.yaml: `name`, `type`, `config`,
+        `embedding_strategies`, `retrieval_strategies`, `default_embedding_strategy`, `default_retrieval_strategy`, and
+        `embedding_strategy` or `retrieval_strategy` as names of components. `name` is required.
+        """
+
+    def __init__(
+        self,
+        *,
+        namespace: _builtins.str = ...,
+        project: _builtins.str = ...,
+        config: _struct_pb2.Struct | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["config", b"config"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["config", b"config", "namespace", b"namespace", "project", b"project"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CreateDatabaseRequest: _TypeAlias = CreateDatabaseRequest  # noqa: Y015
+
+@_typing.final
+class GetDatabaseRequest(_message.Message):
+    """Asks for one database."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAMESPACE_FIELD_NUMBER: _builtins.int
+    PROJECT_FIELD_NUMBER: _builtins.int
+    DATABASE_NAME_FIELD_NUMBER: _builtins.int
+    namespace: _builtins.str
+    """Namespace that holds the project: 1 to 100 letters, digits, `.`, `_` or `-`, starting with a letter or digit."""
+    project: _builtins.str
+    """Name of the project, under the same rule as the namespace."""
+    database_name: _builtins.str
+    """Name of the database."""
+    def __init__(
+        self,
+        *,
+        namespace: _builtins.str = ...,
+        project: _builtins.str = ...,
+        database_name: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["database_name", b"database_name", "namespace", b"namespace", "project", b"project"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetDatabaseRequest: _TypeAlias = GetDatabaseRequest  # noqa: Y015
+
+@_typing.final
+class UpdateDatabaseRequest(_message.Message):
+    """Changes a database."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAMESPACE_FIELD_NUMBER: _builtins.int
+    PROJECT_FIELD_NUMBER: _builtins.int
+    DATABASE_NAME_FIELD_NUMBER: _builtins.int
+    CONFIG_FIELD_NUMBER: _builtins.int
+    namespace: _builtins.str
+    """Namespace that holds the project: 1 to 100 letters, digits, `.`, `_` or `-`, starting with a letter or digit."""
+    project: _builtins.str
+    """Name of the project, under the same rule as the namespace."""
+    database_name: _builtins.str
+    """Name of the database."""
+    @_builtins.property
+    def config(self) -> _struct_pb2.Struct:
+        """The keys to change, as in `CreateDatabaseRequest.config`; a key that is `null` is removed."""
+
+    def __init__(
+        self,
+        *,
+        namespace: _builtins.str = ...,
+        project: _builtins.str = ...,
+        database_name: _builtins.str = ...,
+        config: _struct_pb2.Struct | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["config", b"config"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["config", b"config", "database_name", b"database_name", "namespace", b"namespace", "project", b"project"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UpdateDatabaseRequest: _TypeAlias = UpdateDatabaseRequest  # noqa: Y015
+
+@_typing.final
+class DeleteDatabaseRequest(_message.Message):
+    """Deletes a database."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAMESPACE_FIELD_NUMBER: _builtins.int
+    PROJECT_FIELD_NUMBER: _builtins.int
+    DATABASE_NAME_FIELD_NUMBER: _builtins.int
+    DELETE_COLLECTION_FIELD_NUMBER: _builtins.int
+    namespace: _builtins.str
+    """Namespace that holds the project: 1 to 100 letters, digits, `.`, `_` or `-`, starting with a letter or digit."""
+    project: _builtins.str
+    """Name of the project, under the same rule as the namespace."""
+    database_name: _builtins.str
+    """Name of the database."""
+    delete_collection: _builtins.bool
+    """Whether its vectors and chunks go too. Default: true."""
+    def __init__(
+        self,
+        *,
+        namespace: _builtins.str = ...,
+        project: _builtins.str = ...,
+        database_name: _builtins.str = ...,
+        delete_collection: _builtins.bool | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_delete_collection", b"_delete_collection", "delete_collection", b"delete_collection"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_delete_collection", b"_delete_collection", "database_name", b"database_name", "delete_collection", b"delete_collection", "namespace", b"namespace", "project", b"project"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__delete_collection: _TypeAlias = _typing.Literal["delete_collection"]  # noqa: Y015
+    _WhichOneofArgType__delete_collection: _TypeAlias = _typing.Literal["_delete_collection", b"_delete_collection"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__delete_collection) -> _WhichOneofReturnType__delete_collection | None: ...
+
+Global___DeleteDatabaseRequest: _TypeAlias = DeleteDatabaseRequest  # noqa: Y015
+
+@_typing.final
+class DeleteDatabaseResponse(_message.Message):
+    """The database that was deleted."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MESSAGE_FIELD_NUMBER: _builtins.int
+    DATABASE_FIELD_NUMBER: _builtins.int
+    DELETED_CHUNKS_FIELD_NUMBER: _builtins.int
+    message: _builtins.str
+    """One sentence for people."""
+    deleted_chunks: _builtins.int
+    """Number of chunks that were removed."""
+    @_builtins.property
+    def database(self) -> Global___Database:
+        """The database as it was."""
+
+    def __init__(
+        self,
+        *,
+        message: _builtins.str = ...,
+        database: Global___Database | None = ...,
+        deleted_chunks: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["database", b"database"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["database", b"database", "deleted_chunks", b"deleted_chunks", "message", b"message"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DeleteDatabaseResponse: _TypeAlias = DeleteDatabaseResponse  # noqa: Y015
+
+@_typing.final
+class Database(_message.Message):
+    """A database as it is configured, and what that comes to here."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    TYPE_FIELD_NUMBER: _builtins.int
+    IS_DEFAULT_FIELD_NUMBER: _builtins.int
+    CONFIG_FIELD_NUMBER: _builtins.int
+    EMBEDDING_STRATEGIES_FIELD_NUMBER: _builtins.int
+    RETRIEVAL_STRATEGIES_FIELD_NUMBER: _builtins.int
+    DEFAULT_EMBEDDING_STRATEGY_FIELD_NUMBER: _builtins.int
+    DEFAULT_RETRIEVAL_STRATEGY_FIELD_NUMBER: _builtins.int
+    DEPENDENT_DATASETS_FIELD_NUMBER: _builtins.int
+    EMBEDDING_MODEL_FIELD_NUMBER: _builtins.int
+    NOTES_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """Its name."""
+    type: _builtins.str
+    """The type its configuration says, such as `ChromaStore`. Milvus holds it whatever the type."""
+    is_default: _builtins.bool
+    """Whether requests mean it that name none."""
+    default_embedding_strategy: _builtins.str
+    """Name of the embedding strategy in use. Absent when none is configured."""
+    default_retrieval_strategy: _builtins.str
+    """Name of the retrieval strategy of queries that name none. Absent when none is configured: it is `hybrid`."""
+    embedding_model: _builtins.str
+    """Embedding model in use: the one its vectors were made with, else the one they will be made with. Absent when that
+    can't be told, because the embedder is down or the model that is configured can't be replaced.
+    """
+    @_builtins.property
+    def config(self) -> _struct_pb2.Struct:
+        """Its settings, as configured."""
+
+    @_builtins.property
+    def embedding_strategies(self) -> _containers.RepeatedCompositeFieldContainer[Global___EmbeddingStrategy]:
+        """How its chunks become vectors."""
+
+    @_builtins.property
+    def retrieval_strategies(self) -> _containers.RepeatedCompositeFieldContainer[Global___RetrievalStrategy]:
+        """How it can be searched, beside the strategies `vector`, `keyword` and `hybrid`, which always work."""
+
+    @_builtins.property
+    def dependent_datasets(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Names of the datasets that go into it."""
+
+    @_builtins.property
+    def notes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Settings that are served in another way than they say, and settings that have no effect, one sentence each."""
+
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        type: _builtins.str = ...,
+        is_default: _builtins.bool = ...,
+        config: _struct_pb2.Struct | None = ...,
+        embedding_strategies: _abc.Iterable[Global___EmbeddingStrategy] | None = ...,
+        retrieval_strategies: _abc.Iterable[Global___RetrievalStrategy] | None = ...,
+        default_embedding_strategy: _builtins.str | None = ...,
+        default_retrieval_strategy: _builtins.str | None = ...,
+        dependent_datasets: _abc.Iterable[_builtins.str] | None = ...,
+        embedding_model: _builtins.str | None = ...,
+        notes: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_default_embedding_strategy", b"_default_embedding_strategy", "_default_retrieval_strategy", b"_default_retrieval_strategy", "_embedding_model", b"_embedding_model", "config", b"config", "default_embedding_strategy", b"default_embedding_strategy", "default_retrieval_strategy", b"default_retrieval_strategy", "embedding_model", b"embedding_model"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_default_embedding_strategy", b"_default_embedding_strategy", "_default_retrieval_strategy", b"_default_retrieval_strategy", "_embedding_model", b"_embedding_model", "config", b"config", "default_embedding_strategy", b"default_embedding_strategy", "default_retrieval_strategy", b"default_retrieval_strategy", "dependent_datasets", b"dependent_datasets", "embedding_model", b"embedding_model", "embedding_strategies", b"embedding_strategies", "is_default", b"is_default", "name", b"name", "notes", b"notes", "retrieval_strategies", b"retrieval_strategies", "type", b"type"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__default_embedding_strategy: _TypeAlias = _typing.Literal["default_embedding_strategy"]  # noqa: Y015
+    _WhichOneofArgType__default_embedding_strategy: _TypeAlias = _typing.Literal["_default_embedding_strategy", b"_default_embedding_strategy"]  # noqa: Y015
+    _WhichOneofReturnType__default_retrieval_strategy: _TypeAlias = _typing.Literal["default_retrieval_strategy"]  # noqa: Y015
+    _WhichOneofArgType__default_retrieval_strategy: _TypeAlias = _typing.Literal["_default_retrieval_strategy", b"_default_retrieval_strategy"]  # noqa: Y015
+    _WhichOneofReturnType__embedding_model: _TypeAlias = _typing.Literal["embedding_model"]  # noqa: Y015
+    _WhichOneofArgType__embedding_model: _TypeAlias = _typing.Literal["_embedding_model", b"_embedding_model"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__default_embedding_strategy) -> _WhichOneofReturnType__default_embedding_strategy | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__default_retrieval_strategy) -> _WhichOneofReturnType__default_retrieval_strategy | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__embedding_model) -> _WhichOneofReturnType__embedding_model | None: ...
+
+Global___Database: _TypeAlias = Database  # noqa: Y015
+
+@_typing.final
+class EmbeddingStrategy(_message.Message):
+    """An embedding strategy of a database."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    TYPE_FIELD_NUMBER: _builtins.int
+    PRIORITY_FIELD_NUMBER: _builtins.int
+    IS_DEFAULT_FIELD_NUMBER: _builtins.int
+    CONFIG_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """Its name."""
+    type: _builtins.str
+    """Type, such as `SentenceTransformerEmbedder`; all types embed inside this server."""
+    priority: _builtins.int
+    """Among several without a default, the highest is used."""
+    is_default: _builtins.bool
+    """Whether it is the one in use."""
+    @_builtins.property
+    def config(self) -> _struct_pb2.Struct:
+        """Its settings, as configured."""
+
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        type: _builtins.str = ...,
+        priority: _builtins.int = ...,
+        is_default: _builtins.bool = ...,
+        config: _struct_pb2.Struct | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["config", b"config"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["config", b"config", "is_default", b"is_default", "name", b"name", "priority", b"priority", "type", b"type"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___EmbeddingStrategy: _TypeAlias = EmbeddingStrategy  # noqa: Y015
+
+@_typing.final
+class RetrievalStrategy(_message.Message):
+    """A retrieval strategy of a database."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    TYPE_FIELD_NUMBER: _builtins.int
+    IS_DEFAULT_FIELD_NUMBER: _builtins.int
+    CONFIG_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """Its name."""
+    type: _builtins.str
+    """Type, such as `HybridUniversalStrategy`."""
+    is_default: _builtins.bool
+    """Whether queries use it that name none."""
+    @_builtins.property
+    def config(self) -> _struct_pb2.Struct:
+        """Its settings, as configured."""
+
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        type: _builtins.str = ...,
+        is_default: _builtins.bool = ...,
+        config: _struct_pb2.Struct | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["config", b"config"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["config", b"config", "is_default", b"is_default", "name", b"name", "type", b"type"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RetrievalStrategy: _TypeAlias = RetrievalStrategy  # noqa: Y015
+
+@_typing.final
+class ListDocumentsRequest(_message.Message):
+    """Asks for a database's documents."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAMESPACE_FIELD_NUMBER: _builtins.int
+    PROJECT_FIELD_NUMBER: _builtins.int
+    DATABASE_FIELD_NUMBER: _builtins.int
+    LIMIT_FIELD_NUMBER: _builtins.int
+    OFFSET_FIELD_NUMBER: _builtins.int
+    DATABASE_NAME_FIELD_NUMBER: _builtins.int
+    namespace: _builtins.str
+    """Namespace that holds the project: 1 to 100 letters, digits, `.`, `_` or `-`, starting with a letter or digit."""
+    project: _builtins.str
+    """Name of the project, under the same rule as the namespace."""
+    database: _builtins.str
+    """Name of the database. Default: the project's default database."""
+    limit: _builtins.int
+    """Most documents to list. Range: 1 to 1000. Default: 50."""
+    offset: _builtins.int
+    """Documents to leave out at the beginning. Range: 0 to 2147483647. Default: 0."""
+    database_name: _builtins.str
+    """The same as `database`, as it stands in a path."""
+    def __init__(
+        self,
+        *,
+        namespace: _builtins.str = ...,
+        project: _builtins.str = ...,
+        database: _builtins.str | None = ...,
+        limit: _builtins.int | None = ...,
+        offset: _builtins.int | None = ...,
+        database_name: _builtins.str | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_database", b"_database", "_database_name", b"_database_name", "_limit", b"_limit", "_offset", b"_offset", "database", b"database", "database_name", b"database_name", "limit", b"limit", "offset", b"offset"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_database", b"_database", "_database_name", b"_database_name", "_limit", b"_limit", "_offset", b"_offset", "database", b"database", "database_name", b"database_name", "limit", b"limit", "namespace", b"namespace", "offset", b"offset", "project", b"project"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__database: _TypeAlias = _typing.Literal["database"]  # noqa: Y015
+    _WhichOneofArgType__database: _TypeAlias = _typing.Literal["_database", b"_database"]  # noqa: Y015
+    _WhichOneofReturnType__database_name: _TypeAlias = _typing.Literal["database_name"]  # noqa: Y015
+    _WhichOneofArgType__database_name: _TypeAlias = _typing.Literal["_database_name", b"_database_name"]  # noqa: Y015
+    _WhichOneofReturnType__limit: _TypeAlias = _typing.Literal["limit"]  # noqa: Y015
+    _WhichOneofArgType__limit: _TypeAlias = _typing.Literal["_limit", b"_limit"]  # noqa: Y015
+    _WhichOneofReturnType__offset: _TypeAlias = _typing.Literal["offset"]  # noqa: Y015
+    _WhichOneofArgType__offset: _TypeAlias = _typing.Literal["_offset", b"_offset"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__database) -> _WhichOneofReturnType__database | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__database_name) -> _WhichOneofReturnType__database_name | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__limit) -> _WhichOneofReturnType__limit | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__offset) -> _WhichOneofReturnType__offset | None: ...
+
+Global___ListDocumentsRequest: _TypeAlias = ListDocumentsRequest  # noqa: Y015
+
+@_typing.final
+class ListDocumentsResponse(_message.Message):
+    """A database's documents."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DOCUMENTS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def documents(self) -> _containers.RepeatedCompositeFieldContainer[Global___Document]:
+        """The documents by name."""
+
+    def __init__(
+        self,
+        *,
+        documents: _abc.Iterable[Global___Document] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["documents", b"documents"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListDocumentsResponse: _TypeAlias = ListDocumentsResponse  # noqa: Y015
+
+@_typing.final
+class Document(_message.Message):
+    """A document of a database: a file, however many of its datasets hold it."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ID_FIELD_NUMBER: _builtins.int
+    FILENAME_FIELD_NUMBER: _builtins.int
+    CHUNK_COUNT_FIELD_NUMBER: _builtins.int
+    SIZE_BYTES_FIELD_NUMBER: _builtins.int
+    PARSER_USED_FIELD_NUMBER: _builtins.int
+    DATE_INGESTED_FIELD_NUMBER: _builtins.int
+    METADATA_FIELD_NUMBER: _builtins.int
+    id: _builtins.str
+    """SHA-256 of the file, in hex."""
+    filename: _builtins.str
+    """Name of the file."""
+    chunk_count: _builtins.int
+    """Number of its chunks in the database."""
+    size_bytes: _builtins.float
+    """Size of the file in bytes, a whole number."""
+    parser_used: _builtins.str
+    """What read it."""
+    date_ingested: _builtins.str
+    """When it was uploaded, in RFC 3339."""
+    @_builtins.property
+    def metadata(self) -> _struct_pb2.Struct:
+        """What is known about it: `datasets`, `mime_type` and what the parser found, such as `title`."""
+
+    def __init__(
+        self,
+        *,
+        id: _builtins.str = ...,
+        filename: _builtins.str = ...,
+        chunk_count: _builtins.int = ...,
+        size_bytes: _builtins.float = ...,
+        parser_used: _builtins.str = ...,
+        date_ingested: _builtins.str = ...,
+        metadata: _struct_pb2.Struct | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["metadata", b"metadata"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["chunk_count", b"chunk_count", "date_ingested", b"date_ingested", "filename", b"filename", "id", b"id", "metadata", b"metadata", "parser_used", b"parser_used", "size_bytes", b"size_bytes"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Document: _TypeAlias = Document  # noqa: Y015
+
+@_typing.final
+class GetStatsRequest(_message.Message):
+    """Asks how much a database holds."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAMESPACE_FIELD_NUMBER: _builtins.int
+    PROJECT_FIELD_NUMBER: _builtins.int
+    DATABASE_FIELD_NUMBER: _builtins.int
+    namespace: _builtins.str
+    """Namespace that holds the project: 1 to 100 letters, digits, `.`, `_` or `-`, starting with a letter or digit."""
+    project: _builtins.str
+    """Name of the project, under the same rule as the namespace."""
+    database: _builtins.str
+    """Name of the database. Default: the project's default database."""
+    def __init__(
+        self,
+        *,
+        namespace: _builtins.str = ...,
+        project: _builtins.str = ...,
+        database: _builtins.str | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_database", b"_database", "database", b"database"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_database", b"_database", "database", b"database", "namespace", b"namespace", "project", b"project"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__database: _TypeAlias = _typing.Literal["database"]  # noqa: Y015
+    _WhichOneofArgType__database: _TypeAlias = _typing.Literal["_database", b"_database"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__database) -> _WhichOneofReturnType__database | None: ...
+
+Global___GetStatsRequest: _TypeAlias = GetStatsRequest  # noqa: Y015
+
+@_typing.final
+class GetStatsResponse(_message.Message):
+    """How much a database holds."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DATABASE_FIELD_NUMBER: _builtins.int
+    VECTOR_COUNT_FIELD_NUMBER: _builtins.int
+    DOCUMENT_COUNT_FIELD_NUMBER: _builtins.int
+    CHUNK_COUNT_FIELD_NUMBER: _builtins.int
+    COLLECTION_SIZE_BYTES_FIELD_NUMBER: _builtins.int
+    INDEX_SIZE_BYTES_FIELD_NUMBER: _builtins.int
+    EMBEDDING_DIMENSION_FIELD_NUMBER: _builtins.int
+    DISTANCE_METRIC_FIELD_NUMBER: _builtins.int
+    LAST_UPDATED_FIELD_NUMBER: _builtins.int
+    METADATA_FIELD_NUMBER: _builtins.int
+    database: _builtins.str
+    """Name of the database."""
+    vector_count: _builtins.int
+    """Number of vectors in the vector store."""
+    document_count: _builtins.int
+    """Number of files with chunks in it."""
+    chunk_count: _builtins.int
+    """Number of chunks; the same as `vector_count` unless vectors were lost."""
+    collection_size_bytes: _builtins.float
+    """Size of the collection on disk in bytes, estimated, a whole number."""
+    index_size_bytes: _builtins.float
+    """The part of it that is the vectors themselves, a whole number."""
+    embedding_dimension: _builtins.int
+    """Length of its vectors; before the first file, of those it will have."""
+    distance_metric: _builtins.str
+    """Metric that its vector searches score by, unless a strategy or a query says otherwise."""
+    last_updated: _builtins.str
+    """When the newest of its documents was uploaded, in RFC 3339. Absent before the first."""
+    @_builtins.property
+    def metadata(self) -> _struct_pb2.Struct:
+        """`embedding_model`, and `type` as configured."""
+
+    def __init__(
+        self,
+        *,
+        database: _builtins.str = ...,
+        vector_count: _builtins.int = ...,
+        document_count: _builtins.int = ...,
+        chunk_count: _builtins.int = ...,
+        collection_size_bytes: _builtins.float = ...,
+        index_size_bytes: _builtins.float = ...,
+        embedding_dimension: _builtins.int = ...,
+        distance_metric: _builtins.str = ...,
+        last_updated: _builtins.str | None = ...,
+        metadata: _struct_pb2.Struct | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_last_updated", b"_last_updated", "last_updated", b"last_updated", "metadata", b"metadata"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_last_updated", b"_last_updated", "chunk_count", b"chunk_count", "collection_size_bytes", b"collection_size_bytes", "database", b"database", "distance_metric", b"distance_metric", "document_count", b"document_count", "embedding_dimension", b"embedding_dimension", "index_size_bytes", b"index_size_bytes", "last_updated", b"last_updated", "metadata", b"metadata", "vector_count", b"vector_count"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__last_updated: _TypeAlias = _typing.Literal["last_updated"]  # noqa: Y015
+    _WhichOneofArgType__last_updated: _TypeAlias = _typing.Literal["_last_updated", b"_last_updated"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__last_updated) -> _WhichOneofReturnType__last_updated | None: ...
+
+Global___GetStatsResponse: _TypeAlias = GetStatsResponse  # noqa: Y015
+
+@_typing.final
+class PreviewChunksRequest(_message.Message):
+    """Asks how a document would be cut into chunks."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAMESPACE_FIELD_NUMBER: _builtins.int
+    PROJECT_FIELD_NUMBER: _builtins.int
+    DATABASE_NAME_FIELD_NUMBER: _builtins.int
+    DATASET_ID_FIELD_NUMBER: _builtins.int
+    FILE_HASH_FIELD_NUMBER: _builtins.int
+    FILE_CONTENT_FIELD_NUMBER: _builtins.int
+    FILENAME_FIELD_NUMBER: _builtins.int
+    DATA_PROCESSING_STRATEGY_FIELD_NUMBER: _builtins.int
+    CHUNK_SIZE_FIELD_NUMBER: _builtins.int
+    CHUNK_OVERLAP_FIELD_NUMBER: _builtins.int
+    CHUNK_STRATEGY_FIELD_NUMBER: _builtins.int
+    namespace: _builtins.str
+    """Namespace that holds the project: 1 to 100 letters, digits, `.`, `_` or `-`, starting with a letter or digit."""
+    project: _builtins.str
+    """Name of the project, under the same rule as the namespace."""
+    database_name: _builtins.str
+    """Name of the database."""
+    dataset_id: _builtins.str
+    """Dataset that holds the file, together with `file_hash`."""
+    file_hash: _builtins.str
+    """SHA-256 of the file in hex, together with `dataset_id`."""
+    file_content: _builtins.bytes
+    """The document itself, base64 in JSON, instead of a file of a dataset; `filename` tells its kind."""
+    filename: _builtins.str
+    """Name of the document that `file_content` holds. Default: `document.txt`."""
+    data_processing_strategy: _builtins.str
+    """Strategy that says how it is read and cut. Default: the dataset's, else the project's first."""
+    chunk_size: _builtins.int
+    """Target size of a chunk in characters, in place of the strategy's. Range: 50 to 16000."""
+    chunk_overlap: _builtins.int
+    """Characters that neighbouring chunks share, in place of the strategy's. Range: 0 to half of the size."""
+    chunk_strategy: _builtins.str
+    """How chunks are cut: `sentences`, which is how it is done here; another value is refused. Default: that."""
+    def __init__(
+        self,
+        *,
+        namespace: _builtins.str = ...,
+        project: _builtins.str = ...,
+        database_name: _builtins.str = ...,
+        dataset_id: _builtins.str | None = ...,
+        file_hash: _builtins.str | None = ...,
+        file_content: _builtins.bytes | None = ...,
+        filename: _builtins.str | None = ...,
+        data_processing_strategy: _builtins.str | None = ...,
+        chunk_size: _builtins.int | None = ...,
+        chunk_overlap: _builtins.int | None = ...,
+        chunk_strategy: _builtins.str | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_chunk_overlap", b"_chunk_overlap", "_chunk_size", b"_chunk_size", "_chunk_strategy", b"_chunk_strategy", "_data_processing_strategy", b"_data_processing_strategy", "_dataset_id", b"_dataset_id", "_file_content", b"_file_content", "_file_hash", b"_file_hash", "_filename", b"_filename", "chunk_overlap", b"chunk_overlap", "chunk_size", b"chunk_size", "chunk_strategy", b"chunk_strategy", "data_processing_strategy", b"data_processing_strategy", "dataset_id", b"dataset_id", "file_content", b"file_content", "file_hash", b"file_hash", "filename", b"filename"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_chunk_overlap", b"_chunk_overlap", "_chunk_size", b"_chunk_size", "_chunk_strategy", b"_chunk_strategy", "_data_processing_strategy", b"_data_processing_strategy", "_dataset_id", b"_dataset_id", "_file_content", b"_file_content", "_file_hash", b"_file_hash", "_filename", b"_filename", "chunk_overlap", b"chunk_overlap", "chunk_size", b"chunk_size", "chunk_strategy", b"chunk_strategy", "data_processing_strategy", b"data_processing_strategy", "database_name", b"database_name", "dataset_id", b"dataset_id", "file_content", b"file_content", "file_hash", b"file_hash", "filename", b"filename", "namespace", b"namespace", "project", b"project"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__chunk_overlap: _TypeAlias = _typing.Literal["chunk_overlap"]  # noqa: Y015
+    _WhichOneofArgType__chunk_overlap: _TypeAlias = _typing.Literal["_chunk_overlap", b"_chunk_overlap"]  # noqa: Y015
+    _WhichOneofReturnType__chunk_size: _TypeAlias = _typing.Literal["chunk_size"]  # noqa: Y015
+    _WhichOneofArgType__chunk_size: _TypeAlias = _typing.Literal["_chunk_size", b"_chunk_size"]  # noqa: Y015
+    _WhichOneofReturnType__chunk_strategy: _TypeAlias = _typing.Literal["chunk_strategy"]  # noqa: Y015
+    _WhichOneofArgType__chunk_strategy: _TypeAlias = _typing.Literal["_chunk_strategy", b"_chunk_strategy"]  # noqa: Y015
+    _WhichOneofReturnType__data_processing_strategy: _TypeAlias = _typing.Literal["data_processing_strategy"]  # noqa: Y015
+    _WhichOneofArgType__data_processing_strategy: _TypeAlias = _typing.Literal["_data_processing_strategy", b"_data_processing_strategy"]  # noqa: Y015
+    _WhichOneofReturnType__dataset_id: _TypeAlias = _typing.Literal["dataset_id"]  # noqa: Y015
+    _WhichOneofArgType__dataset_id: _TypeAlias = _typing.Literal["_dataset_id", b"_dataset_id"]  # noqa: Y015
+    _WhichOneofReturnType__file_content: _TypeAlias = _typing.Literal["file_content"]  # noqa: Y015
+    _WhichOneofArgType__file_content: _TypeAlias = _typing.Literal["_file_content", b"_file_content"]  # noqa: Y015
+    _WhichOneofReturnType__file_hash: _TypeAlias = _typing.Literal["file_hash"]  # noqa: Y015
+    _WhichOneofArgType__file_hash: _TypeAlias = _typing.Literal["_file_hash", b"_file_hash"]  # noqa: Y015
+    _WhichOneofReturnType__filename: _TypeAlias = _typing.Literal["filename"]  # noqa: Y015
+    _WhichOneofArgType__filename: _TypeAlias = _typing.Literal["_filename", b"_filename"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__chunk_overlap) -> _WhichOneofReturnType__chunk_overlap | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__chunk_size) -> _WhichOneofReturnType__chunk_size | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__chunk_strategy) -> _WhichOneofReturnType__chunk_strategy | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__data_processing_strategy) -> _WhichOneofReturnType__data_processing_strategy | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__dataset_id) -> _WhichOneofReturnType__dataset_id | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__file_content) -> _WhichOneofReturnType__file_content | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__file_hash) -> _WhichOneofReturnType__file_hash | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__filename) -> _WhichOneofReturnType__filename | None: ...
+
+Global___PreviewChunksRequest: _TypeAlias = PreviewChunksRequest  # noqa: Y015
+
+@_typing.final
+class PreviewChunksResponse(_message.Message):
+    """How a document would be cut into chunks."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ORIGINAL_TEXT_FIELD_NUMBER: _builtins.int
+    CHUNKS_FIELD_NUMBER: _builtins.int
+    FILENAME_FIELD_NUMBER: _builtins.int
+    SIZE_BYTES_FIELD_NUMBER: _builtins.int
+    PARSER_USED_FIELD_NUMBER: _builtins.int
+    CHUNK_STRATEGY_FIELD_NUMBER: _builtins.int
+    CHUNK_SIZE_FIELD_NUMBER: _builtins.int
+    CHUNK_OVERLAP_FIELD_NUMBER: _builtins.int
+    TOTAL_CHUNKS_FIELD_NUMBER: _builtins.int
+    AVG_CHUNK_SIZE_FIELD_NUMBER: _builtins.int
+    TOTAL_SIZE_WITH_OVERLAPS_FIELD_NUMBER: _builtins.int
+    WARNINGS_FIELD_NUMBER: _builtins.int
+    original_text: _builtins.str
+    """The text that was read, put together from the chunks: between chunks that do not overlap stands one line break."""
+    filename: _builtins.str
+    """Name of the document."""
+    size_bytes: _builtins.float
+    """Its size in bytes, a whole number."""
+    parser_used: _builtins.str
+    """What read it."""
+    chunk_strategy: _builtins.str
+    """How chunks are cut."""
+    chunk_size: _builtins.int
+    """Target size of a chunk in characters."""
+    chunk_overlap: _builtins.int
+    """Characters that neighbouring chunks share at most."""
+    total_chunks: _builtins.int
+    """Number of chunks, also of those that `chunks` leaves out."""
+    avg_chunk_size: _builtins.float
+    """Mean length of a chunk, in characters."""
+    total_size_with_overlaps: _builtins.int
+    """Length of all chunks together, in characters."""
+    @_builtins.property
+    def chunks(self) -> _containers.RepeatedCompositeFieldContainer[Global___PreviewChunk]:
+        """The chunks, in order."""
+
+    @_builtins.property
+    def warnings(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """What the preview leaves out, one sentence each."""
+
+    def __init__(
+        self,
+        *,
+        original_text: _builtins.str = ...,
+        chunks: _abc.Iterable[Global___PreviewChunk] | None = ...,
+        filename: _builtins.str = ...,
+        size_bytes: _builtins.float = ...,
+        parser_used: _builtins.str = ...,
+        chunk_strategy: _builtins.str = ...,
+        chunk_size: _builtins.int = ...,
+        chunk_overlap: _builtins.int = ...,
+        total_chunks: _builtins.int = ...,
+        avg_chunk_size: _builtins.float = ...,
+        total_size_with_overlaps: _builtins.int = ...,
+        warnings: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["avg_chunk_size", b"avg_chunk_size", "chunk_overlap", b"chunk_overlap", "chunk_size", b"chunk_size", "chunk_strategy", b"chunk_strategy", "chunks", b"chunks", "filename", b"filename", "original_text", b"original_text", "parser_used", b"parser_used", "size_bytes", b"size_bytes", "total_chunks", b"total_chunks", "total_size_with_overlaps", b"total_size_with_overlaps", "warnings", b"warnings"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PreviewChunksResponse: _TypeAlias = PreviewChunksResponse  # noqa: Y015
+
+@_typing.final
+class PreviewChunk(_message.Message):
+    """A chunk of a preview."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CHUNK_INDEX_FIELD_NUMBER: _builtins.int
+    CONTENT_FIELD_NUMBER: _builtins.int
+    START_POSITION_FIELD_NUMBER: _builtins.int
+    END_POSITION_FIELD_NUMBER: _builtins.int
+    CHAR_COUNT_FIELD_NUMBER: _builtins.int
+    WORD_COUNT_FIELD_NUMBER: _builtins.int
+    METADATA_FIELD_NUMBER: _builtins.int
+    chunk_index: _builtins.int
+    """Its place, from 0."""
+    content: _builtins.str
+    """Its text."""
+    start_position: _builtins.int
+    """Where it begins in `original_text`, in characters."""
+    end_position: _builtins.int
+    """Where it ends there: the place after its last character."""
+    char_count: _builtins.int
+    """Its length in characters."""
+    word_count: _builtins.int
+    """Its length in words."""
+    @_builtins.property
+    def metadata(self) -> _struct_pb2.Struct:
+        """What is known about it, such as `page`."""
+
+    def __init__(
+        self,
+        *,
+        chunk_index: _builtins.int = ...,
+        content: _builtins.str = ...,
+        start_position: _builtins.int = ...,
+        end_position: _builtins.int = ...,
+        char_count: _builtins.int = ...,
+        word_count: _builtins.int = ...,
+        metadata: _struct_pb2.Struct | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["metadata", b"metadata"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["char_count", b"char_count", "chunk_index", b"chunk_index", "content", b"content", "end_position", b"end_position", "metadata", b"metadata", "start_position", b"start_position", "word_count", b"word_count"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PreviewChunk: _TypeAlias = PreviewChunk  # noqa: Y015
+
+@_typing.final
+class ClearDatabaseRequest(_message.Message):
+    """Empties a database."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAMESPACE_FIELD_NUMBER: _builtins.int
+    PROJECT_FIELD_NUMBER: _builtins.int
+    DATABASE_FIELD_NUMBER: _builtins.int
+    namespace: _builtins.str
+    """Namespace that holds the project: 1 to 100 letters, digits, `.`, `_` or `-`, starting with a letter or digit."""
+    project: _builtins.str
+    """Name of the project, under the same rule as the namespace."""
+    database: _builtins.str
+    """Name of the database. Default: the project's default database."""
+    def __init__(
+        self,
+        *,
+        namespace: _builtins.str = ...,
+        project: _builtins.str = ...,
+        database: _builtins.str | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_database", b"_database", "database", b"database"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_database", b"_database", "database", b"database", "namespace", b"namespace", "project", b"project"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__database: _TypeAlias = _typing.Literal["database"]  # noqa: Y015
+    _WhichOneofArgType__database: _TypeAlias = _typing.Literal["_database", b"_database"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__database) -> _WhichOneofReturnType__database | None: ...
+
+Global___ClearDatabaseRequest: _TypeAlias = ClearDatabaseRequest  # noqa: Y015
+
+@_typing.final
+class ClearDatabaseResponse(_message.Message):
+    """What was removed."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MESSAGE_FIELD_NUMBER: _builtins.int
+    DATABASE_FIELD_NUMBER: _builtins.int
+    DELETED_CHUNKS_FIELD_NUMBER: _builtins.int
+    message: _builtins.str
+    """One sentence for people."""
+    database: _builtins.str
+    """Name of the database."""
+    deleted_chunks: _builtins.int
+    """Number of chunks that were removed."""
+    def __init__(
+        self,
+        *,
+        message: _builtins.str = ...,
+        database: _builtins.str = ...,
+        deleted_chunks: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["database", b"database", "deleted_chunks", b"deleted_chunks", "message", b"message"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ClearDatabaseResponse: _TypeAlias = ClearDatabaseResponse  # noqa: Y015
+
+@_typing.final
+class ReindexDatabaseRequest(_message.Message):
+    """Makes a database's vectors anew."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAMESPACE_FIELD_NUMBER: _builtins.int
+    PROJECT_FIELD_NUMBER: _builtins.int
+    DATABASE_FIELD_NUMBER: _builtins.int
+    namespace: _builtins.str
+    """Namespace that holds the project: 1 to 100 letters, digits, `.`, `_` or `-`, starting with a letter or digit."""
+    project: _builtins.str
+    """Name of the project, under the same rule as the namespace."""
+    database: _builtins.str
+    """Name of the database. Default: the project's default database."""
+    def __init__(
+        self,
+        *,
+        namespace: _builtins.str = ...,
+        project: _builtins.str = ...,
+        database: _builtins.str | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_database", b"_database", "database", b"database"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_database", b"_database", "database", b"database", "namespace", b"namespace", "project", b"project"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__database: _TypeAlias = _typing.Literal["database"]  # noqa: Y015
+    _WhichOneofArgType__database: _TypeAlias = _typing.Literal["_database", b"_database"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__database) -> _WhichOneofReturnType__database | None: ...
+
+Global___ReindexDatabaseRequest: _TypeAlias = ReindexDatabaseRequest  # noqa: Y015
+
+@_typing.final
+class ReindexDatabaseResponse(_message.Message):
+    """The task that makes the vectors."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MESSAGE_FIELD_NUMBER: _builtins.int
+    DATABASE_FIELD_NUMBER: _builtins.int
+    TASK_ID_FIELD_NUMBER: _builtins.int
+    TASK_URI_FIELD_NUMBER: _builtins.int
+    message: _builtins.str
+    """One sentence for people."""
+    database: _builtins.str
+    """Name of the database."""
+    task_id: _builtins.str
+    """Id of the task, for `GET …/tasks/{task_id}`."""
+    task_uri: _builtins.str
+    """Path of the task."""
+    def __init__(
+        self,
+        *,
+        message: _builtins.str = ...,
+        database: _builtins.str = ...,
+        task_id: _builtins.str = ...,
+        task_uri: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["database", b"database", "message", b"message", "task_id", b"task_id", "task_uri", b"task_uri"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReindexDatabaseResponse: _TypeAlias = ReindexDatabaseResponse  # noqa: Y015

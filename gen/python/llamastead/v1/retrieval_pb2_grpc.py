@@ -3,6 +3,7 @@
 import grpc
 import warnings
 
+from google.api import httpbody_pb2 as google_dot_api_dot_httpbody__pb2
 from llamastead.v1 import retrieval_pb2 as llamastead_dot_v1_dot_retrieval__pb2
 
 GRPC_GENERATED_VERSION = '1.85.1'
@@ -45,6 +46,61 @@ class RetrievalServiceStub:
                 request_serializer=llamastead_dot_v1_dot_retrieval__pb2.RetrievalServiceGetHealthRequest.SerializeToString,
                 response_deserializer=llamastead_dot_v1_dot_retrieval__pb2.RetrievalServiceGetHealthResponse.FromString,
                 _registered_method=True)
+        self.ListDatabases = channel.unary_unary(
+                '/llamastead.v1.RetrievalService/ListDatabases',
+                request_serializer=llamastead_dot_v1_dot_retrieval__pb2.ListDatabasesRequest.SerializeToString,
+                response_deserializer=llamastead_dot_v1_dot_retrieval__pb2.ListDatabasesResponse.FromString,
+                _registered_method=True)
+        self.CreateDatabase = channel.unary_unary(
+                '/llamastead.v1.RetrievalService/CreateDatabase',
+                request_serializer=llamastead_dot_v1_dot_retrieval__pb2.CreateDatabaseRequest.SerializeToString,
+                response_deserializer=llamastead_dot_v1_dot_retrieval__pb2.Database.FromString,
+                _registered_method=True)
+        self.GetDatabase = channel.unary_unary(
+                '/llamastead.v1.RetrievalService/GetDatabase',
+                request_serializer=llamastead_dot_v1_dot_retrieval__pb2.GetDatabaseRequest.SerializeToString,
+                response_deserializer=llamastead_dot_v1_dot_retrieval__pb2.Database.FromString,
+                _registered_method=True)
+        self.UpdateDatabase = channel.unary_unary(
+                '/llamastead.v1.RetrievalService/UpdateDatabase',
+                request_serializer=llamastead_dot_v1_dot_retrieval__pb2.UpdateDatabaseRequest.SerializeToString,
+                response_deserializer=llamastead_dot_v1_dot_retrieval__pb2.Database.FromString,
+                _registered_method=True)
+        self.DeleteDatabase = channel.unary_unary(
+                '/llamastead.v1.RetrievalService/DeleteDatabase',
+                request_serializer=llamastead_dot_v1_dot_retrieval__pb2.DeleteDatabaseRequest.SerializeToString,
+                response_deserializer=llamastead_dot_v1_dot_retrieval__pb2.DeleteDatabaseResponse.FromString,
+                _registered_method=True)
+        self.ListDocuments = channel.unary_unary(
+                '/llamastead.v1.RetrievalService/ListDocuments',
+                request_serializer=llamastead_dot_v1_dot_retrieval__pb2.ListDocumentsRequest.SerializeToString,
+                response_deserializer=llamastead_dot_v1_dot_retrieval__pb2.ListDocumentsResponse.FromString,
+                _registered_method=True)
+        self.ListDocumentsHttp = channel.unary_unary(
+                '/llamastead.v1.RetrievalService/ListDocumentsHttp',
+                request_serializer=llamastead_dot_v1_dot_retrieval__pb2.ListDocumentsRequest.SerializeToString,
+                response_deserializer=google_dot_api_dot_httpbody__pb2.HttpBody.FromString,
+                _registered_method=True)
+        self.GetStats = channel.unary_unary(
+                '/llamastead.v1.RetrievalService/GetStats',
+                request_serializer=llamastead_dot_v1_dot_retrieval__pb2.GetStatsRequest.SerializeToString,
+                response_deserializer=llamastead_dot_v1_dot_retrieval__pb2.GetStatsResponse.FromString,
+                _registered_method=True)
+        self.PreviewChunks = channel.unary_unary(
+                '/llamastead.v1.RetrievalService/PreviewChunks',
+                request_serializer=llamastead_dot_v1_dot_retrieval__pb2.PreviewChunksRequest.SerializeToString,
+                response_deserializer=llamastead_dot_v1_dot_retrieval__pb2.PreviewChunksResponse.FromString,
+                _registered_method=True)
+        self.ClearDatabase = channel.unary_unary(
+                '/llamastead.v1.RetrievalService/ClearDatabase',
+                request_serializer=llamastead_dot_v1_dot_retrieval__pb2.ClearDatabaseRequest.SerializeToString,
+                response_deserializer=llamastead_dot_v1_dot_retrieval__pb2.ClearDatabaseResponse.FromString,
+                _registered_method=True)
+        self.ReindexDatabase = channel.unary_unary(
+                '/llamastead.v1.RetrievalService/ReindexDatabase',
+                request_serializer=llamastead_dot_v1_dot_retrieval__pb2.ReindexDatabaseRequest.SerializeToString,
+                response_deserializer=llamastead_dot_v1_dot_retrieval__pb2.ReindexDatabaseResponse.FromString,
+                _registered_method=True)
 
 
 class RetrievalServiceServicer:
@@ -58,9 +114,11 @@ class RetrievalServiceServicer:
         first. A database without documents gives no results.
 
         Errors:
-        - 400: A value is malformed or out of range, the strategy is unknown, or the project has no database.
+        - 400: The strategy is unknown, a field is of no use to it, or the project has no database.
         - 404: The project, the database or the reranking model does not exist.
-        - 409: The database was made with another embedding model than the configured one.
+        - 408: The reranking model took longer than the strategy allows.
+        - 409: The database was made with another embedding model than the one it is now to be searched with.
+        - 422: A value is out of its range.
         - 503: The embedder is still loading or down.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -78,6 +136,149 @@ class RetrievalServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ListDatabases(self, request, context):
+        """Lists the project's databases with their strategies.
+
+        Errors:
+        - 400: A name is not valid.
+        - 404: The project does not exist.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def CreateDatabase(self, request, context):
+        """Adds a database to the project's configuration.
+
+        Success:
+        - 201: The database.
+
+        Errors:
+        - 400: A name is not valid.
+        - 404: The project does not exist.
+        - 409: There is a database of that name.
+        - 422: The configuration breaks a rule; the message names each field by its path.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetDatabase(self, request, context):
+        """Returns a database's configuration, what it comes to here, and the datasets that go into it.
+
+        Errors:
+        - 400: A name is not valid.
+        - 404: The project or the database does not exist.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def UpdateDatabase(self, request, context):
+        """Changes a database's configuration: keys that are given replace the present ones, `null` removes a key.
+
+        A change of the embedding model leaves the vectors as they are: queries then answer 409 until `rag/reindex`.
+
+        Errors:
+        - 400: A name is not valid, or the change would rename the database.
+        - 404: The project or the database does not exist.
+        - 422: The configuration breaks a rule; the message names each field by its path.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DeleteDatabase(self, request, context):
+        """Deletes a database: its vectors, its chunks, then its configuration.
+
+        Errors:
+        - 400: A name is not valid.
+        - 404: The project or the database does not exist.
+        - 409: Datasets go into it; delete or move them first.
+        - 503: The vector store is down.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListDocuments(self, request, context):
+        """Lists the documents of a database by name.
+
+        Errors:
+        - 400: A name is not valid.
+        - 404: The project or the database does not exist.
+        - 422: `limit` or `offset` is out of range.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListDocumentsHttp(self, request, context):
+        """Lists the documents of a database by name, as a bare array.
+
+        Content types:
+        - application/json: Document[]
+
+        Errors:
+        - 400: A name is not valid.
+        - 404: The project or the database does not exist.
+        - 422: `limit` or `offset` is out of range.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetStats(self, request, context):
+        """Returns how much a database holds.
+
+        Errors:
+        - 400: A name is not valid.
+        - 404: The project or the database does not exist.
+        - 503: The vector store is down.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def PreviewChunks(self, request, context):
+        """Cuts a document into chunks as processing would, without indexing anything.
+
+        Errors:
+        - 400: Neither a file of a dataset nor a content was given, or the document can't be read.
+        - 404: The project, the database, the dataset, the file or the strategy does not exist.
+        - 413: The body is larger than this server takes.
+        - 422: A size is out of range.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ClearDatabase(self, request, context):
+        """Removes all chunks from a database. The files stay in their datasets, to be processed again.
+
+        Errors:
+        - 400: A name is not valid.
+        - 404: The project or the database does not exist.
+        - 409: A dataset of the database is being processed.
+        - 503: The vector store is down.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ReindexDatabase(self, request, context):
+        """Starts a task that makes a database's vectors anew from its chunks, with the embedding model it now names.
+
+        Errors:
+        - 400: A name is not valid.
+        - 404: The project or the database does not exist.
+        - 409: The embedding model it names is not installed, and the server's own does not fit in its place.
+        - 503: The embedder is down.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_RetrievalServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -90,6 +291,61 @@ def add_RetrievalServiceServicer_to_server(servicer, server):
                     servicer.GetHealth,
                     request_deserializer=llamastead_dot_v1_dot_retrieval__pb2.RetrievalServiceGetHealthRequest.FromString,
                     response_serializer=llamastead_dot_v1_dot_retrieval__pb2.RetrievalServiceGetHealthResponse.SerializeToString,
+            ),
+            'ListDatabases': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListDatabases,
+                    request_deserializer=llamastead_dot_v1_dot_retrieval__pb2.ListDatabasesRequest.FromString,
+                    response_serializer=llamastead_dot_v1_dot_retrieval__pb2.ListDatabasesResponse.SerializeToString,
+            ),
+            'CreateDatabase': grpc.unary_unary_rpc_method_handler(
+                    servicer.CreateDatabase,
+                    request_deserializer=llamastead_dot_v1_dot_retrieval__pb2.CreateDatabaseRequest.FromString,
+                    response_serializer=llamastead_dot_v1_dot_retrieval__pb2.Database.SerializeToString,
+            ),
+            'GetDatabase': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetDatabase,
+                    request_deserializer=llamastead_dot_v1_dot_retrieval__pb2.GetDatabaseRequest.FromString,
+                    response_serializer=llamastead_dot_v1_dot_retrieval__pb2.Database.SerializeToString,
+            ),
+            'UpdateDatabase': grpc.unary_unary_rpc_method_handler(
+                    servicer.UpdateDatabase,
+                    request_deserializer=llamastead_dot_v1_dot_retrieval__pb2.UpdateDatabaseRequest.FromString,
+                    response_serializer=llamastead_dot_v1_dot_retrieval__pb2.Database.SerializeToString,
+            ),
+            'DeleteDatabase': grpc.unary_unary_rpc_method_handler(
+                    servicer.DeleteDatabase,
+                    request_deserializer=llamastead_dot_v1_dot_retrieval__pb2.DeleteDatabaseRequest.FromString,
+                    response_serializer=llamastead_dot_v1_dot_retrieval__pb2.DeleteDatabaseResponse.SerializeToString,
+            ),
+            'ListDocuments': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListDocuments,
+                    request_deserializer=llamastead_dot_v1_dot_retrieval__pb2.ListDocumentsRequest.FromString,
+                    response_serializer=llamastead_dot_v1_dot_retrieval__pb2.ListDocumentsResponse.SerializeToString,
+            ),
+            'ListDocumentsHttp': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListDocumentsHttp,
+                    request_deserializer=llamastead_dot_v1_dot_retrieval__pb2.ListDocumentsRequest.FromString,
+                    response_serializer=google_dot_api_dot_httpbody__pb2.HttpBody.SerializeToString,
+            ),
+            'GetStats': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetStats,
+                    request_deserializer=llamastead_dot_v1_dot_retrieval__pb2.GetStatsRequest.FromString,
+                    response_serializer=llamastead_dot_v1_dot_retrieval__pb2.GetStatsResponse.SerializeToString,
+            ),
+            'PreviewChunks': grpc.unary_unary_rpc_method_handler(
+                    servicer.PreviewChunks,
+                    request_deserializer=llamastead_dot_v1_dot_retrieval__pb2.PreviewChunksRequest.FromString,
+                    response_serializer=llamastead_dot_v1_dot_retrieval__pb2.PreviewChunksResponse.SerializeToString,
+            ),
+            'ClearDatabase': grpc.unary_unary_rpc_method_handler(
+                    servicer.ClearDatabase,
+                    request_deserializer=llamastead_dot_v1_dot_retrieval__pb2.ClearDatabaseRequest.FromString,
+                    response_serializer=llamastead_dot_v1_dot_retrieval__pb2.ClearDatabaseResponse.SerializeToString,
+            ),
+            'ReindexDatabase': grpc.unary_unary_rpc_method_handler(
+                    servicer.ReindexDatabase,
+                    request_deserializer=llamastead_dot_v1_dot_retrieval__pb2.ReindexDatabaseRequest.FromString,
+                    response_serializer=llamastead_dot_v1_dot_retrieval__pb2.ReindexDatabaseResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -147,6 +403,303 @@ class RetrievalService:
             '/llamastead.v1.RetrievalService/GetHealth',
             llamastead_dot_v1_dot_retrieval__pb2.RetrievalServiceGetHealthRequest.SerializeToString,
             llamastead_dot_v1_dot_retrieval__pb2.RetrievalServiceGetHealthResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListDatabases(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/llamastead.v1.RetrievalService/ListDatabases',
+            llamastead_dot_v1_dot_retrieval__pb2.ListDatabasesRequest.SerializeToString,
+            llamastead_dot_v1_dot_retrieval__pb2.ListDatabasesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CreateDatabase(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/llamastead.v1.RetrievalService/CreateDatabase',
+            llamastead_dot_v1_dot_retrieval__pb2.CreateDatabaseRequest.SerializeToString,
+            llamastead_dot_v1_dot_retrieval__pb2.Database.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetDatabase(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/llamastead.v1.RetrievalService/GetDatabase',
+            llamastead_dot_v1_dot_retrieval__pb2.GetDatabaseRequest.SerializeToString,
+            llamastead_dot_v1_dot_retrieval__pb2.Database.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def UpdateDatabase(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/llamastead.v1.RetrievalService/UpdateDatabase',
+            llamastead_dot_v1_dot_retrieval__pb2.UpdateDatabaseRequest.SerializeToString,
+            llamastead_dot_v1_dot_retrieval__pb2.Database.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DeleteDatabase(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/llamastead.v1.RetrievalService/DeleteDatabase',
+            llamastead_dot_v1_dot_retrieval__pb2.DeleteDatabaseRequest.SerializeToString,
+            llamastead_dot_v1_dot_retrieval__pb2.DeleteDatabaseResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListDocuments(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/llamastead.v1.RetrievalService/ListDocuments',
+            llamastead_dot_v1_dot_retrieval__pb2.ListDocumentsRequest.SerializeToString,
+            llamastead_dot_v1_dot_retrieval__pb2.ListDocumentsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListDocumentsHttp(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/llamastead.v1.RetrievalService/ListDocumentsHttp',
+            llamastead_dot_v1_dot_retrieval__pb2.ListDocumentsRequest.SerializeToString,
+            google_dot_api_dot_httpbody__pb2.HttpBody.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetStats(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/llamastead.v1.RetrievalService/GetStats',
+            llamastead_dot_v1_dot_retrieval__pb2.GetStatsRequest.SerializeToString,
+            llamastead_dot_v1_dot_retrieval__pb2.GetStatsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def PreviewChunks(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/llamastead.v1.RetrievalService/PreviewChunks',
+            llamastead_dot_v1_dot_retrieval__pb2.PreviewChunksRequest.SerializeToString,
+            llamastead_dot_v1_dot_retrieval__pb2.PreviewChunksResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ClearDatabase(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/llamastead.v1.RetrievalService/ClearDatabase',
+            llamastead_dot_v1_dot_retrieval__pb2.ClearDatabaseRequest.SerializeToString,
+            llamastead_dot_v1_dot_retrieval__pb2.ClearDatabaseResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ReindexDatabase(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/llamastead.v1.RetrievalService/ReindexDatabase',
+            llamastead_dot_v1_dot_retrieval__pb2.ReindexDatabaseRequest.SerializeToString,
+            llamastead_dot_v1_dot_retrieval__pb2.ReindexDatabaseResponse.FromString,
             options,
             channel_credentials,
             insecure,

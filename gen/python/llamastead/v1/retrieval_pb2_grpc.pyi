@@ -4,6 +4,7 @@ isort:skip_file
 """
 
 from collections import abc as _abc
+from google.api import httpbody_pb2 as _httpbody_pb2
 from grpc import aio as _aio
 from llamastead.v1 import retrieval_pb2 as _retrieval_pb2
 import abc as _abc_1
@@ -40,9 +41,11 @@ class RetrievalServiceStub:
     first. A database without documents gives no results.
 
     Errors:
-    - 400: A value is malformed or out of range, the strategy is unknown, or the project has no database.
+    - 400: The strategy is unknown, a field is of no use to it, or the project has no database.
     - 404: The project, the database or the reranking model does not exist.
-    - 409: The database was made with another embedding model than the configured one.
+    - 408: The reranking model took longer than the strategy allows.
+    - 409: The database was made with another embedding model than the one it is now to be searched with.
+    - 422: A value is out of its range.
     - 503: The embedder is still loading or down.
     """
     GetHealth: _grpc.UnaryUnaryMultiCallable[_retrieval_pb2.RetrievalServiceGetHealthRequest, _retrieval_pb2.RetrievalServiceGetHealthResponse]
@@ -51,6 +54,105 @@ class RetrievalServiceStub:
     Errors:
     - 400: A name is not valid.
     - 404: The project or the database does not exist.
+    """
+    ListDatabases: _grpc.UnaryUnaryMultiCallable[_retrieval_pb2.ListDatabasesRequest, _retrieval_pb2.ListDatabasesResponse]
+    """Lists the project's databases with their strategies.
+
+    Errors:
+    - 400: A name is not valid.
+    - 404: The project does not exist.
+    """
+    CreateDatabase: _grpc.UnaryUnaryMultiCallable[_retrieval_pb2.CreateDatabaseRequest, _retrieval_pb2.Database]
+    """Adds a database to the project's configuration.
+
+    Success:
+    - 201: The database.
+
+    Errors:
+    - 400: A name is not valid.
+    - 404: The project does not exist.
+    - 409: There is a database of that name.
+    - 422: The configuration breaks a rule; the message names each field by its path.
+    """
+    GetDatabase: _grpc.UnaryUnaryMultiCallable[_retrieval_pb2.GetDatabaseRequest, _retrieval_pb2.Database]
+    """Returns a database's configuration, what it comes to here, and the datasets that go into it.
+
+    Errors:
+    - 400: A name is not valid.
+    - 404: The project or the database does not exist.
+    """
+    UpdateDatabase: _grpc.UnaryUnaryMultiCallable[_retrieval_pb2.UpdateDatabaseRequest, _retrieval_pb2.Database]
+    """Changes a database's configuration: keys that are given replace the present ones, `null` removes a key.
+
+    A change of the embedding model leaves the vectors as they are: queries then answer 409 until `rag/reindex`.
+
+    Errors:
+    - 400: A name is not valid, or the change would rename the database.
+    - 404: The project or the database does not exist.
+    - 422: The configuration breaks a rule; the message names each field by its path.
+    """
+    DeleteDatabase: _grpc.UnaryUnaryMultiCallable[_retrieval_pb2.DeleteDatabaseRequest, _retrieval_pb2.DeleteDatabaseResponse]
+    """Deletes a database: its vectors, its chunks, then its configuration.
+
+    Errors:
+    - 400: A name is not valid.
+    - 404: The project or the database does not exist.
+    - 409: Datasets go into it; delete or move them first.
+    - 503: The vector store is down.
+    """
+    ListDocuments: _grpc.UnaryUnaryMultiCallable[_retrieval_pb2.ListDocumentsRequest, _retrieval_pb2.ListDocumentsResponse]
+    """Lists the documents of a database by name.
+
+    Errors:
+    - 400: A name is not valid.
+    - 404: The project or the database does not exist.
+    - 422: `limit` or `offset` is out of range.
+    """
+    ListDocumentsHttp: _grpc.UnaryUnaryMultiCallable[_retrieval_pb2.ListDocumentsRequest, _httpbody_pb2.HttpBody]
+    """Lists the documents of a database by name, as a bare array.
+
+    Content types:
+    - application/json: Document[]
+
+    Errors:
+    - 400: A name is not valid.
+    - 404: The project or the database does not exist.
+    - 422: `limit` or `offset` is out of range.
+    """
+    GetStats: _grpc.UnaryUnaryMultiCallable[_retrieval_pb2.GetStatsRequest, _retrieval_pb2.GetStatsResponse]
+    """Returns how much a database holds.
+
+    Errors:
+    - 400: A name is not valid.
+    - 404: The project or the database does not exist.
+    - 503: The vector store is down.
+    """
+    PreviewChunks: _grpc.UnaryUnaryMultiCallable[_retrieval_pb2.PreviewChunksRequest, _retrieval_pb2.PreviewChunksResponse]
+    """Cuts a document into chunks as processing would, without indexing anything.
+
+    Errors:
+    - 400: Neither a file of a dataset nor a content was given, or the document can't be read.
+    - 404: The project, the database, the dataset, the file or the strategy does not exist.
+    - 413: The body is larger than this server takes.
+    - 422: A size is out of range.
+    """
+    ClearDatabase: _grpc.UnaryUnaryMultiCallable[_retrieval_pb2.ClearDatabaseRequest, _retrieval_pb2.ClearDatabaseResponse]
+    """Removes all chunks from a database. The files stay in their datasets, to be processed again.
+
+    Errors:
+    - 400: A name is not valid.
+    - 404: The project or the database does not exist.
+    - 409: A dataset of the database is being processed.
+    - 503: The vector store is down.
+    """
+    ReindexDatabase: _grpc.UnaryUnaryMultiCallable[_retrieval_pb2.ReindexDatabaseRequest, _retrieval_pb2.ReindexDatabaseResponse]
+    """Starts a task that makes a database's vectors anew from its chunks, with the embedding model it now names.
+
+    Errors:
+    - 400: A name is not valid.
+    - 404: The project or the database does not exist.
+    - 409: The embedding model it names is not installed, and the server's own does not fit in its place.
+    - 503: The embedder is down.
     """
 
 @_typing.type_check_only
@@ -65,9 +167,11 @@ class RetrievalServiceAsyncStub(RetrievalServiceStub):
     first. A database without documents gives no results.
 
     Errors:
-    - 400: A value is malformed or out of range, the strategy is unknown, or the project has no database.
+    - 400: The strategy is unknown, a field is of no use to it, or the project has no database.
     - 404: The project, the database or the reranking model does not exist.
-    - 409: The database was made with another embedding model than the configured one.
+    - 408: The reranking model took longer than the strategy allows.
+    - 409: The database was made with another embedding model than the one it is now to be searched with.
+    - 422: A value is out of its range.
     - 503: The embedder is still loading or down.
     """
     GetHealth: _aio.UnaryUnaryMultiCallable[_retrieval_pb2.RetrievalServiceGetHealthRequest, _retrieval_pb2.RetrievalServiceGetHealthResponse]  # type: ignore[assignment]
@@ -76,6 +180,105 @@ class RetrievalServiceAsyncStub(RetrievalServiceStub):
     Errors:
     - 400: A name is not valid.
     - 404: The project or the database does not exist.
+    """
+    ListDatabases: _aio.UnaryUnaryMultiCallable[_retrieval_pb2.ListDatabasesRequest, _retrieval_pb2.ListDatabasesResponse]  # type: ignore[assignment]
+    """Lists the project's databases with their strategies.
+
+    Errors:
+    - 400: A name is not valid.
+    - 404: The project does not exist.
+    """
+    CreateDatabase: _aio.UnaryUnaryMultiCallable[_retrieval_pb2.CreateDatabaseRequest, _retrieval_pb2.Database]  # type: ignore[assignment]
+    """Adds a database to the project's configuration.
+
+    Success:
+    - 201: The database.
+
+    Errors:
+    - 400: A name is not valid.
+    - 404: The project does not exist.
+    - 409: There is a database of that name.
+    - 422: The configuration breaks a rule; the message names each field by its path.
+    """
+    GetDatabase: _aio.UnaryUnaryMultiCallable[_retrieval_pb2.GetDatabaseRequest, _retrieval_pb2.Database]  # type: ignore[assignment]
+    """Returns a database's configuration, what it comes to here, and the datasets that go into it.
+
+    Errors:
+    - 400: A name is not valid.
+    - 404: The project or the database does not exist.
+    """
+    UpdateDatabase: _aio.UnaryUnaryMultiCallable[_retrieval_pb2.UpdateDatabaseRequest, _retrieval_pb2.Database]  # type: ignore[assignment]
+    """Changes a database's configuration: keys that are given replace the present ones, `null` removes a key.
+
+    A change of the embedding model leaves the vectors as they are: queries then answer 409 until `rag/reindex`.
+
+    Errors:
+    - 400: A name is not valid, or the change would rename the database.
+    - 404: The project or the database does not exist.
+    - 422: The configuration breaks a rule; the message names each field by its path.
+    """
+    DeleteDatabase: _aio.UnaryUnaryMultiCallable[_retrieval_pb2.DeleteDatabaseRequest, _retrieval_pb2.DeleteDatabaseResponse]  # type: ignore[assignment]
+    """Deletes a database: its vectors, its chunks, then its configuration.
+
+    Errors:
+    - 400: A name is not valid.
+    - 404: The project or the database does not exist.
+    - 409: Datasets go into it; delete or move them first.
+    - 503: The vector store is down.
+    """
+    ListDocuments: _aio.UnaryUnaryMultiCallable[_retrieval_pb2.ListDocumentsRequest, _retrieval_pb2.ListDocumentsResponse]  # type: ignore[assignment]
+    """Lists the documents of a database by name.
+
+    Errors:
+    - 400: A name is not valid.
+    - 404: The project or the database does not exist.
+    - 422: `limit` or `offset` is out of range.
+    """
+    ListDocumentsHttp: _aio.UnaryUnaryMultiCallable[_retrieval_pb2.ListDocumentsRequest, _httpbody_pb2.HttpBody]  # type: ignore[assignment]
+    """Lists the documents of a database by name, as a bare array.
+
+    Content types:
+    - application/json: Document[]
+
+    Errors:
+    - 400: A name is not valid.
+    - 404: The project or the database does not exist.
+    - 422: `limit` or `offset` is out of range.
+    """
+    GetStats: _aio.UnaryUnaryMultiCallable[_retrieval_pb2.GetStatsRequest, _retrieval_pb2.GetStatsResponse]  # type: ignore[assignment]
+    """Returns how much a database holds.
+
+    Errors:
+    - 400: A name is not valid.
+    - 404: The project or the database does not exist.
+    - 503: The vector store is down.
+    """
+    PreviewChunks: _aio.UnaryUnaryMultiCallable[_retrieval_pb2.PreviewChunksRequest, _retrieval_pb2.PreviewChunksResponse]  # type: ignore[assignment]
+    """Cuts a document into chunks as processing would, without indexing anything.
+
+    Errors:
+    - 400: Neither a file of a dataset nor a content was given, or the document can't be read.
+    - 404: The project, the database, the dataset, the file or the strategy does not exist.
+    - 413: The body is larger than this server takes.
+    - 422: A size is out of range.
+    """
+    ClearDatabase: _aio.UnaryUnaryMultiCallable[_retrieval_pb2.ClearDatabaseRequest, _retrieval_pb2.ClearDatabaseResponse]  # type: ignore[assignment]
+    """Removes all chunks from a database. The files stay in their datasets, to be processed again.
+
+    Errors:
+    - 400: A name is not valid.
+    - 404: The project or the database does not exist.
+    - 409: A dataset of the database is being processed.
+    - 503: The vector store is down.
+    """
+    ReindexDatabase: _aio.UnaryUnaryMultiCallable[_retrieval_pb2.ReindexDatabaseRequest, _retrieval_pb2.ReindexDatabaseResponse]  # type: ignore[assignment]
+    """Starts a task that makes a database's vectors anew from its chunks, with the embedding model it now names.
+
+    Errors:
+    - 400: A name is not valid.
+    - 404: The project or the database does not exist.
+    - 409: The embedding model it names is not installed, and the server's own does not fit in its place.
+    - 503: The embedder is down.
     """
 
 class RetrievalServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -93,9 +296,11 @@ class RetrievalServiceServicer(metaclass=_abc_1.ABCMeta):
         first. A database without documents gives no results.
 
         Errors:
-        - 400: A value is malformed or out of range, the strategy is unknown, or the project has no database.
+        - 400: The strategy is unknown, a field is of no use to it, or the project has no database.
         - 404: The project, the database or the reranking model does not exist.
-        - 409: The database was made with another embedding model than the configured one.
+        - 408: The reranking model took longer than the strategy allows.
+        - 409: The database was made with another embedding model than the one it is now to be searched with.
+        - 422: A value is out of its range.
         - 503: The embedder is still loading or down.
         """
 
@@ -110,6 +315,171 @@ class RetrievalServiceServicer(metaclass=_abc_1.ABCMeta):
         Errors:
         - 400: A name is not valid.
         - 404: The project or the database does not exist.
+        """
+
+    @_abc_1.abstractmethod
+    def ListDatabases(
+        self,
+        request: _retrieval_pb2.ListDatabasesRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_retrieval_pb2.ListDatabasesResponse, _abc.Awaitable[_retrieval_pb2.ListDatabasesResponse]]:
+        """Lists the project's databases with their strategies.
+
+        Errors:
+        - 400: A name is not valid.
+        - 404: The project does not exist.
+        """
+
+    @_abc_1.abstractmethod
+    def CreateDatabase(
+        self,
+        request: _retrieval_pb2.CreateDatabaseRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_retrieval_pb2.Database, _abc.Awaitable[_retrieval_pb2.Database]]:
+        """Adds a database to the project's configuration.
+
+        Success:
+        - 201: The database.
+
+        Errors:
+        - 400: A name is not valid.
+        - 404: The project does not exist.
+        - 409: There is a database of that name.
+        - 422: The configuration breaks a rule; the message names each field by its path.
+        """
+
+    @_abc_1.abstractmethod
+    def GetDatabase(
+        self,
+        request: _retrieval_pb2.GetDatabaseRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_retrieval_pb2.Database, _abc.Awaitable[_retrieval_pb2.Database]]:
+        """Returns a database's configuration, what it comes to here, and the datasets that go into it.
+
+        Errors:
+        - 400: A name is not valid.
+        - 404: The project or the database does not exist.
+        """
+
+    @_abc_1.abstractmethod
+    def UpdateDatabase(
+        self,
+        request: _retrieval_pb2.UpdateDatabaseRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_retrieval_pb2.Database, _abc.Awaitable[_retrieval_pb2.Database]]:
+        """Changes a database's configuration: keys that are given replace the present ones, `null` removes a key.
+
+        A change of the embedding model leaves the vectors as they are: queries then answer 409 until `rag/reindex`.
+
+        Errors:
+        - 400: A name is not valid, or the change would rename the database.
+        - 404: The project or the database does not exist.
+        - 422: The configuration breaks a rule; the message names each field by its path.
+        """
+
+    @_abc_1.abstractmethod
+    def DeleteDatabase(
+        self,
+        request: _retrieval_pb2.DeleteDatabaseRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_retrieval_pb2.DeleteDatabaseResponse, _abc.Awaitable[_retrieval_pb2.DeleteDatabaseResponse]]:
+        """Deletes a database: its vectors, its chunks, then its configuration.
+
+        Errors:
+        - 400: A name is not valid.
+        - 404: The project or the database does not exist.
+        - 409: Datasets go into it; delete or move them first.
+        - 503: The vector store is down.
+        """
+
+    @_abc_1.abstractmethod
+    def ListDocuments(
+        self,
+        request: _retrieval_pb2.ListDocumentsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_retrieval_pb2.ListDocumentsResponse, _abc.Awaitable[_retrieval_pb2.ListDocumentsResponse]]:
+        """Lists the documents of a database by name.
+
+        Errors:
+        - 400: A name is not valid.
+        - 404: The project or the database does not exist.
+        - 422: `limit` or `offset` is out of range.
+        """
+
+    @_abc_1.abstractmethod
+    def ListDocumentsHttp(
+        self,
+        request: _retrieval_pb2.ListDocumentsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_httpbody_pb2.HttpBody, _abc.Awaitable[_httpbody_pb2.HttpBody]]:
+        """Lists the documents of a database by name, as a bare array.
+
+        Content types:
+        - application/json: Document[]
+
+        Errors:
+        - 400: A name is not valid.
+        - 404: The project or the database does not exist.
+        - 422: `limit` or `offset` is out of range.
+        """
+
+    @_abc_1.abstractmethod
+    def GetStats(
+        self,
+        request: _retrieval_pb2.GetStatsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_retrieval_pb2.GetStatsResponse, _abc.Awaitable[_retrieval_pb2.GetStatsResponse]]:
+        """Returns how much a database holds.
+
+        Errors:
+        - 400: A name is not valid.
+        - 404: The project or the database does not exist.
+        - 503: The vector store is down.
+        """
+
+    @_abc_1.abstractmethod
+    def PreviewChunks(
+        self,
+        request: _retrieval_pb2.PreviewChunksRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_retrieval_pb2.PreviewChunksResponse, _abc.Awaitable[_retrieval_pb2.PreviewChunksResponse]]:
+        """Cuts a document into chunks as processing would, without indexing anything.
+
+        Errors:
+        - 400: Neither a file of a dataset nor a content was given, or the document can't be read.
+        - 404: The project, the database, the dataset, the file or the strategy does not exist.
+        - 413: The body is larger than this server takes.
+        - 422: A size is out of range.
+        """
+
+    @_abc_1.abstractmethod
+    def ClearDatabase(
+        self,
+        request: _retrieval_pb2.ClearDatabaseRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_retrieval_pb2.ClearDatabaseResponse, _abc.Awaitable[_retrieval_pb2.ClearDatabaseResponse]]:
+        """Removes all chunks from a database. The files stay in their datasets, to be processed again.
+
+        Errors:
+        - 400: A name is not valid.
+        - 404: The project or the database does not exist.
+        - 409: A dataset of the database is being processed.
+        - 503: The vector store is down.
+        """
+
+    @_abc_1.abstractmethod
+    def ReindexDatabase(
+        self,
+        request: _retrieval_pb2.ReindexDatabaseRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_retrieval_pb2.ReindexDatabaseResponse, _abc.Awaitable[_retrieval_pb2.ReindexDatabaseResponse]]:
+        """Starts a task that makes a database's vectors anew from its chunks, with the embedding model it now names.
+
+        Errors:
+        - 400: A name is not valid.
+        - 404: The project or the database does not exist.
+        - 409: The embedding model it names is not installed, and the server's own does not fit in its place.
+        - 503: The embedder is down.
         """
 
 def add_RetrievalServiceServicer_to_server(servicer: RetrievalServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

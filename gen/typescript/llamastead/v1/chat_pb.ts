@@ -17,7 +17,7 @@ import type { JsonObject, Message } from "@bufbuild/protobuf";
  * Describes the file llamastead/v1/chat.proto.
  */
 export const file_llamastead_v1_chat: GenFile = /*@__PURE__*/
-  fileDesc("ChhsbGFtYXN0ZWFkL3YxL2NoYXQucHJvdG8SDWxsYW1hc3RlYWQudjEivwEKC0NoYXRNZXNzYWdlEhIKBHJvbGUYASABKAlCBOJBAQISJwoHY29udGVudBgCIAEoCzIWLmdvb2dsZS5wcm90b2J1Zi5WYWx1ZRIRCgRuYW1lGAMgASgJSACIAQESKwoKdG9vbF9jYWxscxgEIAMoCzIXLmdvb2dsZS5wcm90b2J1Zi5TdHJ1Y3QSGQoMdG9vbF9jYWxsX2lkGAUgASgJSAGIAQFCBwoFX25hbWVCDwoNX3Rvb2xfY2FsbF9pZCLGDQobQ3JlYXRlQ2hhdENvbXBsZXRpb25SZXF1ZXN0EhcKCW5hbWVzcGFjZRgBIAEoCUIE4kEBAhIVCgdwcm9qZWN0GAIgASgJQgTiQQECEjIKCG1lc3NhZ2VzGAMgAygLMhoubGxhbWFzdGVhZC52MS5DaGF0TWVzc2FnZUIE4kEBAhISCgVtb2RlbBgEIAEoCUgAiAEBEhMKBnN0cmVhbRgFIAEoCEgBiAEBEhgKC3RlbXBlcmF0dXJlGAYgASgBSAKIAQESFwoKbWF4X3Rva2VucxgHIAEoDUgDiAEBEhIKBXRvcF9wGAggASgBSASIAQESEgoFdG9wX2sYCSABKA1IBYgBARIYCgtyYWdfZW5hYmxlZBgKIAEoCEgGiAEBEhUKCGRhdGFiYXNlGAsgASgJSAeIAQESFgoJcmFnX3RvcF9rGAwgASgNSAiIAQESIAoTcmFnX3Njb3JlX3RocmVzaG9sZBgNIAEoAUgJiAEBEiMKFnJhZ19yZXRyaWV2YWxfc3RyYXRlZ3kYDiABKAlICogBARIcCg9pbmNsdWRlX3NvdXJjZXMYDyABKAhIC4gBARIaCg1zb3VyY2VzX2xpbWl0GBAgASgNSAyIAQESKgoJdmFyaWFibGVzGBEgASgLMhcuZ29vZ2xlLnByb3RvYnVmLlN0cnVjdBIkCgRzdG9wGBIgASgLMhYuZ29vZ2xlLnByb3RvYnVmLlZhbHVlEhEKBHNlZWQYEyABKA1IDYgBARIOCgFuGBQgASgNSA6IAQESHQoQcHJlc2VuY2VfcGVuYWx0eRgVIAEoAUgPiAEBEh4KEWZyZXF1ZW5jeV9wZW5hbHR5GBYgASgBSBCIAQESTQoKbG9naXRfYmlhcxgXIAMoCzI5LmxsYW1hc3RlYWQudjEuQ3JlYXRlQ2hhdENvbXBsZXRpb25SZXF1ZXN0LkxvZ2l0Qmlhc0VudHJ5EhUKCGxvZ3Byb2JzGBggASgISBGIAQESGQoMdG9wX2xvZ3Byb2JzGBkgASgNSBKIAQESMAoPcmVzcG9uc2VfZm9ybWF0GBogASgLMhcuZ29vZ2xlLnByb3RvYnVmLlN0cnVjdBI0Cg5zdHJlYW1fb3B0aW9ucxgbIAEoCzIcLmxsYW1hc3RlYWQudjEuU3RyZWFtT3B0aW9ucxIiChVtYXhfY29tcGxldGlvbl90b2tlbnMYHCABKA1IE4gBARIRCgR1c2VyGB0gASgJSBSIAQESJgoFdG9vbHMYHiADKAsyFy5nb29nbGUucHJvdG9idWYuU3RydWN0EisKC3Rvb2xfY2hvaWNlGB8gASgLMhYuZ29vZ2xlLnByb3RvYnVmLlZhbHVlEiAKE3BhcmFsbGVsX3Rvb2xfY2FsbHMYICABKAhIFYgBARJKCghtZXRhZGF0YRghIAMoCzI4LmxsYW1hc3RlYWQudjEuQ3JlYXRlQ2hhdENvbXBsZXRpb25SZXF1ZXN0Lk1ldGFkYXRhRW50cnkSEgoFbWluX3AYIiABKAFIFogBARIbCg5yZXBlYXRfcGVuYWx0eRgjIAEoAUgXiAEBEhcKCnNlc3Npb25faWQYJCABKAlIGIgBARIXCgpub19zZXNzaW9uGCUgASgISBmIAQEaMAoOTG9naXRCaWFzRW50cnkSCwoDa2V5GAEgASgJEg0KBXZhbHVlGAIgASgBOgI4ARovCg1NZXRhZGF0YUVudHJ5EgsKA2tleRgBIAEoCRINCgV2YWx1ZRgCIAEoCToCOAFCCAoGX21vZGVsQgkKB19zdHJlYW1CDgoMX3RlbXBlcmF0dXJlQg0KC19tYXhfdG9rZW5zQggKBl90b3BfcEIICgZfdG9wX2tCDgoMX3JhZ19lbmFibGVkQgsKCV9kYXRhYmFzZUIMCgpfcmFnX3RvcF9rQhYKFF9yYWdfc2NvcmVfdGhyZXNob2xkQhkKF19yYWdfcmV0cmlldmFsX3N0cmF0ZWd5QhIKEF9pbmNsdWRlX3NvdXJjZXNCEAoOX3NvdXJjZXNfbGltaXRCBwoFX3NlZWRCBAoCX25CEwoRX3ByZXNlbmNlX3BlbmFsdHlCFAoSX2ZyZXF1ZW5jeV9wZW5hbHR5QgsKCV9sb2dwcm9ic0IPCg1fdG9wX2xvZ3Byb2JzQhgKFl9tYXhfY29tcGxldGlvbl90b2tlbnNCBwoFX3VzZXJCFgoUX3BhcmFsbGVsX3Rvb2xfY2FsbHNCCAoGX21pbl9wQhEKD19yZXBlYXRfcGVuYWx0eUINCgtfc2Vzc2lvbl9pZEINCgtfbm9fc2Vzc2lvbiI9Cg1TdHJlYW1PcHRpb25zEhoKDWluY2x1ZGVfdXNhZ2UYASABKAhIAIgBAUIQCg5faW5jbHVkZV91c2FnZSKKAQoGU291cmNlEg8KB2NvbnRlbnQYASABKAkSDgoGc291cmNlGAIgASgJEg0KBXNjb3JlGAMgASgBEikKCG1ldGFkYXRhGAQgASgLMhcuZ29vZ2xlLnByb3RvYnVmLlN0cnVjdBIQCghjaHVua19pZBgFIAEoCRITCgtkb2N1bWVudF9pZBgGIAEoCSKxAQoFVXNhZ2USFQoNcHJvbXB0X3Rva2VucxgBIAEoDRIZChFjb21wbGV0aW9uX3Rva2VucxgCIAEoDRIUCgx0b3RhbF90b2tlbnMYAyABKA0SRgoVcHJvbXB0X3Rva2Vuc19kZXRhaWxzGAQgASgLMiIubGxhbWFzdGVhZC52MS5Qcm9tcHRUb2tlbnNEZXRhaWxzSACIAQFCGAoWX3Byb21wdF90b2tlbnNfZGV0YWlscyIsChNQcm9tcHRUb2tlbnNEZXRhaWxzEhUKDWNhY2hlZF90b2tlbnMYASABKA0ipQIKDkNoYXRDb21wbGV0aW9uEgoKAmlkGAEgASgJEg4KBm9iamVjdBgCIAEoCRIPCgdjcmVhdGVkGAMgASgNEg0KBW1vZGVsGAQgASgJEioKB2Nob2ljZXMYBSADKAsyGS5sbGFtYXN0ZWFkLnYxLkNoYXRDaG9pY2USIwoFdXNhZ2UYBiABKAsyFC5sbGFtYXN0ZWFkLnYxLlVzYWdlEiYKB3NvdXJjZXMYByADKAsyFS5sbGFtYXN0ZWFkLnYxLlNvdXJjZRIXCgpzZXNzaW9uX2lkGAggASgJSACIAQESHwoSc3lzdGVtX2ZpbmdlcnByaW50GAkgASgJSAGIAQFCDQoLX3Nlc3Npb25faWRCFQoTX3N5c3RlbV9maW5nZXJwcmludCKhAQoKQ2hhdENob2ljZRINCgVpbmRleBgBIAEoDRIrCgdtZXNzYWdlGAIgASgLMhoubGxhbWFzdGVhZC52MS5DaGF0TWVzc2FnZRItCg1maW5pc2hfcmVhc29uGAMgASgLMhYuZ29vZ2xlLnByb3RvYnVmLlZhbHVlEigKCGxvZ3Byb2JzGAQgASgLMhYuZ29vZ2xlLnByb3RvYnVmLlZhbHVlIq8CChNDaGF0Q29tcGxldGlvbkNodW5rEgoKAmlkGAEgASgJEg4KBm9iamVjdBgCIAEoCRIPCgdjcmVhdGVkGAMgASgNEg0KBW1vZGVsGAQgASgJEi8KB2Nob2ljZXMYBSADKAsyHi5sbGFtYXN0ZWFkLnYxLkNoYXRDaHVua0Nob2ljZRIjCgV1c2FnZRgGIAEoCzIULmxsYW1hc3RlYWQudjEuVXNhZ2USJgoHc291cmNlcxgHIAMoCzIVLmxsYW1hc3RlYWQudjEuU291cmNlEhcKCnNlc3Npb25faWQYCCABKAlIAIgBARIfChJzeXN0ZW1fZmluZ2VycHJpbnQYCSABKAlIAYgBAUINCgtfc2Vzc2lvbl9pZEIVChNfc3lzdGVtX2ZpbmdlcnByaW50IqIBCg9DaGF0Q2h1bmtDaG9pY2USDQoFaW5kZXgYASABKA0SJwoFZGVsdGEYAiABKAsyGC5sbGFtYXN0ZWFkLnYxLkNoYXREZWx0YRItCg1maW5pc2hfcmVhc29uGAMgASgLMhYuZ29vZ2xlLnByb3RvYnVmLlZhbHVlEigKCGxvZ3Byb2JzGAQgASgLMhYuZ29vZ2xlLnByb3RvYnVmLlZhbHVlInYKCUNoYXREZWx0YRIRCgRyb2xlGAEgASgJSACIAQESFAoHY29udGVudBgCIAEoCUgBiAEBEisKCnRvb2xfY2FsbHMYAyADKAsyFy5nb29nbGUucHJvdG9idWYuU3RydWN0QgcKBV9yb2xlQgoKCF9jb250ZW50ImEKFUdldENoYXRIaXN0b3J5UmVxdWVzdBIXCgluYW1lc3BhY2UYASABKAlCBOJBAQISFQoHcHJvamVjdBgCIAEoCUIE4kEBAhIYCgpzZXNzaW9uX2lkGAMgASgJQgTiQQECIkYKFkdldENoYXRIaXN0b3J5UmVzcG9uc2USLAoIbWVzc2FnZXMYASADKAsyGi5sbGFtYXN0ZWFkLnYxLkNoYXRNZXNzYWdlImQKGERlbGV0ZUNoYXRTZXNzaW9uUmVxdWVzdBIXCgluYW1lc3BhY2UYASABKAlCBOJBAQISFQoHcHJvamVjdBgCIAEoCUIE4kEBAhIYCgpzZXNzaW9uX2lkGAMgASgJQgTiQQECIiwKGURlbGV0ZUNoYXRTZXNzaW9uUmVzcG9uc2USDwoHbWVzc2FnZRgBIAEoCSJOChxEZWxldGVBbGxDaGF0U2Vzc2lvbnNSZXF1ZXN0EhcKCW5hbWVzcGFjZRgBIAEoCUIE4kEBAhIVCgdwcm9qZWN0GAIgASgJQgTiQQECIj8KHURlbGV0ZUFsbENoYXRTZXNzaW9uc1Jlc3BvbnNlEg8KB21lc3NhZ2UYASABKAkSDQoFY291bnQYAiABKA0yvgkKC0NoYXRTZXJ2aWNlEuMBChhDcmVhdGVDaGF0Q29tcGxldGlvbkh0dHASKi5sbGFtYXN0ZWFkLnYxLkNyZWF0ZUNoYXRDb21wbGV0aW9uUmVxdWVzdBoULmdvb2dsZS5hcGkuSHR0cEJvZHkiggGiixkCCAKC0+STAnY6ASpaPDoBKiI3L2FwaS92MS9wcm9qZWN0cy97bmFtZXNwYWNlfS97cHJvamVjdH0vY2hhdC9jb21wbGV0aW9ucyIzL3YxL3Byb2plY3RzL3tuYW1lc3BhY2V9L3twcm9qZWN0fS9jaGF0L2NvbXBsZXRpb25zMAESaQoUQ3JlYXRlQ2hhdENvbXBsZXRpb24SKi5sbGFtYXN0ZWFkLnYxLkNyZWF0ZUNoYXRDb21wbGV0aW9uUmVxdWVzdBodLmxsYW1hc3RlYWQudjEuQ2hhdENvbXBsZXRpb24iBqKLGQIIAhJwChRTdHJlYW1DaGF0Q29tcGxldGlvbhIqLmxsYW1hc3RlYWQudjEuQ3JlYXRlQ2hhdENvbXBsZXRpb25SZXF1ZXN0GiIubGxhbWFzdGVhZC52MS5DaGF0Q29tcGxldGlvbkNodW5rIgaiixkCCAIwARKBAgoOR2V0Q2hhdEhpc3RvcnkSJC5sbGFtYXN0ZWFkLnYxLkdldENoYXRIaXN0b3J5UmVxdWVzdBolLmxsYW1hc3RlYWQudjEuR2V0Q2hhdEhpc3RvcnlSZXNwb25zZSKhAaKLGQIIAoLT5JMClAFaSxJJL2FwaS92MS9wcm9qZWN0cy97bmFtZXNwYWNlfS97cHJvamVjdH0vY2hhdC9zZXNzaW9ucy97c2Vzc2lvbl9pZH0vaGlzdG9yeRJFL3YxL3Byb2plY3RzL3tuYW1lc3BhY2V9L3twcm9qZWN0fS9jaGF0L3Nlc3Npb25zL3tzZXNzaW9uX2lkfS9oaXN0b3J5EvoBChFEZWxldGVDaGF0U2Vzc2lvbhInLmxsYW1hc3RlYWQudjEuRGVsZXRlQ2hhdFNlc3Npb25SZXF1ZXN0GigubGxhbWFzdGVhZC52MS5EZWxldGVDaGF0U2Vzc2lvblJlc3BvbnNlIpEBoosZAggDgtPkkwKEAVpDKkEvYXBpL3YxL3Byb2plY3RzL3tuYW1lc3BhY2V9L3twcm9qZWN0fS9jaGF0L3Nlc3Npb25zL3tzZXNzaW9uX2lkfSo9L3YxL3Byb2plY3RzL3tuYW1lc3BhY2V9L3twcm9qZWN0fS9jaGF0L3Nlc3Npb25zL3tzZXNzaW9uX2lkfRLqAQoVRGVsZXRlQWxsQ2hhdFNlc3Npb25zEisubGxhbWFzdGVhZC52MS5EZWxldGVBbGxDaGF0U2Vzc2lvbnNSZXF1ZXN0GiwubGxhbWFzdGVhZC52MS5EZWxldGVBbGxDaGF0U2Vzc2lvbnNSZXNwb25zZSJ2oosZAggDgtPkkwJqWjYqNC9hcGkvdjEvcHJvamVjdHMve25hbWVzcGFjZX0ve3Byb2plY3R9L2NoYXQvc2Vzc2lvbnMqMC92MS9wcm9qZWN0cy97bmFtZXNwYWNlfS97cHJvamVjdH0vY2hhdC9zZXNzaW9uc2IGcHJvdG8z", [file_google_api_annotations, file_google_api_field_behavior, file_google_api_httpbody, file_google_protobuf_struct, file_llamastead_v1_access]);
+  fileDesc("ChhsbGFtYXN0ZWFkL3YxL2NoYXQucHJvdG8SDWxsYW1hc3RlYWQudjEivwEKC0NoYXRNZXNzYWdlEhIKBHJvbGUYASABKAlCBOJBAQISJwoHY29udGVudBgCIAEoCzIWLmdvb2dsZS5wcm90b2J1Zi5WYWx1ZRIRCgRuYW1lGAMgASgJSACIAQESKwoKdG9vbF9jYWxscxgEIAMoCzIXLmxsYW1hc3RlYWQudjEuVG9vbENhbGwSGQoMdG9vbF9jYWxsX2lkGAUgASgJSAGIAQFCBwoFX25hbWVCDwoNX3Rvb2xfY2FsbF9pZCJfCghUb29sQ2FsbBIQCgJpZBgBIAEoCUIE4kEBAhIMCgR0eXBlGAIgASgJEjMKCGZ1bmN0aW9uGAMgASgLMhsubGxhbWFzdGVhZC52MS5GdW5jdGlvbkNhbGxCBOJBAQIiNQoMRnVuY3Rpb25DYWxsEhIKBG5hbWUYASABKAlCBOJBAQISEQoJYXJndW1lbnRzGAIgASgJIk8KBFRvb2wSDAoEdHlwZRgBIAEoCRI5CghmdW5jdGlvbhgCIAEoCzIhLmxsYW1hc3RlYWQudjEuRnVuY3Rpb25EZWZpbml0aW9uQgTiQQECIrMBChJGdW5jdGlvbkRlZmluaXRpb24SEgoEbmFtZRgBIAEoCUIE4kEBAhIYCgtkZXNjcmlwdGlvbhgCIAEoCUgAiAEBEjAKCnBhcmFtZXRlcnMYAyABKAsyFy5nb29nbGUucHJvdG9idWYuU3RydWN0SAGIAQESEwoGc3RyaWN0GAQgASgISAKIAQFCDgoMX2Rlc2NyaXB0aW9uQg0KC19wYXJhbWV0ZXJzQgkKB19zdHJpY3Qi7RIKG0NyZWF0ZUNoYXRDb21wbGV0aW9uUmVxdWVzdBIXCgluYW1lc3BhY2UYASABKAlCBOJBAQISFQoHcHJvamVjdBgCIAEoCUIE4kEBAhIyCghtZXNzYWdlcxgDIAMoCzIaLmxsYW1hc3RlYWQudjEuQ2hhdE1lc3NhZ2VCBOJBAQISEgoFbW9kZWwYBCABKAlIAIgBARITCgZzdHJlYW0YBSABKAhIAYgBARIYCgt0ZW1wZXJhdHVyZRgGIAEoAUgCiAEBEhcKCm1heF90b2tlbnMYByABKA1IA4gBARISCgV0b3BfcBgIIAEoAUgEiAEBEhIKBXRvcF9rGAkgASgNSAWIAQESGAoLcmFnX2VuYWJsZWQYCiABKAhIBogBARIVCghkYXRhYmFzZRgLIAEoCUgHiAEBEhYKCXJhZ190b3BfaxgMIAEoDUgIiAEBEiAKE3JhZ19zY29yZV90aHJlc2hvbGQYDSABKAFICYgBARIjChZyYWdfcmV0cmlldmFsX3N0cmF0ZWd5GA4gASgJSAqIAQESHAoPaW5jbHVkZV9zb3VyY2VzGA8gASgISAuIAQESGgoNc291cmNlc19saW1pdBgQIAEoDUgMiAEBEioKCXZhcmlhYmxlcxgRIAEoCzIXLmdvb2dsZS5wcm90b2J1Zi5TdHJ1Y3QSJAoEc3RvcBgSIAEoCzIWLmdvb2dsZS5wcm90b2J1Zi5WYWx1ZRIRCgRzZWVkGBMgASgBSA2IAQESDgoBbhgUIAEoDUgOiAEBEh0KEHByZXNlbmNlX3BlbmFsdHkYFSABKAFID4gBARIeChFmcmVxdWVuY3lfcGVuYWx0eRgWIAEoAUgQiAEBEk0KCmxvZ2l0X2JpYXMYFyADKAsyOS5sbGFtYXN0ZWFkLnYxLkNyZWF0ZUNoYXRDb21wbGV0aW9uUmVxdWVzdC5Mb2dpdEJpYXNFbnRyeRIVCghsb2dwcm9icxgYIAEoCEgRiAEBEhkKDHRvcF9sb2dwcm9icxgZIAEoDUgSiAEBEjAKD3Jlc3BvbnNlX2Zvcm1hdBgaIAEoCzIXLmdvb2dsZS5wcm90b2J1Zi5TdHJ1Y3QSNAoOc3RyZWFtX29wdGlvbnMYGyABKAsyHC5sbGFtYXN0ZWFkLnYxLlN0cmVhbU9wdGlvbnMSIgoVbWF4X2NvbXBsZXRpb25fdG9rZW5zGBwgASgNSBOIAQESEQoEdXNlchgdIAEoCUgUiAEBEiIKBXRvb2xzGB4gAygLMhMubGxhbWFzdGVhZC52MS5Ub29sEisKC3Rvb2xfY2hvaWNlGB8gASgLMhYuZ29vZ2xlLnByb3RvYnVmLlZhbHVlEiAKE3BhcmFsbGVsX3Rvb2xfY2FsbHMYICABKAhIFYgBARJKCghtZXRhZGF0YRghIAMoCzI4LmxsYW1hc3RlYWQudjEuQ3JlYXRlQ2hhdENvbXBsZXRpb25SZXF1ZXN0Lk1ldGFkYXRhRW50cnkSEgoFbWluX3AYIiABKAFIFogBARIbCg5yZXBlYXRfcGVuYWx0eRgjIAEoAUgXiAEBEhcKCnNlc3Npb25faWQYJCABKAlIGIgBARIXCgpub19zZXNzaW9uGCUgASgISBmIAQESEwoLcmFnX3F1ZXJpZXMYJiADKAkSEgoFbl9jdHgYJyABKA1IGogBARISCgV0aGluaxgoIAEoCEgbiAEBEi8KD3RoaW5raW5nX2J1ZGdldBgpIAEoCzIWLmdvb2dsZS5wcm90b2J1Zi5WYWx1ZRIwChByZWFzb25pbmdfZWZmb3J0GCogASgLMhYuZ29vZ2xlLnByb3RvYnVmLlZhbHVlEiwKDHNlcnZpY2VfdGllchgrIAEoCzIWLmdvb2dsZS5wcm90b2J1Zi5WYWx1ZRIlCgVzdG9yZRgsIAEoCzIWLmdvb2dsZS5wcm90b2J1Zi5WYWx1ZRIqCgptb2RhbGl0aWVzGC0gASgLMhYuZ29vZ2xlLnByb3RvYnVmLlZhbHVlEiUKBWF1ZGlvGC4gASgLMhYuZ29vZ2xlLnByb3RvYnVmLlZhbHVlEioKCnByZWRpY3Rpb24YLyABKAsyFi5nb29nbGUucHJvdG9idWYuVmFsdWUSKQoJdmVyYm9zaXR5GDAgASgLMhYuZ29vZ2xlLnByb3RvYnVmLlZhbHVlEjIKEndlYl9zZWFyY2hfb3B0aW9ucxgxIAEoCzIWLmdvb2dsZS5wcm90b2J1Zi5WYWx1ZRIpCglmdW5jdGlvbnMYMiABKAsyFi5nb29nbGUucHJvdG9idWYuVmFsdWUSLQoNZnVuY3Rpb25fY2FsbBgzIAEoCzIWLmdvb2dsZS5wcm90b2J1Zi5WYWx1ZRIeChFzYWZldHlfaWRlbnRpZmllchg0IAEoCUgciAEBEh0KEHByb21wdF9jYWNoZV9rZXkYNSABKAlIHYgBARowCg5Mb2dpdEJpYXNFbnRyeRILCgNrZXkYASABKAkSDQoFdmFsdWUYAiABKAE6AjgBGi8KDU1ldGFkYXRhRW50cnkSCwoDa2V5GAEgASgJEg0KBXZhbHVlGAIgASgJOgI4AUIICgZfbW9kZWxCCQoHX3N0cmVhbUIOCgxfdGVtcGVyYXR1cmVCDQoLX21heF90b2tlbnNCCAoGX3RvcF9wQggKBl90b3Bfa0IOCgxfcmFnX2VuYWJsZWRCCwoJX2RhdGFiYXNlQgwKCl9yYWdfdG9wX2tCFgoUX3JhZ19zY29yZV90aHJlc2hvbGRCGQoXX3JhZ19yZXRyaWV2YWxfc3RyYXRlZ3lCEgoQX2luY2x1ZGVfc291cmNlc0IQCg5fc291cmNlc19saW1pdEIHCgVfc2VlZEIECgJfbkITChFfcHJlc2VuY2VfcGVuYWx0eUIUChJfZnJlcXVlbmN5X3BlbmFsdHlCCwoJX2xvZ3Byb2JzQg8KDV90b3BfbG9ncHJvYnNCGAoWX21heF9jb21wbGV0aW9uX3Rva2Vuc0IHCgVfdXNlckIWChRfcGFyYWxsZWxfdG9vbF9jYWxsc0IICgZfbWluX3BCEQoPX3JlcGVhdF9wZW5hbHR5Qg0KC19zZXNzaW9uX2lkQg0KC19ub19zZXNzaW9uQggKBl9uX2N0eEIICgZfdGhpbmtCFAoSX3NhZmV0eV9pZGVudGlmaWVyQhMKEV9wcm9tcHRfY2FjaGVfa2V5Ij0KDVN0cmVhbU9wdGlvbnMSGgoNaW5jbHVkZV91c2FnZRgBIAEoCEgAiAEBQhAKDl9pbmNsdWRlX3VzYWdlIooBCgZTb3VyY2USDwoHY29udGVudBgBIAEoCRIOCgZzb3VyY2UYAiABKAkSDQoFc2NvcmUYAyABKAESKQoIbWV0YWRhdGEYBCABKAsyFy5nb29nbGUucHJvdG9idWYuU3RydWN0EhAKCGNodW5rX2lkGAUgASgJEhMKC2RvY3VtZW50X2lkGAYgASgJIrEBCgVVc2FnZRIVCg1wcm9tcHRfdG9rZW5zGAEgASgNEhkKEWNvbXBsZXRpb25fdG9rZW5zGAIgASgNEhQKDHRvdGFsX3Rva2VucxgDIAEoDRJGChVwcm9tcHRfdG9rZW5zX2RldGFpbHMYBCABKAsyIi5sbGFtYXN0ZWFkLnYxLlByb21wdFRva2Vuc0RldGFpbHNIAIgBAUIYChZfcHJvbXB0X3Rva2Vuc19kZXRhaWxzIiwKE1Byb21wdFRva2Vuc0RldGFpbHMSFQoNY2FjaGVkX3Rva2VucxgBIAEoDSKlAgoOQ2hhdENvbXBsZXRpb24SCgoCaWQYASABKAkSDgoGb2JqZWN0GAIgASgJEg8KB2NyZWF0ZWQYAyABKA0SDQoFbW9kZWwYBCABKAkSKgoHY2hvaWNlcxgFIAMoCzIZLmxsYW1hc3RlYWQudjEuQ2hhdENob2ljZRIjCgV1c2FnZRgGIAEoCzIULmxsYW1hc3RlYWQudjEuVXNhZ2USJgoHc291cmNlcxgHIAMoCzIVLmxsYW1hc3RlYWQudjEuU291cmNlEhcKCnNlc3Npb25faWQYCCABKAlIAIgBARIfChJzeXN0ZW1fZmluZ2VycHJpbnQYCSABKAlIAYgBAUINCgtfc2Vzc2lvbl9pZEIVChNfc3lzdGVtX2ZpbmdlcnByaW50IqEBCgpDaGF0Q2hvaWNlEg0KBWluZGV4GAEgASgNEisKB21lc3NhZ2UYAiABKAsyGi5sbGFtYXN0ZWFkLnYxLkNoYXRNZXNzYWdlEi0KDWZpbmlzaF9yZWFzb24YAyABKAsyFi5nb29nbGUucHJvdG9idWYuVmFsdWUSKAoIbG9ncHJvYnMYBCABKAsyFi5nb29nbGUucHJvdG9idWYuVmFsdWUirwIKE0NoYXRDb21wbGV0aW9uQ2h1bmsSCgoCaWQYASABKAkSDgoGb2JqZWN0GAIgASgJEg8KB2NyZWF0ZWQYAyABKA0SDQoFbW9kZWwYBCABKAkSLwoHY2hvaWNlcxgFIAMoCzIeLmxsYW1hc3RlYWQudjEuQ2hhdENodW5rQ2hvaWNlEiMKBXVzYWdlGAYgASgLMhQubGxhbWFzdGVhZC52MS5Vc2FnZRImCgdzb3VyY2VzGAcgAygLMhUubGxhbWFzdGVhZC52MS5Tb3VyY2USFwoKc2Vzc2lvbl9pZBgIIAEoCUgAiAEBEh8KEnN5c3RlbV9maW5nZXJwcmludBgJIAEoCUgBiAEBQg0KC19zZXNzaW9uX2lkQhUKE19zeXN0ZW1fZmluZ2VycHJpbnQiogEKD0NoYXRDaHVua0Nob2ljZRINCgVpbmRleBgBIAEoDRInCgVkZWx0YRgCIAEoCzIYLmxsYW1hc3RlYWQudjEuQ2hhdERlbHRhEi0KDWZpbmlzaF9yZWFzb24YAyABKAsyFi5nb29nbGUucHJvdG9idWYuVmFsdWUSKAoIbG9ncHJvYnMYBCABKAsyFi5nb29nbGUucHJvdG9idWYuVmFsdWUiewoJQ2hhdERlbHRhEhEKBHJvbGUYASABKAlIAIgBARIUCgdjb250ZW50GAIgASgJSAGIAQESMAoKdG9vbF9jYWxscxgDIAMoCzIcLmxsYW1hc3RlYWQudjEuVG9vbENhbGxEZWx0YUIHCgVfcm9sZUIKCghfY29udGVudCKGAQoNVG9vbENhbGxEZWx0YRINCgVpbmRleBgBIAEoDRIPCgJpZBgCIAEoCUgAiAEBEhEKBHR5cGUYAyABKAlIAYgBARIyCghmdW5jdGlvbhgEIAEoCzIgLmxsYW1hc3RlYWQudjEuRnVuY3Rpb25DYWxsRGVsdGFCBQoDX2lkQgcKBV90eXBlIlUKEUZ1bmN0aW9uQ2FsbERlbHRhEhEKBG5hbWUYASABKAlIAIgBARIWCglhcmd1bWVudHMYAiABKAlIAYgBAUIHCgVfbmFtZUIMCgpfYXJndW1lbnRzImEKFUdldENoYXRIaXN0b3J5UmVxdWVzdBIXCgluYW1lc3BhY2UYASABKAlCBOJBAQISFQoHcHJvamVjdBgCIAEoCUIE4kEBAhIYCgpzZXNzaW9uX2lkGAMgASgJQgTiQQECIkYKFkdldENoYXRIaXN0b3J5UmVzcG9uc2USLAoIbWVzc2FnZXMYASADKAsyGi5sbGFtYXN0ZWFkLnYxLkNoYXRNZXNzYWdlImQKGERlbGV0ZUNoYXRTZXNzaW9uUmVxdWVzdBIXCgluYW1lc3BhY2UYASABKAlCBOJBAQISFQoHcHJvamVjdBgCIAEoCUIE4kEBAhIYCgpzZXNzaW9uX2lkGAMgASgJQgTiQQECIiwKGURlbGV0ZUNoYXRTZXNzaW9uUmVzcG9uc2USDwoHbWVzc2FnZRgBIAEoCSJOChxEZWxldGVBbGxDaGF0U2Vzc2lvbnNSZXF1ZXN0EhcKCW5hbWVzcGFjZRgBIAEoCUIE4kEBAhIVCgdwcm9qZWN0GAIgASgJQgTiQQECIj8KHURlbGV0ZUFsbENoYXRTZXNzaW9uc1Jlc3BvbnNlEg8KB21lc3NhZ2UYASABKAkSDQoFY291bnQYAiABKA0yvgkKC0NoYXRTZXJ2aWNlEuMBChhDcmVhdGVDaGF0Q29tcGxldGlvbkh0dHASKi5sbGFtYXN0ZWFkLnYxLkNyZWF0ZUNoYXRDb21wbGV0aW9uUmVxdWVzdBoULmdvb2dsZS5hcGkuSHR0cEJvZHkiggGiixkCCAKC0+STAnY6ASpaPDoBKiI3L2FwaS92MS9wcm9qZWN0cy97bmFtZXNwYWNlfS97cHJvamVjdH0vY2hhdC9jb21wbGV0aW9ucyIzL3YxL3Byb2plY3RzL3tuYW1lc3BhY2V9L3twcm9qZWN0fS9jaGF0L2NvbXBsZXRpb25zMAESaQoUQ3JlYXRlQ2hhdENvbXBsZXRpb24SKi5sbGFtYXN0ZWFkLnYxLkNyZWF0ZUNoYXRDb21wbGV0aW9uUmVxdWVzdBodLmxsYW1hc3RlYWQudjEuQ2hhdENvbXBsZXRpb24iBqKLGQIIAhJwChRTdHJlYW1DaGF0Q29tcGxldGlvbhIqLmxsYW1hc3RlYWQudjEuQ3JlYXRlQ2hhdENvbXBsZXRpb25SZXF1ZXN0GiIubGxhbWFzdGVhZC52MS5DaGF0Q29tcGxldGlvbkNodW5rIgaiixkCCAIwARKBAgoOR2V0Q2hhdEhpc3RvcnkSJC5sbGFtYXN0ZWFkLnYxLkdldENoYXRIaXN0b3J5UmVxdWVzdBolLmxsYW1hc3RlYWQudjEuR2V0Q2hhdEhpc3RvcnlSZXNwb25zZSKhAaKLGQIIAoLT5JMClAFaSxJJL2FwaS92MS9wcm9qZWN0cy97bmFtZXNwYWNlfS97cHJvamVjdH0vY2hhdC9zZXNzaW9ucy97c2Vzc2lvbl9pZH0vaGlzdG9yeRJFL3YxL3Byb2plY3RzL3tuYW1lc3BhY2V9L3twcm9qZWN0fS9jaGF0L3Nlc3Npb25zL3tzZXNzaW9uX2lkfS9oaXN0b3J5EvoBChFEZWxldGVDaGF0U2Vzc2lvbhInLmxsYW1hc3RlYWQudjEuRGVsZXRlQ2hhdFNlc3Npb25SZXF1ZXN0GigubGxhbWFzdGVhZC52MS5EZWxldGVDaGF0U2Vzc2lvblJlc3BvbnNlIpEBoosZAggDgtPkkwKEAVpDKkEvYXBpL3YxL3Byb2plY3RzL3tuYW1lc3BhY2V9L3twcm9qZWN0fS9jaGF0L3Nlc3Npb25zL3tzZXNzaW9uX2lkfSo9L3YxL3Byb2plY3RzL3tuYW1lc3BhY2V9L3twcm9qZWN0fS9jaGF0L3Nlc3Npb25zL3tzZXNzaW9uX2lkfRLqAQoVRGVsZXRlQWxsQ2hhdFNlc3Npb25zEisubGxhbWFzdGVhZC52MS5EZWxldGVBbGxDaGF0U2Vzc2lvbnNSZXF1ZXN0GiwubGxhbWFzdGVhZC52MS5EZWxldGVBbGxDaGF0U2Vzc2lvbnNSZXNwb25zZSJ2oosZAggDgtPkkwJqWjYqNC9hcGkvdjEvcHJvamVjdHMve25hbWVzcGFjZX0ve3Byb2plY3R9L2NoYXQvc2Vzc2lvbnMqMC92MS9wcm9qZWN0cy97bmFtZXNwYWNlfS97cHJvamVjdH0vY2hhdC9zZXNzaW9uc2IGcHJvdG8z", [file_google_api_annotations, file_google_api_field_behavior, file_google_api_httpbody, file_google_protobuf_struct, file_llamastead_v1_access]);
 
 /**
  * One message of a conversation.
@@ -47,14 +47,14 @@ export type ChatMessage = Message<"llamastead.v1.ChatMessage"> & {
   name?: string | undefined;
 
   /**
-   * Functions the assistant calls, as OpenAI's `{"id", "type": "function", "function": {"name", "arguments"}}`.
+   * Functions the assistant calls. Only an `assistant` message has them.
    *
-   * @generated from field: repeated google.protobuf.Struct tool_calls = 4;
+   * @generated from field: repeated llamastead.v1.ToolCall tool_calls = 4;
    */
-  toolCalls: JsonObject[];
+  toolCalls: ToolCall[];
 
   /**
-   * The call that a `tool` message answers.
+   * The call that a `tool` message answers: the `id` of a call of an assistant message before it.
    *
    * @generated from field: optional string tool_call_id = 5;
    */
@@ -67,6 +67,140 @@ export type ChatMessage = Message<"llamastead.v1.ChatMessage"> & {
  */
 export const ChatMessageSchema: GenMessage<ChatMessage> = /*@__PURE__*/
   messageDesc(file_llamastead_v1_chat, 0);
+
+/**
+ * A function that the assistant calls.
+ *
+ * @generated from message llamastead.v1.ToolCall
+ */
+export type ToolCall = Message<"llamastead.v1.ToolCall"> & {
+  /**
+   * Names the call, for the message that answers it.
+   *
+   * @generated from field: string id = 1;
+   */
+  id: string;
+
+  /**
+   * Always `function`.
+   *
+   * @generated from field: string type = 2;
+   */
+  type: string;
+
+  /**
+   * What is called.
+   *
+   * @generated from field: llamastead.v1.FunctionCall function = 3;
+   */
+  function?: FunctionCall | undefined;
+};
+
+/**
+ * Describes the message llamastead.v1.ToolCall.
+ * Use `create(ToolCallSchema)` to create a new message.
+ */
+export const ToolCallSchema: GenMessage<ToolCall> = /*@__PURE__*/
+  messageDesc(file_llamastead_v1_chat, 1);
+
+/**
+ * What a tool call calls.
+ *
+ * @generated from message llamastead.v1.FunctionCall
+ */
+export type FunctionCall = Message<"llamastead.v1.FunctionCall"> & {
+  /**
+   * Name of the function.
+   *
+   * @generated from field: string name = 1;
+   */
+  name: string;
+
+  /**
+   * Its arguments, as the text of a JSON object.
+   *
+   * @generated from field: string arguments = 2;
+   */
+  arguments: string;
+};
+
+/**
+ * Describes the message llamastead.v1.FunctionCall.
+ * Use `create(FunctionCallSchema)` to create a new message.
+ */
+export const FunctionCallSchema: GenMessage<FunctionCall> = /*@__PURE__*/
+  messageDesc(file_llamastead_v1_chat, 2);
+
+/**
+ * A tool that the model may call.
+ *
+ * @generated from message llamastead.v1.Tool
+ */
+export type Tool = Message<"llamastead.v1.Tool"> & {
+  /**
+   * `function`, the only kind there is. Default: `function`.
+   *
+   * @generated from field: string type = 1;
+   */
+  type: string;
+
+  /**
+   * The function.
+   *
+   * @generated from field: llamastead.v1.FunctionDefinition function = 2;
+   */
+  function?: FunctionDefinition | undefined;
+};
+
+/**
+ * Describes the message llamastead.v1.Tool.
+ * Use `create(ToolSchema)` to create a new message.
+ */
+export const ToolSchema: GenMessage<Tool> = /*@__PURE__*/
+  messageDesc(file_llamastead_v1_chat, 3);
+
+/**
+ * A function that the model may call.
+ *
+ * @generated from message llamastead.v1.FunctionDefinition
+ */
+export type FunctionDefinition = Message<"llamastead.v1.FunctionDefinition"> & {
+  /**
+   * Name of the function: 1 to 64 letters, digits, `_`, `-` or `.`.
+   *
+   * @generated from field: string name = 1;
+   */
+  name: string;
+
+  /**
+   * What it does and when to call it, for the model.
+   *
+   * @generated from field: optional string description = 2;
+   */
+  description?: string | undefined;
+
+  /**
+   * JSON schema of the object it takes. Default: an object without properties.
+   *
+   * @generated from field: optional google.protobuf.Struct parameters = 3;
+   */
+  parameters?: JsonObject | undefined;
+
+  /**
+   * Whether the arguments must satisfy the schema. A forced call always does; when the model is free to answer in
+   * words, it does as well as the model can. Default: false.
+   *
+   * @generated from field: optional bool strict = 4;
+   */
+  strict?: boolean | undefined;
+};
+
+/**
+ * Describes the message llamastead.v1.FunctionDefinition.
+ * Use `create(FunctionDefinitionSchema)` to create a new message.
+ */
+export const FunctionDefinitionSchema: GenMessage<FunctionDefinition> = /*@__PURE__*/
+  messageDesc(file_llamastead_v1_chat, 4);
 
 /**
  * One chat turn: the conversation, how to answer it and what to retrieve for it.
@@ -209,9 +343,9 @@ export type CreateChatCompletionRequest = Message<"llamastead.v1.CreateChatCompl
 
   /**
    * Seed of the random draw: the same request with the same seed gives the same answer on the same machine.
-   * Range: 0 to 4294967295. Default: a fresh one.
+   * Any whole number; the engine gets it modulo 4294967295. Default: a fresh one.
    *
-   * @generated from field: optional uint32 seed = 19;
+   * @generated from field: optional double seed = 19;
    */
   seed?: number | undefined;
 
@@ -287,23 +421,23 @@ export type CreateChatCompletionRequest = Message<"llamastead.v1.CreateChatCompl
   user?: string | undefined;
 
   /**
-   * Functions the model may call, as OpenAI's `{"type": "function", "function": {"name", "description", "parameters"}}`.
-   * Not implemented yet: a request with tools is refused with 400.
+   * Functions the model may call, at most 128. Default: the ones configured for the model. A model whose chat template
+   * has no place for tools refuses them with 400, unless the project sets `tool_call_strategy: prompt_based` for it.
    *
-   * @generated from field: repeated google.protobuf.Struct tools = 30;
+   * @generated from field: repeated llamastead.v1.Tool tools = 30;
    */
-  tools: JsonObject[];
+  tools: Tool[];
 
   /**
-   * Whether a tool is called: `none`, `auto`, `required` or `{"type": "function", "function": {"name"}}`.
-   * Default: `auto` when there are tools. Only `none` and `auto` are taken yet.
+   * Whether a tool is called: `none`, `auto`, `required` or `{"type": "function", "function": {"name"}}`. A demanded
+   * call is one call, whose arguments satisfy the function's schema. Default: `auto` when there are tools.
    *
    * @generated from field: google.protobuf.Value tool_choice = 31;
    */
   toolChoice?: Value | undefined;
 
   /**
-   * Whether the model may call several tools in one turn. Default: true.
+   * Whether the model may call several tools in one turn; when false, only its first call counts. Default: true.
    *
    * @generated from field: optional bool parallel_tool_calls = 32;
    */
@@ -345,6 +479,121 @@ export type CreateChatCompletionRequest = Message<"llamastead.v1.CreateChatCompl
    * @generated from field: optional bool no_session = 37;
    */
   noSession?: boolean | undefined;
+
+  /**
+   * What to retrieve for instead of the last message: up to 10 queries, whose results are merged, each passage once
+   * with its best score.
+   *
+   * @generated from field: repeated string rag_queries = 38;
+   */
+  ragQueries: string[];
+
+  /**
+   * Tokens of the window to use for this turn, prompt and answer together. Range: 128 to the model's own window.
+   * Default: the model's own.
+   *
+   * @generated from field: optional uint32 n_ctx = 39;
+   */
+  nCtx?: number | undefined;
+
+  /**
+   * Whether a model that can think before it answers does so. `true` is refused with 400 where the model's chat
+   * template knows no thinking. Default: as the model's template has it.
+   *
+   * @generated from field: optional bool think = 40;
+   */
+  think?: boolean | undefined;
+
+  /**
+   * Refused with 400: thinking can't be limited by tokens here. Use `max_tokens`.
+   *
+   * @generated from field: google.protobuf.Value thinking_budget = 41;
+   */
+  thinkingBudget?: Value | undefined;
+
+  /**
+   * `none` is the same as `think: false`; any other value is refused with 400.
+   *
+   * @generated from field: google.protobuf.Value reasoning_effort = 42;
+   */
+  reasoningEffort?: Value | undefined;
+
+  /**
+   * Only `auto` and `default` are taken: there is one tier.
+   *
+   * @generated from field: google.protobuf.Value service_tier = 43;
+   */
+  serviceTier?: Value | undefined;
+
+  /**
+   * Only false is taken: completions are not stored for later retrieval. Sessions are.
+   *
+   * @generated from field: google.protobuf.Value store = 44;
+   */
+  store?: Value | undefined;
+
+  /**
+   * Only `["text"]` is taken.
+   *
+   * @generated from field: google.protobuf.Value modalities = 45;
+   */
+  modalities?: Value | undefined;
+
+  /**
+   * Refused with 400: the models here do not speak.
+   *
+   * @generated from field: google.protobuf.Value audio = 46;
+   */
+  audio?: Value | undefined;
+
+  /**
+   * Refused with 400: predicted outputs are not supported.
+   *
+   * @generated from field: google.protobuf.Value prediction = 47;
+   */
+  prediction?: Value | undefined;
+
+  /**
+   * Only `medium` is taken: the length of answers can't be set.
+   *
+   * @generated from field: google.protobuf.Value verbosity = 48;
+   */
+  verbosity?: Value | undefined;
+
+  /**
+   * Refused with 400: the server searches no web.
+   *
+   * @generated from field: google.protobuf.Value web_search_options = 49;
+   */
+  webSearchOptions?: Value | undefined;
+
+  /**
+   * Refused with 400 unless empty: `tools` replaced it.
+   *
+   * @generated from field: google.protobuf.Value functions = 50;
+   */
+  functions?: Value | undefined;
+
+  /**
+   * Refused with 400 unless `none`: `tool_choice` replaced it.
+   *
+   * @generated from field: google.protobuf.Value function_call = 51;
+   */
+  functionCall?: Value | undefined;
+
+  /**
+   * A label without effect: the server looks at no one's safety.
+   *
+   * @generated from field: optional string safety_identifier = 52;
+   */
+  safetyIdentifier?: string | undefined;
+
+  /**
+   * A label without effect: prompts are cached by their content.
+   *
+   * @generated from field: optional string prompt_cache_key = 53;
+   */
+  promptCacheKey?: string | undefined;
 };
 
 /**
@@ -352,7 +601,7 @@ export type CreateChatCompletionRequest = Message<"llamastead.v1.CreateChatCompl
  * Use `create(CreateChatCompletionRequestSchema)` to create a new message.
  */
 export const CreateChatCompletionRequestSchema: GenMessage<CreateChatCompletionRequest> = /*@__PURE__*/
-  messageDesc(file_llamastead_v1_chat, 1);
+  messageDesc(file_llamastead_v1_chat, 5);
 
 /**
  * Details of a streamed answer.
@@ -373,7 +622,7 @@ export type StreamOptions = Message<"llamastead.v1.StreamOptions"> & {
  * Use `create(StreamOptionsSchema)` to create a new message.
  */
 export const StreamOptionsSchema: GenMessage<StreamOptions> = /*@__PURE__*/
-  messageDesc(file_llamastead_v1_chat, 2);
+  messageDesc(file_llamastead_v1_chat, 6);
 
 /**
  * A passage that the model was given.
@@ -429,7 +678,7 @@ export type Source = Message<"llamastead.v1.Source"> & {
  * Use `create(SourceSchema)` to create a new message.
  */
 export const SourceSchema: GenMessage<Source> = /*@__PURE__*/
-  messageDesc(file_llamastead_v1_chat, 3);
+  messageDesc(file_llamastead_v1_chat, 7);
 
 /**
  * Tokens a completion cost.
@@ -471,7 +720,7 @@ export type Usage = Message<"llamastead.v1.Usage"> & {
  * Use `create(UsageSchema)` to create a new message.
  */
 export const UsageSchema: GenMessage<Usage> = /*@__PURE__*/
-  messageDesc(file_llamastead_v1_chat, 4);
+  messageDesc(file_llamastead_v1_chat, 8);
 
 /**
  * How the tokens of a prompt were come by.
@@ -492,7 +741,7 @@ export type PromptTokensDetails = Message<"llamastead.v1.PromptTokensDetails"> &
  * Use `create(PromptTokensDetailsSchema)` to create a new message.
  */
 export const PromptTokensDetailsSchema: GenMessage<PromptTokensDetails> = /*@__PURE__*/
-  messageDesc(file_llamastead_v1_chat, 5);
+  messageDesc(file_llamastead_v1_chat, 9);
 
 /**
  * A whole answer.
@@ -569,7 +818,7 @@ export type ChatCompletion = Message<"llamastead.v1.ChatCompletion"> & {
  * Use `create(ChatCompletionSchema)` to create a new message.
  */
 export const ChatCompletionSchema: GenMessage<ChatCompletion> = /*@__PURE__*/
-  messageDesc(file_llamastead_v1_chat, 6);
+  messageDesc(file_llamastead_v1_chat, 10);
 
 /**
  * One answer.
@@ -611,7 +860,7 @@ export type ChatChoice = Message<"llamastead.v1.ChatChoice"> & {
  * Use `create(ChatChoiceSchema)` to create a new message.
  */
 export const ChatChoiceSchema: GenMessage<ChatChoice> = /*@__PURE__*/
-  messageDesc(file_llamastead_v1_chat, 7);
+  messageDesc(file_llamastead_v1_chat, 11);
 
 /**
  * A part of an answer.
@@ -688,7 +937,7 @@ export type ChatCompletionChunk = Message<"llamastead.v1.ChatCompletionChunk"> &
  * Use `create(ChatCompletionChunkSchema)` to create a new message.
  */
 export const ChatCompletionChunkSchema: GenMessage<ChatCompletionChunk> = /*@__PURE__*/
-  messageDesc(file_llamastead_v1_chat, 8);
+  messageDesc(file_llamastead_v1_chat, 12);
 
 /**
  * A part of one answer.
@@ -730,7 +979,7 @@ export type ChatChunkChoice = Message<"llamastead.v1.ChatChunkChoice"> & {
  * Use `create(ChatChunkChoiceSchema)` to create a new message.
  */
 export const ChatChunkChoiceSchema: GenMessage<ChatChunkChoice> = /*@__PURE__*/
-  messageDesc(file_llamastead_v1_chat, 9);
+  messageDesc(file_llamastead_v1_chat, 13);
 
 /**
  * What a chunk adds to an answer.
@@ -753,11 +1002,11 @@ export type ChatDelta = Message<"llamastead.v1.ChatDelta"> & {
   content?: string | undefined;
 
   /**
-   * Parts of function calls, as OpenAI streams them.
+   * Parts of function calls: first a call's id, type and name, then its arguments.
    *
-   * @generated from field: repeated google.protobuf.Struct tool_calls = 3;
+   * @generated from field: repeated llamastead.v1.ToolCallDelta tool_calls = 3;
    */
-  toolCalls: JsonObject[];
+  toolCalls: ToolCallDelta[];
 };
 
 /**
@@ -765,7 +1014,77 @@ export type ChatDelta = Message<"llamastead.v1.ChatDelta"> & {
  * Use `create(ChatDeltaSchema)` to create a new message.
  */
 export const ChatDeltaSchema: GenMessage<ChatDelta> = /*@__PURE__*/
-  messageDesc(file_llamastead_v1_chat, 10);
+  messageDesc(file_llamastead_v1_chat, 14);
+
+/**
+ * A part of a function call.
+ *
+ * @generated from message llamastead.v1.ToolCallDelta
+ */
+export type ToolCallDelta = Message<"llamastead.v1.ToolCallDelta"> & {
+  /**
+   * Place of the call among the answer's calls, from 0.
+   *
+   * @generated from field: uint32 index = 1;
+   */
+  index: number;
+
+  /**
+   * Names the call; in its first part only.
+   *
+   * @generated from field: optional string id = 2;
+   */
+  id?: string | undefined;
+
+  /**
+   * Always `function`; in its first part only.
+   *
+   * @generated from field: optional string type = 3;
+   */
+  type?: string | undefined;
+
+  /**
+   * What is called.
+   *
+   * @generated from field: llamastead.v1.FunctionCallDelta function = 4;
+   */
+  function?: FunctionCallDelta | undefined;
+};
+
+/**
+ * Describes the message llamastead.v1.ToolCallDelta.
+ * Use `create(ToolCallDeltaSchema)` to create a new message.
+ */
+export const ToolCallDeltaSchema: GenMessage<ToolCallDelta> = /*@__PURE__*/
+  messageDesc(file_llamastead_v1_chat, 15);
+
+/**
+ * A part of what a tool call calls.
+ *
+ * @generated from message llamastead.v1.FunctionCallDelta
+ */
+export type FunctionCallDelta = Message<"llamastead.v1.FunctionCallDelta"> & {
+  /**
+   * Name of the function; in its first part only.
+   *
+   * @generated from field: optional string name = 1;
+   */
+  name?: string | undefined;
+
+  /**
+   * More of the arguments' text.
+   *
+   * @generated from field: optional string arguments = 2;
+   */
+  arguments?: string | undefined;
+};
+
+/**
+ * Describes the message llamastead.v1.FunctionCallDelta.
+ * Use `create(FunctionCallDeltaSchema)` to create a new message.
+ */
+export const FunctionCallDeltaSchema: GenMessage<FunctionCallDelta> = /*@__PURE__*/
+  messageDesc(file_llamastead_v1_chat, 16);
 
 /**
  * Names the session whose history to return.
@@ -800,7 +1119,7 @@ export type GetChatHistoryRequest = Message<"llamastead.v1.GetChatHistoryRequest
  * Use `create(GetChatHistoryRequestSchema)` to create a new message.
  */
 export const GetChatHistoryRequestSchema: GenMessage<GetChatHistoryRequest> = /*@__PURE__*/
-  messageDesc(file_llamastead_v1_chat, 11);
+  messageDesc(file_llamastead_v1_chat, 17);
 
 /**
  * The history of a session.
@@ -809,7 +1128,7 @@ export const GetChatHistoryRequestSchema: GenMessage<GetChatHistoryRequest> = /*
  */
 export type GetChatHistoryResponse = Message<"llamastead.v1.GetChatHistoryResponse"> & {
   /**
-   * Its messages, oldest first; `content` is a string.
+   * Its messages, oldest first; `content` is a string, or null beside tool calls.
    *
    * @generated from field: repeated llamastead.v1.ChatMessage messages = 1;
    */
@@ -821,7 +1140,7 @@ export type GetChatHistoryResponse = Message<"llamastead.v1.GetChatHistoryRespon
  * Use `create(GetChatHistoryResponseSchema)` to create a new message.
  */
 export const GetChatHistoryResponseSchema: GenMessage<GetChatHistoryResponse> = /*@__PURE__*/
-  messageDesc(file_llamastead_v1_chat, 12);
+  messageDesc(file_llamastead_v1_chat, 18);
 
 /**
  * Names the session to delete.
@@ -856,7 +1175,7 @@ export type DeleteChatSessionRequest = Message<"llamastead.v1.DeleteChatSessionR
  * Use `create(DeleteChatSessionRequestSchema)` to create a new message.
  */
 export const DeleteChatSessionRequestSchema: GenMessage<DeleteChatSessionRequest> = /*@__PURE__*/
-  messageDesc(file_llamastead_v1_chat, 13);
+  messageDesc(file_llamastead_v1_chat, 19);
 
 /**
  * Says that a session was deleted.
@@ -877,7 +1196,7 @@ export type DeleteChatSessionResponse = Message<"llamastead.v1.DeleteChatSession
  * Use `create(DeleteChatSessionResponseSchema)` to create a new message.
  */
 export const DeleteChatSessionResponseSchema: GenMessage<DeleteChatSessionResponse> = /*@__PURE__*/
-  messageDesc(file_llamastead_v1_chat, 14);
+  messageDesc(file_llamastead_v1_chat, 20);
 
 /**
  * Names the project whose sessions to delete.
@@ -905,7 +1224,7 @@ export type DeleteAllChatSessionsRequest = Message<"llamastead.v1.DeleteAllChatS
  * Use `create(DeleteAllChatSessionsRequestSchema)` to create a new message.
  */
 export const DeleteAllChatSessionsRequestSchema: GenMessage<DeleteAllChatSessionsRequest> = /*@__PURE__*/
-  messageDesc(file_llamastead_v1_chat, 15);
+  messageDesc(file_llamastead_v1_chat, 21);
 
 /**
  * Says how many sessions were deleted.
@@ -933,7 +1252,7 @@ export type DeleteAllChatSessionsResponse = Message<"llamastead.v1.DeleteAllChat
  * Use `create(DeleteAllChatSessionsResponseSchema)` to create a new message.
  */
 export const DeleteAllChatSessionsResponseSchema: GenMessage<DeleteAllChatSessionsResponse> = /*@__PURE__*/
-  messageDesc(file_llamastead_v1_chat, 16);
+  messageDesc(file_llamastead_v1_chat, 22);
 
 /**
  * Chats with a project's models, in the shapes of OpenAI's chat completions, with retrieval and sessions.
@@ -967,11 +1286,14 @@ export const ChatService: GenService<{
    * - text/event-stream: ChatCompletionChunk
    *
    * Errors:
-   * - 400: A value is malformed, or the prompt does not fit the model's context window.
-   * - 404: The project, the model or the database does not exist.
+   * - 400: A value is malformed, the prompt does not fit the model's context window, or the model can't do what is asked,
+   *   such as calling tools.
+   * - 404: The project, the model or the database does not exist, or the model is on a host that the operator has not
+   *   listed in `LLAMASTEAD_REMOTE_HOSTS`.
    * - 408: The answer was not ready within the time allowed.
    * - 422: A value is out of range, or `messages` is empty or holds no message to answer.
-   * - 503: The model is still loading or its engine is down; `Retry-After` says when to try again.
+   * - 503: The model is still loading, or its engine or the host that holds it is down; `Retry-After` says when to try
+   *   again.
    *
    * @generated from rpc llamastead.v1.ChatService.CreateChatCompletionHttp
    */

@@ -6,6 +6,8 @@ import type { GenFile, GenMessage, GenService } from "@bufbuild/protobuf/codegen
 import { fileDesc, messageDesc, serviceDesc } from "@bufbuild/protobuf/codegenv2";
 import { file_google_api_annotations } from "../../google/api/annotations_pb.js";
 import { file_google_api_field_behavior } from "../../google/api/field_behavior_pb.js";
+import type { HttpBodySchema } from "../../google/api/httpbody_pb.js";
+import { file_google_api_httpbody } from "../../google/api/httpbody_pb.js";
 import { file_google_protobuf_struct } from "@bufbuild/protobuf/wkt";
 import { file_llamastead_v1_access } from "./access_pb.js";
 import type { JsonObject, Message } from "@bufbuild/protobuf";
@@ -14,7 +16,7 @@ import type { JsonObject, Message } from "@bufbuild/protobuf";
  * Describes the file llamastead/v1/retrieval.proto.
  */
 export const file_llamastead_v1_retrieval: GenFile = /*@__PURE__*/
-  fileDesc("Ch1sbGFtYXN0ZWFkL3YxL3JldHJpZXZhbC5wcm90bxINbGxhbWFzdGVhZC52MSKWBAoMUXVlcnlSZXF1ZXN0EhcKCW5hbWVzcGFjZRgBIAEoCUIE4kEBAhIVCgdwcm9qZWN0GAIgASgJQgTiQQECEhMKBXF1ZXJ5GAMgASgJQgTiQQECEhUKCGRhdGFiYXNlGAQgASgJSACIAQESEgoFdG9wX2sYBSABKA1IAYgBARIcCg9zY29yZV90aHJlc2hvbGQYBiABKAFIAogBARIfChJyZXRyaWV2YWxfc3RyYXRlZ3kYByABKAlIA4gBARIxChBtZXRhZGF0YV9maWx0ZXJzGAggASgLMhcuZ29vZ2xlLnByb3RvYnVmLlN0cnVjdBIcCg9kaXN0YW5jZV9tZXRyaWMYCSABKAlIBIgBARIZCgxoeWJyaWRfYWxwaGEYCiABKAFIBYgBARIZCgxyZXJhbmtfbW9kZWwYCyABKAlIBogBARIcCg9xdWVyeV9leHBhbnNpb24YDCABKAhIB4gBARIXCgptYXhfdG9rZW5zGA0gASgNSAiIAQFCCwoJX2RhdGFiYXNlQggKBl90b3Bfa0ISChBfc2NvcmVfdGhyZXNob2xkQhUKE19yZXRyaWV2YWxfc3RyYXRlZ3lCEgoQX2Rpc3RhbmNlX21ldHJpY0IPCg1faHlicmlkX2FscGhhQg8KDV9yZXJhbmtfbW9kZWxCEgoQX3F1ZXJ5X2V4cGFuc2lvbkINCgtfbWF4X3Rva2VucyK2AQoNUXVlcnlSZXNwb25zZRINCgVxdWVyeRgBIAEoCRIrCgdyZXN1bHRzGAIgAygLMhoubGxhbWFzdGVhZC52MS5RdWVyeVJlc3VsdBIVCg10b3RhbF9yZXN1bHRzGAMgASgNEhoKEnByb2Nlc3NpbmdfdGltZV9tcxgEIAEoARIfChdyZXRyaWV2YWxfc3RyYXRlZ3lfdXNlZBgFIAEoCRIVCg1kYXRhYmFzZV91c2VkGAYgASgJIn8KC1F1ZXJ5UmVzdWx0Eg8KB2NvbnRlbnQYASABKAkSDQoFc2NvcmUYAiABKAESKQoIbWV0YWRhdGEYAyABKAsyFy5nb29nbGUucHJvdG9idWYuU3RydWN0EhAKCGNodW5rX2lkGAQgASgJEhMKC2RvY3VtZW50X2lkGAUgASgJInYKIFJldHJpZXZhbFNlcnZpY2VHZXRIZWFsdGhSZXF1ZXN0EhcKCW5hbWVzcGFjZRgBIAEoCUIE4kEBAhIVCgdwcm9qZWN0GAIgASgJQgTiQQECEhUKCGRhdGFiYXNlGAMgASgJSACIAQFCCwoJX2RhdGFiYXNlIt8CCiFSZXRyaWV2YWxTZXJ2aWNlR2V0SGVhbHRoUmVzcG9uc2USDgoGc3RhdHVzGAEgASgJEjAKCWRhdGFiYXNlcxgCIAMoCzIdLmxsYW1hc3RlYWQudjEuRGF0YWJhc2VIZWFsdGgSFQoIZGF0YWJhc2UYAyABKAlIAIgBARJUCgpjb21wb25lbnRzGAQgAygLMkAubGxhbWFzdGVhZC52MS5SZXRyaWV2YWxTZXJ2aWNlR2V0SGVhbHRoUmVzcG9uc2UuQ29tcG9uZW50c0VudHJ5EhIKCmxhc3RfY2hlY2sYBSABKAkSDgoGaXNzdWVzGAYgAygJGloKD0NvbXBvbmVudHNFbnRyeRILCgNrZXkYASABKAkSNgoFdmFsdWUYAiABKAsyJy5sbGFtYXN0ZWFkLnYxLlJldHJpZXZhbENvbXBvbmVudEhlYWx0aDoCOAFCCwoJX2RhdGFiYXNlIv0BCg5EYXRhYmFzZUhlYWx0aBIMCgRuYW1lGAEgASgJEg4KBnN0YXR1cxgCIAEoCRIWCg5kb2N1bWVudF9jb3VudBgDIAEoDRISCgpzaXplX2J5dGVzGAQgASgBEhMKC2NodW5rX2NvdW50GAUgASgNEhwKD2VtYmVkZGluZ19tb2RlbBgGIAEoCUgAiAEBEiAKE2VtYmVkZGluZ19kaW1lbnNpb24YByABKA1IAYgBARIUCgdtZXNzYWdlGAggASgJSAKIAQFCEgoQX2VtYmVkZGluZ19tb2RlbEIWChRfZW1iZWRkaW5nX2RpbWVuc2lvbkIKCghfbWVzc2FnZSJuChhSZXRyaWV2YWxDb21wb25lbnRIZWFsdGgSDAoEbmFtZRgBIAEoCRIOCgZzdGF0dXMYAiABKAkSDwoHbGF0ZW5jeRgDIAEoARISCgpsYXRlbmN5X21zGAQgASgNEg8KB21lc3NhZ2UYBSABKAkysAMKEFJldHJpZXZhbFNlcnZpY2USuAEKBVF1ZXJ5EhsubGxhbWFzdGVhZC52MS5RdWVyeVJlcXVlc3QaHC5sbGFtYXN0ZWFkLnYxLlF1ZXJ5UmVzcG9uc2UidKKLGQIIAoLT5JMCaDoBKlo1OgEqIjAvYXBpL3YxL3Byb2plY3RzL3tuYW1lc3BhY2V9L3twcm9qZWN0fS9yYWcvcXVlcnkiLC92MS9wcm9qZWN0cy97bmFtZXNwYWNlfS97cHJvamVjdH0vcmFnL3F1ZXJ5EuABCglHZXRIZWFsdGgSLy5sbGFtYXN0ZWFkLnYxLlJldHJpZXZhbFNlcnZpY2VHZXRIZWFsdGhSZXF1ZXN0GjAubGxhbWFzdGVhZC52MS5SZXRyaWV2YWxTZXJ2aWNlR2V0SGVhbHRoUmVzcG9uc2UicKKLGQIIAoLT5JMCZFozEjEvYXBpL3YxL3Byb2plY3RzL3tuYW1lc3BhY2V9L3twcm9qZWN0fS9yYWcvaGVhbHRoEi0vdjEvcHJvamVjdHMve25hbWVzcGFjZX0ve3Byb2plY3R9L3JhZy9oZWFsdGhiBnByb3RvMw", [file_google_api_annotations, file_google_api_field_behavior, file_google_protobuf_struct, file_llamastead_v1_access]);
+  fileDesc("Ch1sbGFtYXN0ZWFkL3YxL3JldHJpZXZhbC5wcm90bxINbGxhbWFzdGVhZC52MSLaBAoMUXVlcnlSZXF1ZXN0EhcKCW5hbWVzcGFjZRgBIAEoCUIE4kEBAhIVCgdwcm9qZWN0GAIgASgJQgTiQQECEhMKBXF1ZXJ5GAMgASgJQgTiQQECEhUKCGRhdGFiYXNlGAQgASgJSACIAQESEgoFdG9wX2sYBSABKA1IAYgBARIcCg9zY29yZV90aHJlc2hvbGQYBiABKAFIAogBARIfChJyZXRyaWV2YWxfc3RyYXRlZ3kYByABKAlIA4gBARIxChBtZXRhZGF0YV9maWx0ZXJzGAggASgLMhcuZ29vZ2xlLnByb3RvYnVmLlN0cnVjdBIcCg9kaXN0YW5jZV9tZXRyaWMYCSABKAlIBIgBARIZCgxoeWJyaWRfYWxwaGEYCiABKAFIBYgBARIZCgxyZXJhbmtfbW9kZWwYCyABKAlIBogBARIcCg9xdWVyeV9leHBhbnNpb24YDCABKAhIB4gBARIXCgptYXhfdG9rZW5zGA0gASgNSAiIAQESJQoYZGF0YV9wcm9jZXNzaW5nX3N0cmF0ZWd5GA4gASgJSAmIAQFCCwoJX2RhdGFiYXNlQggKBl90b3Bfa0ISChBfc2NvcmVfdGhyZXNob2xkQhUKE19yZXRyaWV2YWxfc3RyYXRlZ3lCEgoQX2Rpc3RhbmNlX21ldHJpY0IPCg1faHlicmlkX2FscGhhQg8KDV9yZXJhbmtfbW9kZWxCEgoQX3F1ZXJ5X2V4cGFuc2lvbkINCgtfbWF4X3Rva2Vuc0IbChlfZGF0YV9wcm9jZXNzaW5nX3N0cmF0ZWd5IrYBCg1RdWVyeVJlc3BvbnNlEg0KBXF1ZXJ5GAEgASgJEisKB3Jlc3VsdHMYAiADKAsyGi5sbGFtYXN0ZWFkLnYxLlF1ZXJ5UmVzdWx0EhUKDXRvdGFsX3Jlc3VsdHMYAyABKA0SGgoScHJvY2Vzc2luZ190aW1lX21zGAQgASgBEh8KF3JldHJpZXZhbF9zdHJhdGVneV91c2VkGAUgASgJEhUKDWRhdGFiYXNlX3VzZWQYBiABKAkifwoLUXVlcnlSZXN1bHQSDwoHY29udGVudBgBIAEoCRINCgVzY29yZRgCIAEoARIpCghtZXRhZGF0YRgDIAEoCzIXLmdvb2dsZS5wcm90b2J1Zi5TdHJ1Y3QSEAoIY2h1bmtfaWQYBCABKAkSEwoLZG9jdW1lbnRfaWQYBSABKAkidgogUmV0cmlldmFsU2VydmljZUdldEhlYWx0aFJlcXVlc3QSFwoJbmFtZXNwYWNlGAEgASgJQgTiQQECEhUKB3Byb2plY3QYAiABKAlCBOJBAQISFQoIZGF0YWJhc2UYAyABKAlIAIgBAUILCglfZGF0YWJhc2Ui3wIKIVJldHJpZXZhbFNlcnZpY2VHZXRIZWFsdGhSZXNwb25zZRIOCgZzdGF0dXMYASABKAkSMAoJZGF0YWJhc2VzGAIgAygLMh0ubGxhbWFzdGVhZC52MS5EYXRhYmFzZUhlYWx0aBIVCghkYXRhYmFzZRgDIAEoCUgAiAEBElQKCmNvbXBvbmVudHMYBCADKAsyQC5sbGFtYXN0ZWFkLnYxLlJldHJpZXZhbFNlcnZpY2VHZXRIZWFsdGhSZXNwb25zZS5Db21wb25lbnRzRW50cnkSEgoKbGFzdF9jaGVjaxgFIAEoCRIOCgZpc3N1ZXMYBiADKAkaWgoPQ29tcG9uZW50c0VudHJ5EgsKA2tleRgBIAEoCRI2CgV2YWx1ZRgCIAEoCzInLmxsYW1hc3RlYWQudjEuUmV0cmlldmFsQ29tcG9uZW50SGVhbHRoOgI4AUILCglfZGF0YWJhc2Ui/QEKDkRhdGFiYXNlSGVhbHRoEgwKBG5hbWUYASABKAkSDgoGc3RhdHVzGAIgASgJEhYKDmRvY3VtZW50X2NvdW50GAMgASgNEhIKCnNpemVfYnl0ZXMYBCABKAESEwoLY2h1bmtfY291bnQYBSABKA0SHAoPZW1iZWRkaW5nX21vZGVsGAYgASgJSACIAQESIAoTZW1iZWRkaW5nX2RpbWVuc2lvbhgHIAEoDUgBiAEBEhQKB21lc3NhZ2UYCCABKAlIAogBAUISChBfZW1iZWRkaW5nX21vZGVsQhYKFF9lbWJlZGRpbmdfZGltZW5zaW9uQgoKCF9tZXNzYWdlIm4KGFJldHJpZXZhbENvbXBvbmVudEhlYWx0aBIMCgRuYW1lGAEgASgJEg4KBnN0YXR1cxgCIAEoCRIPCgdsYXRlbmN5GAMgASgBEhIKCmxhdGVuY3lfbXMYBCABKA0SDwoHbWVzc2FnZRgFIAEoCSJGChRMaXN0RGF0YWJhc2VzUmVxdWVzdBIXCgluYW1lc3BhY2UYASABKAlCBOJBAQISFQoHcHJvamVjdBgCIAEoCUIE4kEBAiJ3ChVMaXN0RGF0YWJhc2VzUmVzcG9uc2USKgoJZGF0YWJhc2VzGAEgAygLMhcubGxhbWFzdGVhZC52MS5EYXRhYmFzZRIdChBkZWZhdWx0X2RhdGFiYXNlGAIgASgJSACIAQFCEwoRX2RlZmF1bHRfZGF0YWJhc2UidgoVQ3JlYXRlRGF0YWJhc2VSZXF1ZXN0EhcKCW5hbWVzcGFjZRgBIAEoCUIE4kEBAhIVCgdwcm9qZWN0GAIgASgJQgTiQQECEi0KBmNvbmZpZxgDIAEoCzIXLmdvb2dsZS5wcm90b2J1Zi5TdHJ1Y3RCBOJBAQIiYQoSR2V0RGF0YWJhc2VSZXF1ZXN0EhcKCW5hbWVzcGFjZRgBIAEoCUIE4kEBAhIVCgdwcm9qZWN0GAIgASgJQgTiQQECEhsKDWRhdGFiYXNlX25hbWUYAyABKAlCBOJBAQIikwEKFVVwZGF0ZURhdGFiYXNlUmVxdWVzdBIXCgluYW1lc3BhY2UYASABKAlCBOJBAQISFQoHcHJvamVjdBgCIAEoCUIE4kEBAhIbCg1kYXRhYmFzZV9uYW1lGAMgASgJQgTiQQECEi0KBmNvbmZpZxgEIAEoCzIXLmdvb2dsZS5wcm90b2J1Zi5TdHJ1Y3RCBOJBAQIimgEKFURlbGV0ZURhdGFiYXNlUmVxdWVzdBIXCgluYW1lc3BhY2UYASABKAlCBOJBAQISFQoHcHJvamVjdBgCIAEoCUIE4kEBAhIbCg1kYXRhYmFzZV9uYW1lGAMgASgJQgTiQQECEh4KEWRlbGV0ZV9jb2xsZWN0aW9uGAQgASgISACIAQFCFAoSX2RlbGV0ZV9jb2xsZWN0aW9uImwKFkRlbGV0ZURhdGFiYXNlUmVzcG9uc2USDwoHbWVzc2FnZRgBIAEoCRIpCghkYXRhYmFzZRgCIAEoCzIXLmxsYW1hc3RlYWQudjEuRGF0YWJhc2USFgoOZGVsZXRlZF9jaHVua3MYAyABKA0i0AMKCERhdGFiYXNlEgwKBG5hbWUYASABKAkSDAoEdHlwZRgCIAEoCRISCgppc19kZWZhdWx0GAMgASgIEicKBmNvbmZpZxgEIAEoCzIXLmdvb2dsZS5wcm90b2J1Zi5TdHJ1Y3QSPgoUZW1iZWRkaW5nX3N0cmF0ZWdpZXMYBSADKAsyIC5sbGFtYXN0ZWFkLnYxLkVtYmVkZGluZ1N0cmF0ZWd5Ej4KFHJldHJpZXZhbF9zdHJhdGVnaWVzGAYgAygLMiAubGxhbWFzdGVhZC52MS5SZXRyaWV2YWxTdHJhdGVneRInChpkZWZhdWx0X2VtYmVkZGluZ19zdHJhdGVneRgHIAEoCUgAiAEBEicKGmRlZmF1bHRfcmV0cmlldmFsX3N0cmF0ZWd5GAggASgJSAGIAQESGgoSZGVwZW5kZW50X2RhdGFzZXRzGAkgAygJEhwKD2VtYmVkZGluZ19tb2RlbBgKIAEoCUgCiAEBEg0KBW5vdGVzGAsgAygJQh0KG19kZWZhdWx0X2VtYmVkZGluZ19zdHJhdGVneUIdChtfZGVmYXVsdF9yZXRyaWV2YWxfc3RyYXRlZ3lCEgoQX2VtYmVkZGluZ19tb2RlbCJ+ChFFbWJlZGRpbmdTdHJhdGVneRIMCgRuYW1lGAEgASgJEgwKBHR5cGUYAiABKAkSEAoIcHJpb3JpdHkYAyABKAUSEgoKaXNfZGVmYXVsdBgEIAEoCBInCgZjb25maWcYBSABKAsyFy5nb29nbGUucHJvdG9idWYuU3RydWN0ImwKEVJldHJpZXZhbFN0cmF0ZWd5EgwKBG5hbWUYASABKAkSDAoEdHlwZRgCIAEoCRISCgppc19kZWZhdWx0GAMgASgIEicKBmNvbmZpZxgEIAEoCzIXLmdvb2dsZS5wcm90b2J1Zi5TdHJ1Y3Qi1gEKFExpc3REb2N1bWVudHNSZXF1ZXN0EhcKCW5hbWVzcGFjZRgBIAEoCUIE4kEBAhIVCgdwcm9qZWN0GAIgASgJQgTiQQECEhUKCGRhdGFiYXNlGAMgASgJSACIAQESEgoFbGltaXQYBCABKA1IAYgBARITCgZvZmZzZXQYBSABKA1IAogBARIaCg1kYXRhYmFzZV9uYW1lGAYgASgJSAOIAQFCCwoJX2RhdGFiYXNlQggKBl9saW1pdEIJCgdfb2Zmc2V0QhAKDl9kYXRhYmFzZV9uYW1lIkMKFUxpc3REb2N1bWVudHNSZXNwb25zZRIqCglkb2N1bWVudHMYASADKAsyFy5sbGFtYXN0ZWFkLnYxLkRvY3VtZW50IqgBCghEb2N1bWVudBIKCgJpZBgBIAEoCRIQCghmaWxlbmFtZRgCIAEoCRITCgtjaHVua19jb3VudBgDIAEoDRISCgpzaXplX2J5dGVzGAQgASgBEhMKC3BhcnNlcl91c2VkGAUgASgJEhUKDWRhdGVfaW5nZXN0ZWQYBiABKAkSKQoIbWV0YWRhdGEYByABKAsyFy5nb29nbGUucHJvdG9idWYuU3RydWN0ImUKD0dldFN0YXRzUmVxdWVzdBIXCgluYW1lc3BhY2UYASABKAlCBOJBAQISFQoHcHJvamVjdBgCIAEoCUIE4kEBAhIVCghkYXRhYmFzZRgDIAEoCUgAiAEBQgsKCV9kYXRhYmFzZSKtAgoQR2V0U3RhdHNSZXNwb25zZRIQCghkYXRhYmFzZRgBIAEoCRIUCgx2ZWN0b3JfY291bnQYAiABKA0SFgoOZG9jdW1lbnRfY291bnQYAyABKA0SEwoLY2h1bmtfY291bnQYBCABKA0SHQoVY29sbGVjdGlvbl9zaXplX2J5dGVzGAUgASgBEhgKEGluZGV4X3NpemVfYnl0ZXMYBiABKAESGwoTZW1iZWRkaW5nX2RpbWVuc2lvbhgHIAEoDRIXCg9kaXN0YW5jZV9tZXRyaWMYCCABKAkSGQoMbGFzdF91cGRhdGVkGAkgASgJSACIAQESKQoIbWV0YWRhdGEYCiABKAsyFy5nb29nbGUucHJvdG9idWYuU3RydWN0Qg8KDV9sYXN0X3VwZGF0ZWQiywMKFFByZXZpZXdDaHVua3NSZXF1ZXN0EhcKCW5hbWVzcGFjZRgBIAEoCUIE4kEBAhIVCgdwcm9qZWN0GAIgASgJQgTiQQECEhsKDWRhdGFiYXNlX25hbWUYAyABKAlCBOJBAQISFwoKZGF0YXNldF9pZBgEIAEoCUgAiAEBEhYKCWZpbGVfaGFzaBgFIAEoCUgBiAEBEhkKDGZpbGVfY29udGVudBgGIAEoDEgCiAEBEhUKCGZpbGVuYW1lGAcgASgJSAOIAQESJQoYZGF0YV9wcm9jZXNzaW5nX3N0cmF0ZWd5GAggASgJSASIAQESFwoKY2h1bmtfc2l6ZRgJIAEoDUgFiAEBEhoKDWNodW5rX292ZXJsYXAYCiABKA1IBogBARIbCg5jaHVua19zdHJhdGVneRgLIAEoCUgHiAEBQg0KC19kYXRhc2V0X2lkQgwKCl9maWxlX2hhc2hCDwoNX2ZpbGVfY29udGVudEILCglfZmlsZW5hbWVCGwoZX2RhdGFfcHJvY2Vzc2luZ19zdHJhdGVneUINCgtfY2h1bmtfc2l6ZUIQCg5fY2h1bmtfb3ZlcmxhcEIRCg9fY2h1bmtfc3RyYXRlZ3kiuwIKFVByZXZpZXdDaHVua3NSZXNwb25zZRIVCg1vcmlnaW5hbF90ZXh0GAEgASgJEisKBmNodW5rcxgCIAMoCzIbLmxsYW1hc3RlYWQudjEuUHJldmlld0NodW5rEhAKCGZpbGVuYW1lGAMgASgJEhIKCnNpemVfYnl0ZXMYBCABKAESEwoLcGFyc2VyX3VzZWQYBSABKAkSFgoOY2h1bmtfc3RyYXRlZ3kYBiABKAkSEgoKY2h1bmtfc2l6ZRgHIAEoDRIVCg1jaHVua19vdmVybGFwGAggASgNEhQKDHRvdGFsX2NodW5rcxgJIAEoDRIWCg5hdmdfY2h1bmtfc2l6ZRgKIAEoARIgChh0b3RhbF9zaXplX3dpdGhfb3ZlcmxhcHMYCyABKA0SEAoId2FybmluZ3MYDCADKAkitQEKDFByZXZpZXdDaHVuaxITCgtjaHVua19pbmRleBgBIAEoDRIPCgdjb250ZW50GAIgASgJEhYKDnN0YXJ0X3Bvc2l0aW9uGAMgASgNEhQKDGVuZF9wb3NpdGlvbhgEIAEoDRISCgpjaGFyX2NvdW50GAUgASgNEhIKCndvcmRfY291bnQYBiABKA0SKQoIbWV0YWRhdGEYByABKAsyFy5nb29nbGUucHJvdG9idWYuU3RydWN0ImoKFENsZWFyRGF0YWJhc2VSZXF1ZXN0EhcKCW5hbWVzcGFjZRgBIAEoCUIE4kEBAhIVCgdwcm9qZWN0GAIgASgJQgTiQQECEhUKCGRhdGFiYXNlGAMgASgJSACIAQFCCwoJX2RhdGFiYXNlIlIKFUNsZWFyRGF0YWJhc2VSZXNwb25zZRIPCgdtZXNzYWdlGAEgASgJEhAKCGRhdGFiYXNlGAIgASgJEhYKDmRlbGV0ZWRfY2h1bmtzGAMgASgNImwKFlJlaW5kZXhEYXRhYmFzZVJlcXVlc3QSFwoJbmFtZXNwYWNlGAEgASgJQgTiQQECEhUKB3Byb2plY3QYAiABKAlCBOJBAQISFQoIZGF0YWJhc2UYAyABKAlIAIgBAUILCglfZGF0YWJhc2UiXwoXUmVpbmRleERhdGFiYXNlUmVzcG9uc2USDwoHbWVzc2FnZRgBIAEoCRIQCghkYXRhYmFzZRgCIAEoCRIPCgd0YXNrX2lkGAMgASgJEhAKCHRhc2tfdXJpGAQgASgJMogXChBSZXRyaWV2YWxTZXJ2aWNlErgBCgVRdWVyeRIbLmxsYW1hc3RlYWQudjEuUXVlcnlSZXF1ZXN0GhwubGxhbWFzdGVhZC52MS5RdWVyeVJlc3BvbnNlInSiixkCCAKC0+STAmg6ASpaNToBKiIwL2FwaS92MS9wcm9qZWN0cy97bmFtZXNwYWNlfS97cHJvamVjdH0vcmFnL3F1ZXJ5IiwvdjEvcHJvamVjdHMve25hbWVzcGFjZX0ve3Byb2plY3R9L3JhZy9xdWVyeRLgAQoJR2V0SGVhbHRoEi8ubGxhbWFzdGVhZC52MS5SZXRyaWV2YWxTZXJ2aWNlR2V0SGVhbHRoUmVxdWVzdBowLmxsYW1hc3RlYWQudjEuUmV0cmlldmFsU2VydmljZUdldEhlYWx0aFJlc3BvbnNlInCiixkCCAKC0+STAmRaMxIxL2FwaS92MS9wcm9qZWN0cy97bmFtZXNwYWNlfS97cHJvamVjdH0vcmFnL2hlYWx0aBItL3YxL3Byb2plY3RzL3tuYW1lc3BhY2V9L3twcm9qZWN0fS9yYWcvaGVhbHRoEtIBCg1MaXN0RGF0YWJhc2VzEiMubGxhbWFzdGVhZC52MS5MaXN0RGF0YWJhc2VzUmVxdWVzdBokLmxsYW1hc3RlYWQudjEuTGlzdERhdGFiYXNlc1Jlc3BvbnNlInaiixkCCAKC0+STAmpaNhI0L2FwaS92MS9wcm9qZWN0cy97bmFtZXNwYWNlfS97cHJvamVjdH0vcmFnL2RhdGFiYXNlcxIwL3YxL3Byb2plY3RzL3tuYW1lc3BhY2V9L3twcm9qZWN0fS9yYWcvZGF0YWJhc2VzEtgBCg5DcmVhdGVEYXRhYmFzZRIkLmxsYW1hc3RlYWQudjEuQ3JlYXRlRGF0YWJhc2VSZXF1ZXN0GhcubGxhbWFzdGVhZC52MS5EYXRhYmFzZSKGAaKLGQIIA4LT5JMCejoGY29uZmlnWj46BmNvbmZpZyI0L2FwaS92MS9wcm9qZWN0cy97bmFtZXNwYWNlfS97cHJvamVjdH0vcmFnL2RhdGFiYXNlcyIwL3YxL3Byb2plY3RzL3tuYW1lc3BhY2V9L3twcm9qZWN0fS9yYWcvZGF0YWJhc2VzEuMBCgtHZXREYXRhYmFzZRIhLmxsYW1hc3RlYWQudjEuR2V0RGF0YWJhc2VSZXF1ZXN0GhcubGxhbWFzdGVhZC52MS5EYXRhYmFzZSKXAaKLGQIIAoLT5JMCigFaRhJEL2FwaS92MS9wcm9qZWN0cy97bmFtZXNwYWNlfS97cHJvamVjdH0vcmFnL2RhdGFiYXNlcy97ZGF0YWJhc2VfbmFtZX0SQC92MS9wcm9qZWN0cy97bmFtZXNwYWNlfS97cHJvamVjdH0vcmFnL2RhdGFiYXNlcy97ZGF0YWJhc2VfbmFtZX0S+QEKDlVwZGF0ZURhdGFiYXNlEiQubGxhbWFzdGVhZC52MS5VcGRhdGVEYXRhYmFzZVJlcXVlc3QaFy5sbGFtYXN0ZWFkLnYxLkRhdGFiYXNlIqcBoosZAggDgtPkkwKaAToGY29uZmlnWk46BmNvbmZpZzJEL2FwaS92MS9wcm9qZWN0cy97bmFtZXNwYWNlfS97cHJvamVjdH0vcmFnL2RhdGFiYXNlcy97ZGF0YWJhc2VfbmFtZX0yQC92MS9wcm9qZWN0cy97bmFtZXNwYWNlfS97cHJvamVjdH0vcmFnL2RhdGFiYXNlcy97ZGF0YWJhc2VfbmFtZX0S9wEKDkRlbGV0ZURhdGFiYXNlEiQubGxhbWFzdGVhZC52MS5EZWxldGVEYXRhYmFzZVJlcXVlc3QaJS5sbGFtYXN0ZWFkLnYxLkRlbGV0ZURhdGFiYXNlUmVzcG9uc2UilwGiixkCCAOC0+STAooBWkYqRC9hcGkvdjEvcHJvamVjdHMve25hbWVzcGFjZX0ve3Byb2plY3R9L3JhZy9kYXRhYmFzZXMve2RhdGFiYXNlX25hbWV9KkAvdjEvcHJvamVjdHMve25hbWVzcGFjZX0ve3Byb2plY3R9L3JhZy9kYXRhYmFzZXMve2RhdGFiYXNlX25hbWV9EmIKDUxpc3REb2N1bWVudHMSIy5sbGFtYXN0ZWFkLnYxLkxpc3REb2N1bWVudHNSZXF1ZXN0GiQubGxhbWFzdGVhZC52MS5MaXN0RG9jdW1lbnRzUmVzcG9uc2UiBqKLGQIIAhLoAgoRTGlzdERvY3VtZW50c0h0dHASIy5sbGFtYXN0ZWFkLnYxLkxpc3REb2N1bWVudHNSZXF1ZXN0GhQuZ29vZ2xlLmFwaS5IdHRwQm9keSKXAqKLGQIIAoLT5JMCigJaUBJOL2FwaS92MS9wcm9qZWN0cy97bmFtZXNwYWNlfS97cHJvamVjdH0vcmFnL2RhdGFiYXNlcy97ZGF0YWJhc2VfbmFtZX0vZG9jdW1lbnRzWjISMC92MS9wcm9qZWN0cy97bmFtZXNwYWNlfS97cHJvamVjdH0vcmFnL2RvY3VtZW50c1o2EjQvYXBpL3YxL3Byb2plY3RzL3tuYW1lc3BhY2V9L3twcm9qZWN0fS9yYWcvZG9jdW1lbnRzEkovdjEvcHJvamVjdHMve25hbWVzcGFjZX0ve3Byb2plY3R9L3JhZy9kYXRhYmFzZXMve2RhdGFiYXNlX25hbWV9L2RvY3VtZW50cxK7AQoIR2V0U3RhdHMSHi5sbGFtYXN0ZWFkLnYxLkdldFN0YXRzUmVxdWVzdBofLmxsYW1hc3RlYWQudjEuR2V0U3RhdHNSZXNwb25zZSJuoosZAggCgtPkkwJiWjISMC9hcGkvdjEvcHJvamVjdHMve25hbWVzcGFjZX0ve3Byb2plY3R9L3JhZy9zdGF0cxIsL3YxL3Byb2plY3RzL3tuYW1lc3BhY2V9L3twcm9qZWN0fS9yYWcvc3RhdHMSigIKDVByZXZpZXdDaHVua3MSIy5sbGFtYXN0ZWFkLnYxLlByZXZpZXdDaHVua3NSZXF1ZXN0GiQubGxhbWFzdGVhZC52MS5QcmV2aWV3Q2h1bmtzUmVzcG9uc2UirQGiixkCCAKC0+STAqABOgEqWlE6ASoiTC9hcGkvdjEvcHJvamVjdHMve25hbWVzcGFjZX0ve3Byb2plY3R9L3JhZy9kYXRhYmFzZXMve2RhdGFiYXNlX25hbWV9L3ByZXZpZXciSC92MS9wcm9qZWN0cy97bmFtZXNwYWNlfS97cHJvamVjdH0vcmFnL2RhdGFiYXNlcy97ZGF0YWJhc2VfbmFtZX0vcHJldmlldxLQAQoNQ2xlYXJEYXRhYmFzZRIjLmxsYW1hc3RlYWQudjEuQ2xlYXJEYXRhYmFzZVJlcXVlc3QaJC5sbGFtYXN0ZWFkLnYxLkNsZWFyRGF0YWJhc2VSZXNwb25zZSJ0oosZAggDgtPkkwJoOgEqWjU6ASoiMC9hcGkvdjEvcHJvamVjdHMve25hbWVzcGFjZX0ve3Byb2plY3R9L3JhZy9jbGVhciIsL3YxL3Byb2plY3RzL3tuYW1lc3BhY2V9L3twcm9qZWN0fS9yYWcvY2xlYXIS3AEKD1JlaW5kZXhEYXRhYmFzZRIlLmxsYW1hc3RlYWQudjEuUmVpbmRleERhdGFiYXNlUmVxdWVzdBomLmxsYW1hc3RlYWQudjEuUmVpbmRleERhdGFiYXNlUmVzcG9uc2UieqKLGQQIAxgBgtPkkwJsOgEqWjc6ASoiMi9hcGkvdjEvcHJvamVjdHMve25hbWVzcGFjZX0ve3Byb2plY3R9L3JhZy9yZWluZGV4Ii4vdjEvcHJvamVjdHMve25hbWVzcGFjZX0ve3Byb2plY3R9L3JhZy9yZWluZGV4YgZwcm90bzM", [file_google_api_annotations, file_google_api_field_behavior, file_google_api_httpbody, file_google_protobuf_struct, file_llamastead_v1_access]);
 
 /**
  * A question to a database.
@@ -65,44 +67,49 @@ export type QueryRequest = Message<"llamastead.v1.QueryRequest"> & {
   scoreThreshold?: number | undefined;
 
   /**
-   * `vector`, `keyword` (BM25), `hybrid` or the name of a configured strategy. Default: the database's default,
-   * else `hybrid`.
+   * `vector`, `keyword` (BM25), `hybrid` or the name of a configured strategy, of any of LlamaFarm's types but
+   * `GraphRetriever` and `ElasticRetriever`. Default: the database's default, else `hybrid`.
    *
    * @generated from field: optional string retrieval_strategy = 7;
    */
   retrievalStrategy?: string | undefined;
 
   /**
-   * Metadata that results must have: each key's value must be equal, or be one of an array's values.
+   * Metadata that results must have: each key's value must be equal, or be one of an array's values. Where the metadata
+   * is a list, such as `authors`, it must hold the value. At most 20 keys, and 100 values each.
    *
    * @generated from field: google.protobuf.Struct metadata_filters = 8;
    */
   metadataFilters?: JsonObject | undefined;
 
   /**
-   * Metric of the vector side: `cosine`, `l2` or `ip`. It must be the one the database was made with.
-   * Default: that one.
+   * How the vector side scores. Vectors have length 1, so the order is the same for all: `cosine` and `ip` (or `dot`,
+   * `inner_product`) give (1 + c) / 2 for a cosine c, `l2` (or `euclidean`) gives 1 / (1 + d) for a distance d.
+   * 400 with a strategy that makes no vector search. Default: the strategy's, else the database's, else `cosine`.
    *
    * @generated from field: optional string distance_metric = 9;
    */
   distanceMetric?: string | undefined;
 
   /**
-   * Weight of the vector side of a hybrid search; 0 is keywords only. Range: 0 to 1. Default: 0.5.
+   * Weight of the vector side of a hybrid search; 0 is keywords only. 400 with a strategy that makes no hybrid search.
+   * Range: 0 to 1. Default: 0.5.
    *
    * @generated from field: optional double hybrid_alpha = 10;
    */
   hybridAlpha?: number | undefined;
 
   /**
-   * Cross-encoder that rescores the candidates. Default: the strategy's configured one, else none.
+   * Cross-encoder that rescores the candidates: a folder in the models folder. 404 with a list of those there are when it
+   * is not installed. Default: the strategy's configured one, else none.
    *
    * @generated from field: optional string rerank_model = 11;
    */
   rerankModel?: string | undefined;
 
   /**
-   * Whether variants of the query are searched too. Default: false.
+   * Whether words that the best keyword hits share are searched too. 400 with a strategy that makes no keyword search.
+   * Default: the strategy's, else false.
    *
    * @generated from field: optional bool query_expansion = 12;
    */
@@ -114,6 +121,13 @@ export type QueryRequest = Message<"llamastead.v1.QueryRequest"> & {
    * @generated from field: optional uint32 max_tokens = 13;
    */
   maxTokens?: number | undefined;
+
+  /**
+   * Searches only the datasets that are processed by this strategy. Default: all datasets of the database.
+   *
+   * @generated from field: optional string data_processing_strategy = 14;
+   */
+  dataProcessingStrategy?: string | undefined;
 };
 
 /**
@@ -362,7 +376,8 @@ export type DatabaseHealth = Message<"llamastead.v1.DatabaseHealth"> & {
   chunkCount: number;
 
   /**
-   * Embedding model the database was made with. Absent before the first file.
+   * Embedding model the database was made with. Absent before the first file. Where its configuration names a model that
+   * is not installed here, `message` says so.
    *
    * @generated from field: optional string embedding_model = 6;
    */
@@ -440,6 +455,1094 @@ export const RetrievalComponentHealthSchema: GenMessage<RetrievalComponentHealth
   messageDesc(file_llamastead_v1_retrieval, 6);
 
 /**
+ * Asks for a project's databases.
+ *
+ * @generated from message llamastead.v1.ListDatabasesRequest
+ */
+export type ListDatabasesRequest = Message<"llamastead.v1.ListDatabasesRequest"> & {
+  /**
+   * Namespace that holds the project: 1 to 100 letters, digits, `.`, `_` or `-`, starting with a letter or digit.
+   *
+   * @generated from field: string namespace = 1;
+   */
+  namespace: string;
+
+  /**
+   * Name of the project, under the same rule as the namespace.
+   *
+   * @generated from field: string project = 2;
+   */
+  project: string;
+};
+
+/**
+ * Describes the message llamastead.v1.ListDatabasesRequest.
+ * Use `create(ListDatabasesRequestSchema)` to create a new message.
+ */
+export const ListDatabasesRequestSchema: GenMessage<ListDatabasesRequest> = /*@__PURE__*/
+  messageDesc(file_llamastead_v1_retrieval, 7);
+
+/**
+ * A project's databases.
+ *
+ * @generated from message llamastead.v1.ListDatabasesResponse
+ */
+export type ListDatabasesResponse = Message<"llamastead.v1.ListDatabasesResponse"> & {
+  /**
+   * The databases, in the order of the configuration.
+   *
+   * @generated from field: repeated llamastead.v1.Database databases = 1;
+   */
+  databases: Database[];
+
+  /**
+   * Name of the one that requests mean which name none. Absent when there is none.
+   *
+   * @generated from field: optional string default_database = 2;
+   */
+  defaultDatabase?: string | undefined;
+};
+
+/**
+ * Describes the message llamastead.v1.ListDatabasesResponse.
+ * Use `create(ListDatabasesResponseSchema)` to create a new message.
+ */
+export const ListDatabasesResponseSchema: GenMessage<ListDatabasesResponse> = /*@__PURE__*/
+  messageDesc(file_llamastead_v1_retrieval, 8);
+
+/**
+ * Adds a database.
+ *
+ * @generated from message llamastead.v1.CreateDatabaseRequest
+ */
+export type CreateDatabaseRequest = Message<"llamastead.v1.CreateDatabaseRequest"> & {
+  /**
+   * Namespace that holds the project: 1 to 100 letters, digits, `.`, `_` or `-`, starting with a letter or digit.
+   *
+   * @generated from field: string namespace = 1;
+   */
+  namespace: string;
+
+  /**
+   * Name of the project, under the same rule as the namespace.
+   *
+   * @generated from field: string project = 2;
+   */
+  project: string;
+
+  /**
+   * The database as it stands under `rag.databases` in llamafarm.yaml: `name`, `type`, `config`,
+   * `embedding_strategies`, `retrieval_strategies`, `default_embedding_strategy`, `default_retrieval_strategy`, and
+   * `embedding_strategy` or `retrieval_strategy` as names of components. `name` is required.
+   *
+   * @generated from field: google.protobuf.Struct config = 3;
+   */
+  config?: JsonObject | undefined;
+};
+
+/**
+ * Describes the message llamastead.v1.CreateDatabaseRequest.
+ * Use `create(CreateDatabaseRequestSchema)` to create a new message.
+ */
+export const CreateDatabaseRequestSchema: GenMessage<CreateDatabaseRequest> = /*@__PURE__*/
+  messageDesc(file_llamastead_v1_retrieval, 9);
+
+/**
+ * Asks for one database.
+ *
+ * @generated from message llamastead.v1.GetDatabaseRequest
+ */
+export type GetDatabaseRequest = Message<"llamastead.v1.GetDatabaseRequest"> & {
+  /**
+   * Namespace that holds the project: 1 to 100 letters, digits, `.`, `_` or `-`, starting with a letter or digit.
+   *
+   * @generated from field: string namespace = 1;
+   */
+  namespace: string;
+
+  /**
+   * Name of the project, under the same rule as the namespace.
+   *
+   * @generated from field: string project = 2;
+   */
+  project: string;
+
+  /**
+   * Name of the database.
+   *
+   * @generated from field: string database_name = 3;
+   */
+  databaseName: string;
+};
+
+/**
+ * Describes the message llamastead.v1.GetDatabaseRequest.
+ * Use `create(GetDatabaseRequestSchema)` to create a new message.
+ */
+export const GetDatabaseRequestSchema: GenMessage<GetDatabaseRequest> = /*@__PURE__*/
+  messageDesc(file_llamastead_v1_retrieval, 10);
+
+/**
+ * Changes a database.
+ *
+ * @generated from message llamastead.v1.UpdateDatabaseRequest
+ */
+export type UpdateDatabaseRequest = Message<"llamastead.v1.UpdateDatabaseRequest"> & {
+  /**
+   * Namespace that holds the project: 1 to 100 letters, digits, `.`, `_` or `-`, starting with a letter or digit.
+   *
+   * @generated from field: string namespace = 1;
+   */
+  namespace: string;
+
+  /**
+   * Name of the project, under the same rule as the namespace.
+   *
+   * @generated from field: string project = 2;
+   */
+  project: string;
+
+  /**
+   * Name of the database.
+   *
+   * @generated from field: string database_name = 3;
+   */
+  databaseName: string;
+
+  /**
+   * The keys to change, as in `CreateDatabaseRequest.config`; a key that is `null` is removed.
+   *
+   * @generated from field: google.protobuf.Struct config = 4;
+   */
+  config?: JsonObject | undefined;
+};
+
+/**
+ * Describes the message llamastead.v1.UpdateDatabaseRequest.
+ * Use `create(UpdateDatabaseRequestSchema)` to create a new message.
+ */
+export const UpdateDatabaseRequestSchema: GenMessage<UpdateDatabaseRequest> = /*@__PURE__*/
+  messageDesc(file_llamastead_v1_retrieval, 11);
+
+/**
+ * Deletes a database.
+ *
+ * @generated from message llamastead.v1.DeleteDatabaseRequest
+ */
+export type DeleteDatabaseRequest = Message<"llamastead.v1.DeleteDatabaseRequest"> & {
+  /**
+   * Namespace that holds the project: 1 to 100 letters, digits, `.`, `_` or `-`, starting with a letter or digit.
+   *
+   * @generated from field: string namespace = 1;
+   */
+  namespace: string;
+
+  /**
+   * Name of the project, under the same rule as the namespace.
+   *
+   * @generated from field: string project = 2;
+   */
+  project: string;
+
+  /**
+   * Name of the database.
+   *
+   * @generated from field: string database_name = 3;
+   */
+  databaseName: string;
+
+  /**
+   * Whether its vectors and chunks go too. Default: true.
+   *
+   * @generated from field: optional bool delete_collection = 4;
+   */
+  deleteCollection?: boolean | undefined;
+};
+
+/**
+ * Describes the message llamastead.v1.DeleteDatabaseRequest.
+ * Use `create(DeleteDatabaseRequestSchema)` to create a new message.
+ */
+export const DeleteDatabaseRequestSchema: GenMessage<DeleteDatabaseRequest> = /*@__PURE__*/
+  messageDesc(file_llamastead_v1_retrieval, 12);
+
+/**
+ * The database that was deleted.
+ *
+ * @generated from message llamastead.v1.DeleteDatabaseResponse
+ */
+export type DeleteDatabaseResponse = Message<"llamastead.v1.DeleteDatabaseResponse"> & {
+  /**
+   * One sentence for people.
+   *
+   * @generated from field: string message = 1;
+   */
+  message: string;
+
+  /**
+   * The database as it was.
+   *
+   * @generated from field: llamastead.v1.Database database = 2;
+   */
+  database?: Database | undefined;
+
+  /**
+   * Number of chunks that were removed.
+   *
+   * @generated from field: uint32 deleted_chunks = 3;
+   */
+  deletedChunks: number;
+};
+
+/**
+ * Describes the message llamastead.v1.DeleteDatabaseResponse.
+ * Use `create(DeleteDatabaseResponseSchema)` to create a new message.
+ */
+export const DeleteDatabaseResponseSchema: GenMessage<DeleteDatabaseResponse> = /*@__PURE__*/
+  messageDesc(file_llamastead_v1_retrieval, 13);
+
+/**
+ * A database as it is configured, and what that comes to here.
+ *
+ * @generated from message llamastead.v1.Database
+ */
+export type Database = Message<"llamastead.v1.Database"> & {
+  /**
+   * Its name.
+   *
+   * @generated from field: string name = 1;
+   */
+  name: string;
+
+  /**
+   * The type its configuration says, such as `ChromaStore`. Milvus holds it whatever the type.
+   *
+   * @generated from field: string type = 2;
+   */
+  type: string;
+
+  /**
+   * Whether requests mean it that name none.
+   *
+   * @generated from field: bool is_default = 3;
+   */
+  isDefault: boolean;
+
+  /**
+   * Its settings, as configured.
+   *
+   * @generated from field: google.protobuf.Struct config = 4;
+   */
+  config?: JsonObject | undefined;
+
+  /**
+   * How its chunks become vectors.
+   *
+   * @generated from field: repeated llamastead.v1.EmbeddingStrategy embedding_strategies = 5;
+   */
+  embeddingStrategies: EmbeddingStrategy[];
+
+  /**
+   * How it can be searched, beside the strategies `vector`, `keyword` and `hybrid`, which always work.
+   *
+   * @generated from field: repeated llamastead.v1.RetrievalStrategy retrieval_strategies = 6;
+   */
+  retrievalStrategies: RetrievalStrategy[];
+
+  /**
+   * Name of the embedding strategy in use. Absent when none is configured.
+   *
+   * @generated from field: optional string default_embedding_strategy = 7;
+   */
+  defaultEmbeddingStrategy?: string | undefined;
+
+  /**
+   * Name of the retrieval strategy of queries that name none. Absent when none is configured: it is `hybrid`.
+   *
+   * @generated from field: optional string default_retrieval_strategy = 8;
+   */
+  defaultRetrievalStrategy?: string | undefined;
+
+  /**
+   * Names of the datasets that go into it.
+   *
+   * @generated from field: repeated string dependent_datasets = 9;
+   */
+  dependentDatasets: string[];
+
+  /**
+   * Embedding model in use: the one its vectors were made with, else the one they will be made with. Absent when that
+   * can't be told, because the embedder is down or the model that is configured can't be replaced.
+   *
+   * @generated from field: optional string embedding_model = 10;
+   */
+  embeddingModel?: string | undefined;
+
+  /**
+   * Settings that are served in another way than they say, and settings that have no effect, one sentence each.
+   *
+   * @generated from field: repeated string notes = 11;
+   */
+  notes: string[];
+};
+
+/**
+ * Describes the message llamastead.v1.Database.
+ * Use `create(DatabaseSchema)` to create a new message.
+ */
+export const DatabaseSchema: GenMessage<Database> = /*@__PURE__*/
+  messageDesc(file_llamastead_v1_retrieval, 14);
+
+/**
+ * An embedding strategy of a database.
+ *
+ * @generated from message llamastead.v1.EmbeddingStrategy
+ */
+export type EmbeddingStrategy = Message<"llamastead.v1.EmbeddingStrategy"> & {
+  /**
+   * Its name.
+   *
+   * @generated from field: string name = 1;
+   */
+  name: string;
+
+  /**
+   * Type, such as `SentenceTransformerEmbedder`; all types embed inside this server.
+   *
+   * @generated from field: string type = 2;
+   */
+  type: string;
+
+  /**
+   * Among several without a default, the highest is used.
+   *
+   * @generated from field: int32 priority = 3;
+   */
+  priority: number;
+
+  /**
+   * Whether it is the one in use.
+   *
+   * @generated from field: bool is_default = 4;
+   */
+  isDefault: boolean;
+
+  /**
+   * Its settings, as configured.
+   *
+   * @generated from field: google.protobuf.Struct config = 5;
+   */
+  config?: JsonObject | undefined;
+};
+
+/**
+ * Describes the message llamastead.v1.EmbeddingStrategy.
+ * Use `create(EmbeddingStrategySchema)` to create a new message.
+ */
+export const EmbeddingStrategySchema: GenMessage<EmbeddingStrategy> = /*@__PURE__*/
+  messageDesc(file_llamastead_v1_retrieval, 15);
+
+/**
+ * A retrieval strategy of a database.
+ *
+ * @generated from message llamastead.v1.RetrievalStrategy
+ */
+export type RetrievalStrategy = Message<"llamastead.v1.RetrievalStrategy"> & {
+  /**
+   * Its name.
+   *
+   * @generated from field: string name = 1;
+   */
+  name: string;
+
+  /**
+   * Type, such as `HybridUniversalStrategy`.
+   *
+   * @generated from field: string type = 2;
+   */
+  type: string;
+
+  /**
+   * Whether queries use it that name none.
+   *
+   * @generated from field: bool is_default = 3;
+   */
+  isDefault: boolean;
+
+  /**
+   * Its settings, as configured.
+   *
+   * @generated from field: google.protobuf.Struct config = 4;
+   */
+  config?: JsonObject | undefined;
+};
+
+/**
+ * Describes the message llamastead.v1.RetrievalStrategy.
+ * Use `create(RetrievalStrategySchema)` to create a new message.
+ */
+export const RetrievalStrategySchema: GenMessage<RetrievalStrategy> = /*@__PURE__*/
+  messageDesc(file_llamastead_v1_retrieval, 16);
+
+/**
+ * Asks for a database's documents.
+ *
+ * @generated from message llamastead.v1.ListDocumentsRequest
+ */
+export type ListDocumentsRequest = Message<"llamastead.v1.ListDocumentsRequest"> & {
+  /**
+   * Namespace that holds the project: 1 to 100 letters, digits, `.`, `_` or `-`, starting with a letter or digit.
+   *
+   * @generated from field: string namespace = 1;
+   */
+  namespace: string;
+
+  /**
+   * Name of the project, under the same rule as the namespace.
+   *
+   * @generated from field: string project = 2;
+   */
+  project: string;
+
+  /**
+   * Name of the database. Default: the project's default database.
+   *
+   * @generated from field: optional string database = 3;
+   */
+  database?: string | undefined;
+
+  /**
+   * Most documents to list. Range: 1 to 1000. Default: 50.
+   *
+   * @generated from field: optional uint32 limit = 4;
+   */
+  limit?: number | undefined;
+
+  /**
+   * Documents to leave out at the beginning. Range: 0 to 2147483647. Default: 0.
+   *
+   * @generated from field: optional uint32 offset = 5;
+   */
+  offset?: number | undefined;
+
+  /**
+   * The same as `database`, as it stands in a path.
+   *
+   * @generated from field: optional string database_name = 6;
+   */
+  databaseName?: string | undefined;
+};
+
+/**
+ * Describes the message llamastead.v1.ListDocumentsRequest.
+ * Use `create(ListDocumentsRequestSchema)` to create a new message.
+ */
+export const ListDocumentsRequestSchema: GenMessage<ListDocumentsRequest> = /*@__PURE__*/
+  messageDesc(file_llamastead_v1_retrieval, 17);
+
+/**
+ * A database's documents.
+ *
+ * @generated from message llamastead.v1.ListDocumentsResponse
+ */
+export type ListDocumentsResponse = Message<"llamastead.v1.ListDocumentsResponse"> & {
+  /**
+   * The documents by name.
+   *
+   * @generated from field: repeated llamastead.v1.Document documents = 1;
+   */
+  documents: Document[];
+};
+
+/**
+ * Describes the message llamastead.v1.ListDocumentsResponse.
+ * Use `create(ListDocumentsResponseSchema)` to create a new message.
+ */
+export const ListDocumentsResponseSchema: GenMessage<ListDocumentsResponse> = /*@__PURE__*/
+  messageDesc(file_llamastead_v1_retrieval, 18);
+
+/**
+ * A document of a database: a file, however many of its datasets hold it.
+ *
+ * @generated from message llamastead.v1.Document
+ */
+export type Document = Message<"llamastead.v1.Document"> & {
+  /**
+   * SHA-256 of the file, in hex.
+   *
+   * @generated from field: string id = 1;
+   */
+  id: string;
+
+  /**
+   * Name of the file.
+   *
+   * @generated from field: string filename = 2;
+   */
+  filename: string;
+
+  /**
+   * Number of its chunks in the database.
+   *
+   * @generated from field: uint32 chunk_count = 3;
+   */
+  chunkCount: number;
+
+  /**
+   * Size of the file in bytes, a whole number.
+   *
+   * @generated from field: double size_bytes = 4;
+   */
+  sizeBytes: number;
+
+  /**
+   * What read it.
+   *
+   * @generated from field: string parser_used = 5;
+   */
+  parserUsed: string;
+
+  /**
+   * When it was uploaded, in RFC 3339.
+   *
+   * @generated from field: string date_ingested = 6;
+   */
+  dateIngested: string;
+
+  /**
+   * What is known about it: `datasets`, `mime_type` and what the parser found, such as `title`.
+   *
+   * @generated from field: google.protobuf.Struct metadata = 7;
+   */
+  metadata?: JsonObject | undefined;
+};
+
+/**
+ * Describes the message llamastead.v1.Document.
+ * Use `create(DocumentSchema)` to create a new message.
+ */
+export const DocumentSchema: GenMessage<Document> = /*@__PURE__*/
+  messageDesc(file_llamastead_v1_retrieval, 19);
+
+/**
+ * Asks how much a database holds.
+ *
+ * @generated from message llamastead.v1.GetStatsRequest
+ */
+export type GetStatsRequest = Message<"llamastead.v1.GetStatsRequest"> & {
+  /**
+   * Namespace that holds the project: 1 to 100 letters, digits, `.`, `_` or `-`, starting with a letter or digit.
+   *
+   * @generated from field: string namespace = 1;
+   */
+  namespace: string;
+
+  /**
+   * Name of the project, under the same rule as the namespace.
+   *
+   * @generated from field: string project = 2;
+   */
+  project: string;
+
+  /**
+   * Name of the database. Default: the project's default database.
+   *
+   * @generated from field: optional string database = 3;
+   */
+  database?: string | undefined;
+};
+
+/**
+ * Describes the message llamastead.v1.GetStatsRequest.
+ * Use `create(GetStatsRequestSchema)` to create a new message.
+ */
+export const GetStatsRequestSchema: GenMessage<GetStatsRequest> = /*@__PURE__*/
+  messageDesc(file_llamastead_v1_retrieval, 20);
+
+/**
+ * How much a database holds.
+ *
+ * @generated from message llamastead.v1.GetStatsResponse
+ */
+export type GetStatsResponse = Message<"llamastead.v1.GetStatsResponse"> & {
+  /**
+   * Name of the database.
+   *
+   * @generated from field: string database = 1;
+   */
+  database: string;
+
+  /**
+   * Number of vectors in the vector store.
+   *
+   * @generated from field: uint32 vector_count = 2;
+   */
+  vectorCount: number;
+
+  /**
+   * Number of files with chunks in it.
+   *
+   * @generated from field: uint32 document_count = 3;
+   */
+  documentCount: number;
+
+  /**
+   * Number of chunks; the same as `vector_count` unless vectors were lost.
+   *
+   * @generated from field: uint32 chunk_count = 4;
+   */
+  chunkCount: number;
+
+  /**
+   * Size of the collection on disk in bytes, estimated, a whole number.
+   *
+   * @generated from field: double collection_size_bytes = 5;
+   */
+  collectionSizeBytes: number;
+
+  /**
+   * The part of it that is the vectors themselves, a whole number.
+   *
+   * @generated from field: double index_size_bytes = 6;
+   */
+  indexSizeBytes: number;
+
+  /**
+   * Length of its vectors; before the first file, of those it will have.
+   *
+   * @generated from field: uint32 embedding_dimension = 7;
+   */
+  embeddingDimension: number;
+
+  /**
+   * Metric that its vector searches score by, unless a strategy or a query says otherwise.
+   *
+   * @generated from field: string distance_metric = 8;
+   */
+  distanceMetric: string;
+
+  /**
+   * When the newest of its documents was uploaded, in RFC 3339. Absent before the first.
+   *
+   * @generated from field: optional string last_updated = 9;
+   */
+  lastUpdated?: string | undefined;
+
+  /**
+   * `embedding_model`, and `type` as configured.
+   *
+   * @generated from field: google.protobuf.Struct metadata = 10;
+   */
+  metadata?: JsonObject | undefined;
+};
+
+/**
+ * Describes the message llamastead.v1.GetStatsResponse.
+ * Use `create(GetStatsResponseSchema)` to create a new message.
+ */
+export const GetStatsResponseSchema: GenMessage<GetStatsResponse> = /*@__PURE__*/
+  messageDesc(file_llamastead_v1_retrieval, 21);
+
+/**
+ * Asks how a document would be cut into chunks.
+ *
+ * @generated from message llamastead.v1.PreviewChunksRequest
+ */
+export type PreviewChunksRequest = Message<"llamastead.v1.PreviewChunksRequest"> & {
+  /**
+   * Namespace that holds the project: 1 to 100 letters, digits, `.`, `_` or `-`, starting with a letter or digit.
+   *
+   * @generated from field: string namespace = 1;
+   */
+  namespace: string;
+
+  /**
+   * Name of the project, under the same rule as the namespace.
+   *
+   * @generated from field: string project = 2;
+   */
+  project: string;
+
+  /**
+   * Name of the database.
+   *
+   * @generated from field: string database_name = 3;
+   */
+  databaseName: string;
+
+  /**
+   * Dataset that holds the file, together with `file_hash`.
+   *
+   * @generated from field: optional string dataset_id = 4;
+   */
+  datasetId?: string | undefined;
+
+  /**
+   * SHA-256 of the file in hex, together with `dataset_id`.
+   *
+   * @generated from field: optional string file_hash = 5;
+   */
+  fileHash?: string | undefined;
+
+  /**
+   * The document itself, base64 in JSON, instead of a file of a dataset; `filename` tells its kind.
+   *
+   * @generated from field: optional bytes file_content = 6;
+   */
+  fileContent?: Uint8Array | undefined;
+
+  /**
+   * Name of the document that `file_content` holds. Default: `document.txt`.
+   *
+   * @generated from field: optional string filename = 7;
+   */
+  filename?: string | undefined;
+
+  /**
+   * Strategy that says how it is read and cut. Default: the dataset's, else the project's first.
+   *
+   * @generated from field: optional string data_processing_strategy = 8;
+   */
+  dataProcessingStrategy?: string | undefined;
+
+  /**
+   * Target size of a chunk in characters, in place of the strategy's. Range: 50 to 16000.
+   *
+   * @generated from field: optional uint32 chunk_size = 9;
+   */
+  chunkSize?: number | undefined;
+
+  /**
+   * Characters that neighbouring chunks share, in place of the strategy's. Range: 0 to half of the size.
+   *
+   * @generated from field: optional uint32 chunk_overlap = 10;
+   */
+  chunkOverlap?: number | undefined;
+
+  /**
+   * How chunks are cut: `sentences`, which is how it is done here; another value is refused. Default: that.
+   *
+   * @generated from field: optional string chunk_strategy = 11;
+   */
+  chunkStrategy?: string | undefined;
+};
+
+/**
+ * Describes the message llamastead.v1.PreviewChunksRequest.
+ * Use `create(PreviewChunksRequestSchema)` to create a new message.
+ */
+export const PreviewChunksRequestSchema: GenMessage<PreviewChunksRequest> = /*@__PURE__*/
+  messageDesc(file_llamastead_v1_retrieval, 22);
+
+/**
+ * How a document would be cut into chunks.
+ *
+ * @generated from message llamastead.v1.PreviewChunksResponse
+ */
+export type PreviewChunksResponse = Message<"llamastead.v1.PreviewChunksResponse"> & {
+  /**
+   * The text that was read, put together from the chunks: between chunks that do not overlap stands one line break.
+   *
+   * @generated from field: string original_text = 1;
+   */
+  originalText: string;
+
+  /**
+   * The chunks, in order.
+   *
+   * @generated from field: repeated llamastead.v1.PreviewChunk chunks = 2;
+   */
+  chunks: PreviewChunk[];
+
+  /**
+   * Name of the document.
+   *
+   * @generated from field: string filename = 3;
+   */
+  filename: string;
+
+  /**
+   * Its size in bytes, a whole number.
+   *
+   * @generated from field: double size_bytes = 4;
+   */
+  sizeBytes: number;
+
+  /**
+   * What read it.
+   *
+   * @generated from field: string parser_used = 5;
+   */
+  parserUsed: string;
+
+  /**
+   * How chunks are cut.
+   *
+   * @generated from field: string chunk_strategy = 6;
+   */
+  chunkStrategy: string;
+
+  /**
+   * Target size of a chunk in characters.
+   *
+   * @generated from field: uint32 chunk_size = 7;
+   */
+  chunkSize: number;
+
+  /**
+   * Characters that neighbouring chunks share at most.
+   *
+   * @generated from field: uint32 chunk_overlap = 8;
+   */
+  chunkOverlap: number;
+
+  /**
+   * Number of chunks, also of those that `chunks` leaves out.
+   *
+   * @generated from field: uint32 total_chunks = 9;
+   */
+  totalChunks: number;
+
+  /**
+   * Mean length of a chunk, in characters.
+   *
+   * @generated from field: double avg_chunk_size = 10;
+   */
+  avgChunkSize: number;
+
+  /**
+   * Length of all chunks together, in characters.
+   *
+   * @generated from field: uint32 total_size_with_overlaps = 11;
+   */
+  totalSizeWithOverlaps: number;
+
+  /**
+   * What the preview leaves out, one sentence each.
+   *
+   * @generated from field: repeated string warnings = 12;
+   */
+  warnings: string[];
+};
+
+/**
+ * Describes the message llamastead.v1.PreviewChunksResponse.
+ * Use `create(PreviewChunksResponseSchema)` to create a new message.
+ */
+export const PreviewChunksResponseSchema: GenMessage<PreviewChunksResponse> = /*@__PURE__*/
+  messageDesc(file_llamastead_v1_retrieval, 23);
+
+/**
+ * A chunk of a preview.
+ *
+ * @generated from message llamastead.v1.PreviewChunk
+ */
+export type PreviewChunk = Message<"llamastead.v1.PreviewChunk"> & {
+  /**
+   * Its place, from 0.
+   *
+   * @generated from field: uint32 chunk_index = 1;
+   */
+  chunkIndex: number;
+
+  /**
+   * Its text.
+   *
+   * @generated from field: string content = 2;
+   */
+  content: string;
+
+  /**
+   * Where it begins in `original_text`, in characters.
+   *
+   * @generated from field: uint32 start_position = 3;
+   */
+  startPosition: number;
+
+  /**
+   * Where it ends there: the place after its last character.
+   *
+   * @generated from field: uint32 end_position = 4;
+   */
+  endPosition: number;
+
+  /**
+   * Its length in characters.
+   *
+   * @generated from field: uint32 char_count = 5;
+   */
+  charCount: number;
+
+  /**
+   * Its length in words.
+   *
+   * @generated from field: uint32 word_count = 6;
+   */
+  wordCount: number;
+
+  /**
+   * What is known about it, such as `page`.
+   *
+   * @generated from field: google.protobuf.Struct metadata = 7;
+   */
+  metadata?: JsonObject | undefined;
+};
+
+/**
+ * Describes the message llamastead.v1.PreviewChunk.
+ * Use `create(PreviewChunkSchema)` to create a new message.
+ */
+export const PreviewChunkSchema: GenMessage<PreviewChunk> = /*@__PURE__*/
+  messageDesc(file_llamastead_v1_retrieval, 24);
+
+/**
+ * Empties a database.
+ *
+ * @generated from message llamastead.v1.ClearDatabaseRequest
+ */
+export type ClearDatabaseRequest = Message<"llamastead.v1.ClearDatabaseRequest"> & {
+  /**
+   * Namespace that holds the project: 1 to 100 letters, digits, `.`, `_` or `-`, starting with a letter or digit.
+   *
+   * @generated from field: string namespace = 1;
+   */
+  namespace: string;
+
+  /**
+   * Name of the project, under the same rule as the namespace.
+   *
+   * @generated from field: string project = 2;
+   */
+  project: string;
+
+  /**
+   * Name of the database. Default: the project's default database.
+   *
+   * @generated from field: optional string database = 3;
+   */
+  database?: string | undefined;
+};
+
+/**
+ * Describes the message llamastead.v1.ClearDatabaseRequest.
+ * Use `create(ClearDatabaseRequestSchema)` to create a new message.
+ */
+export const ClearDatabaseRequestSchema: GenMessage<ClearDatabaseRequest> = /*@__PURE__*/
+  messageDesc(file_llamastead_v1_retrieval, 25);
+
+/**
+ * What was removed.
+ *
+ * @generated from message llamastead.v1.ClearDatabaseResponse
+ */
+export type ClearDatabaseResponse = Message<"llamastead.v1.ClearDatabaseResponse"> & {
+  /**
+   * One sentence for people.
+   *
+   * @generated from field: string message = 1;
+   */
+  message: string;
+
+  /**
+   * Name of the database.
+   *
+   * @generated from field: string database = 2;
+   */
+  database: string;
+
+  /**
+   * Number of chunks that were removed.
+   *
+   * @generated from field: uint32 deleted_chunks = 3;
+   */
+  deletedChunks: number;
+};
+
+/**
+ * Describes the message llamastead.v1.ClearDatabaseResponse.
+ * Use `create(ClearDatabaseResponseSchema)` to create a new message.
+ */
+export const ClearDatabaseResponseSchema: GenMessage<ClearDatabaseResponse> = /*@__PURE__*/
+  messageDesc(file_llamastead_v1_retrieval, 26);
+
+/**
+ * Makes a database's vectors anew.
+ *
+ * @generated from message llamastead.v1.ReindexDatabaseRequest
+ */
+export type ReindexDatabaseRequest = Message<"llamastead.v1.ReindexDatabaseRequest"> & {
+  /**
+   * Namespace that holds the project: 1 to 100 letters, digits, `.`, `_` or `-`, starting with a letter or digit.
+   *
+   * @generated from field: string namespace = 1;
+   */
+  namespace: string;
+
+  /**
+   * Name of the project, under the same rule as the namespace.
+   *
+   * @generated from field: string project = 2;
+   */
+  project: string;
+
+  /**
+   * Name of the database. Default: the project's default database.
+   *
+   * @generated from field: optional string database = 3;
+   */
+  database?: string | undefined;
+};
+
+/**
+ * Describes the message llamastead.v1.ReindexDatabaseRequest.
+ * Use `create(ReindexDatabaseRequestSchema)` to create a new message.
+ */
+export const ReindexDatabaseRequestSchema: GenMessage<ReindexDatabaseRequest> = /*@__PURE__*/
+  messageDesc(file_llamastead_v1_retrieval, 27);
+
+/**
+ * The task that makes the vectors.
+ *
+ * @generated from message llamastead.v1.ReindexDatabaseResponse
+ */
+export type ReindexDatabaseResponse = Message<"llamastead.v1.ReindexDatabaseResponse"> & {
+  /**
+   * One sentence for people.
+   *
+   * @generated from field: string message = 1;
+   */
+  message: string;
+
+  /**
+   * Name of the database.
+   *
+   * @generated from field: string database = 2;
+   */
+  database: string;
+
+  /**
+   * Id of the task, for `GET …/tasks/{task_id}`.
+   *
+   * @generated from field: string task_id = 3;
+   */
+  taskId: string;
+
+  /**
+   * Path of the task.
+   *
+   * @generated from field: string task_uri = 4;
+   */
+  taskUri: string;
+};
+
+/**
+ * Describes the message llamastead.v1.ReindexDatabaseResponse.
+ * Use `create(ReindexDatabaseResponseSchema)` to create a new message.
+ */
+export const ReindexDatabaseResponseSchema: GenMessage<ReindexDatabaseResponse> = /*@__PURE__*/
+  messageDesc(file_llamastead_v1_retrieval, 28);
+
+/**
  * Searches the vector databases of a project.
  *
  * @generated from service llamastead.v1.RetrievalService
@@ -452,9 +1555,11 @@ export const RetrievalService: GenService<{
    * first. A database without documents gives no results.
    *
    * Errors:
-   * - 400: A value is malformed or out of range, the strategy is unknown, or the project has no database.
+   * - 400: The strategy is unknown, a field is of no use to it, or the project has no database.
    * - 404: The project, the database or the reranking model does not exist.
-   * - 409: The database was made with another embedding model than the configured one.
+   * - 408: The reranking model took longer than the strategy allows.
+   * - 409: The database was made with another embedding model than the one it is now to be searched with.
+   * - 422: A value is out of its range.
    * - 503: The embedder is still loading or down.
    *
    * @generated from rpc llamastead.v1.RetrievalService.Query
@@ -477,6 +1582,182 @@ export const RetrievalService: GenService<{
     methodKind: "unary";
     input: typeof RetrievalServiceGetHealthRequestSchema;
     output: typeof RetrievalServiceGetHealthResponseSchema;
+  },
+  /**
+   * Lists the project's databases with their strategies.
+   *
+   * Errors:
+   * - 400: A name is not valid.
+   * - 404: The project does not exist.
+   *
+   * @generated from rpc llamastead.v1.RetrievalService.ListDatabases
+   */
+  listDatabases: {
+    methodKind: "unary";
+    input: typeof ListDatabasesRequestSchema;
+    output: typeof ListDatabasesResponseSchema;
+  },
+  /**
+   * Adds a database to the project's configuration.
+   *
+   * Success:
+   * - 201: The database.
+   *
+   * Errors:
+   * - 400: A name is not valid.
+   * - 404: The project does not exist.
+   * - 409: There is a database of that name.
+   * - 422: The configuration breaks a rule; the message names each field by its path.
+   *
+   * @generated from rpc llamastead.v1.RetrievalService.CreateDatabase
+   */
+  createDatabase: {
+    methodKind: "unary";
+    input: typeof CreateDatabaseRequestSchema;
+    output: typeof DatabaseSchema;
+  },
+  /**
+   * Returns a database's configuration, what it comes to here, and the datasets that go into it.
+   *
+   * Errors:
+   * - 400: A name is not valid.
+   * - 404: The project or the database does not exist.
+   *
+   * @generated from rpc llamastead.v1.RetrievalService.GetDatabase
+   */
+  getDatabase: {
+    methodKind: "unary";
+    input: typeof GetDatabaseRequestSchema;
+    output: typeof DatabaseSchema;
+  },
+  /**
+   * Changes a database's configuration: keys that are given replace the present ones, `null` removes a key.
+   *
+   * A change of the embedding model leaves the vectors as they are: queries then answer 409 until `rag/reindex`.
+   *
+   * Errors:
+   * - 400: A name is not valid, or the change would rename the database.
+   * - 404: The project or the database does not exist.
+   * - 422: The configuration breaks a rule; the message names each field by its path.
+   *
+   * @generated from rpc llamastead.v1.RetrievalService.UpdateDatabase
+   */
+  updateDatabase: {
+    methodKind: "unary";
+    input: typeof UpdateDatabaseRequestSchema;
+    output: typeof DatabaseSchema;
+  },
+  /**
+   * Deletes a database: its vectors, its chunks, then its configuration.
+   *
+   * Errors:
+   * - 400: A name is not valid.
+   * - 404: The project or the database does not exist.
+   * - 409: Datasets go into it; delete or move them first.
+   * - 503: The vector store is down.
+   *
+   * @generated from rpc llamastead.v1.RetrievalService.DeleteDatabase
+   */
+  deleteDatabase: {
+    methodKind: "unary";
+    input: typeof DeleteDatabaseRequestSchema;
+    output: typeof DeleteDatabaseResponseSchema;
+  },
+  /**
+   * Lists the documents of a database by name.
+   *
+   * Errors:
+   * - 400: A name is not valid.
+   * - 404: The project or the database does not exist.
+   * - 422: `limit` or `offset` is out of range.
+   *
+   * @generated from rpc llamastead.v1.RetrievalService.ListDocuments
+   */
+  listDocuments: {
+    methodKind: "unary";
+    input: typeof ListDocumentsRequestSchema;
+    output: typeof ListDocumentsResponseSchema;
+  },
+  /**
+   * Lists the documents of a database by name, as a bare array.
+   *
+   * Content types:
+   * - application/json: Document[]
+   *
+   * Errors:
+   * - 400: A name is not valid.
+   * - 404: The project or the database does not exist.
+   * - 422: `limit` or `offset` is out of range.
+   *
+   * @generated from rpc llamastead.v1.RetrievalService.ListDocumentsHttp
+   */
+  listDocumentsHttp: {
+    methodKind: "unary";
+    input: typeof ListDocumentsRequestSchema;
+    output: typeof HttpBodySchema;
+  },
+  /**
+   * Returns how much a database holds.
+   *
+   * Errors:
+   * - 400: A name is not valid.
+   * - 404: The project or the database does not exist.
+   * - 503: The vector store is down.
+   *
+   * @generated from rpc llamastead.v1.RetrievalService.GetStats
+   */
+  getStats: {
+    methodKind: "unary";
+    input: typeof GetStatsRequestSchema;
+    output: typeof GetStatsResponseSchema;
+  },
+  /**
+   * Cuts a document into chunks as processing would, without indexing anything.
+   *
+   * Errors:
+   * - 400: Neither a file of a dataset nor a content was given, or the document can't be read.
+   * - 404: The project, the database, the dataset, the file or the strategy does not exist.
+   * - 413: The body is larger than this server takes.
+   * - 422: A size is out of range.
+   *
+   * @generated from rpc llamastead.v1.RetrievalService.PreviewChunks
+   */
+  previewChunks: {
+    methodKind: "unary";
+    input: typeof PreviewChunksRequestSchema;
+    output: typeof PreviewChunksResponseSchema;
+  },
+  /**
+   * Removes all chunks from a database. The files stay in their datasets, to be processed again.
+   *
+   * Errors:
+   * - 400: A name is not valid.
+   * - 404: The project or the database does not exist.
+   * - 409: A dataset of the database is being processed.
+   * - 503: The vector store is down.
+   *
+   * @generated from rpc llamastead.v1.RetrievalService.ClearDatabase
+   */
+  clearDatabase: {
+    methodKind: "unary";
+    input: typeof ClearDatabaseRequestSchema;
+    output: typeof ClearDatabaseResponseSchema;
+  },
+  /**
+   * Starts a task that makes a database's vectors anew from its chunks, with the embedding model it now names.
+   *
+   * Errors:
+   * - 400: A name is not valid.
+   * - 404: The project or the database does not exist.
+   * - 409: The embedding model it names is not installed, and the server's own does not fit in its place.
+   * - 503: The embedder is down.
+   *
+   * @generated from rpc llamastead.v1.RetrievalService.ReindexDatabase
+   */
+  reindexDatabase: {
+    methodKind: "unary";
+    input: typeof ReindexDatabaseRequestSchema;
+    output: typeof ReindexDatabaseResponseSchema;
   },
 }> = /*@__PURE__*/
   serviceDesc(file_llamastead_v1_retrieval, 0);

@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n%llamastead/internal/v1/embedder.proto\x12\x16llamastead.internal.v1\"P\n\x0c\x45mbedRequest\x12\x14\n\x05model\x18\x01 \x01(\tR\x05model\x12\x14\n\x05texts\x18\x02 \x03(\tR\x05texts\x12\x14\n\x05query\x18\x03 \x01(\x08R\x05query\"]\n\rEmbedResponse\x12\x1c\n\tdimension\x18\x01 \x01(\rR\tdimension\x12\x18\n\x07vectors\x18\x02 \x01(\x0cR\x07vectors\x12\x14\n\x05model\x18\x03 \x01(\tR\x05model\"Y\n\rRerankRequest\x12\x14\n\x05model\x18\x01 \x01(\tR\x05model\x12\x14\n\x05query\x18\x02 \x01(\tR\x05query\x12\x1c\n\tdocuments\x18\x03 \x03(\tR\tdocuments\"(\n\x0eRerankResponse\x12\x16\n\x06scores\x18\x01 \x03(\x02R\x06scores\"\x1a\n\x18GetEmbedderStatusRequest\"\xc1\x01\n\x19GetEmbedderStatusResponse\x12\x14\n\x05state\x18\x01 \x01(\tR\x05state\x12\x14\n\x05\x65rror\x18\x02 \x01(\tR\x05\x65rror\x12\x14\n\x05model\x18\x03 \x01(\tR\x05model\x12\x1c\n\tdimension\x18\x04 \x01(\rR\tdimension\x12!\n\x0cqueued_texts\x18\x05 \x01(\rR\x0bqueuedTexts\x12!\n\x0cmemory_bytes\x18\x06 \x01(\x04R\x0bmemoryBytes2\xba\x02\n\x0f\x45mbedderService\x12T\n\x05\x45mbed\x12$.llamastead.internal.v1.EmbedRequest\x1a%.llamastead.internal.v1.EmbedResponse\x12W\n\x06Rerank\x12%.llamastead.internal.v1.RerankRequest\x1a&.llamastead.internal.v1.RerankResponse\x12x\n\x11GetEmbedderStatus\x12\x30.llamastead.internal.v1.GetEmbedderStatusRequest\x1a\x31.llamastead.internal.v1.GetEmbedderStatusResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n%llamastead/internal/v1/embedder.proto\x12\x16llamastead.internal.v1\"P\n\x0c\x45mbedRequest\x12\x14\n\x05model\x18\x01 \x01(\tR\x05model\x12\x14\n\x05texts\x18\x02 \x03(\tR\x05texts\x12\x14\n\x05query\x18\x03 \x01(\x08R\x05query\"]\n\rEmbedResponse\x12\x1c\n\tdimension\x18\x01 \x01(\rR\tdimension\x12\x18\n\x07vectors\x18\x02 \x01(\x0cR\x07vectors\x12\x14\n\x05model\x18\x03 \x01(\tR\x05model\"Y\n\rRerankRequest\x12\x14\n\x05model\x18\x01 \x01(\tR\x05model\x12\x14\n\x05query\x18\x02 \x01(\tR\x05query\x12\x1c\n\tdocuments\x18\x03 \x03(\tR\tdocuments\"(\n\x0eRerankResponse\x12\x16\n\x06scores\x18\x01 \x03(\x02R\x06scores\"\x1a\n\x18GetEmbedderStatusRequest\"\xdf\x01\n\x19GetEmbedderStatusResponse\x12\x14\n\x05state\x18\x01 \x01(\tR\x05state\x12\x14\n\x05\x65rror\x18\x02 \x01(\tR\x05\x65rror\x12\x14\n\x05model\x18\x03 \x01(\tR\x05model\x12\x1c\n\tdimension\x18\x04 \x01(\rR\tdimension\x12!\n\x0cqueued_texts\x18\x05 \x01(\rR\x0bqueuedTexts\x12!\n\x0cmemory_bytes\x18\x06 \x01(\x04R\x0bmemoryBytes\x12\x1c\n\tinstalled\x18\x07 \x03(\tR\tinstalled2\xba\x02\n\x0f\x45mbedderService\x12T\n\x05\x45mbed\x12$.llamastead.internal.v1.EmbedRequest\x1a%.llamastead.internal.v1.EmbedResponse\x12W\n\x06Rerank\x12%.llamastead.internal.v1.RerankRequest\x1a&.llamastead.internal.v1.RerankResponse\x12x\n\x11GetEmbedderStatus\x12\x30.llamastead.internal.v1.GetEmbedderStatusRequest\x1a\x31.llamastead.internal.v1.GetEmbedderStatusResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -42,7 +42,7 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_GETEMBEDDERSTATUSREQUEST']._serialized_start=375
   _globals['_GETEMBEDDERSTATUSREQUEST']._serialized_end=401
   _globals['_GETEMBEDDERSTATUSRESPONSE']._serialized_start=404
-  _globals['_GETEMBEDDERSTATUSRESPONSE']._serialized_end=597
-  _globals['_EMBEDDERSERVICE']._serialized_start=600
-  _globals['_EMBEDDERSERVICE']._serialized_end=914
+  _globals['_GETEMBEDDERSTATUSRESPONSE']._serialized_end=627
+  _globals['_EMBEDDERSERVICE']._serialized_start=630
+  _globals['_EMBEDDERSERVICE']._serialized_end=944
 # @@protoc_insertion_point(module_scope)

@@ -30,7 +30,7 @@ class EmbedRequest(_message.Message):
     TEXTS_FIELD_NUMBER: _builtins.int
     QUERY_FIELD_NUMBER: _builtins.int
     model: _builtins.str
-    """Model name or folder; empty: the worker's default model."""
+    """Name of an installed model, which is loaded if it is not; empty: the worker's default model."""
     query: _builtins.bool
     """True for a user's query, false for passages being indexed."""
     @_builtins.property
@@ -167,6 +167,7 @@ class GetEmbedderStatusResponse(_message.Message):
     DIMENSION_FIELD_NUMBER: _builtins.int
     QUEUED_TEXTS_FIELD_NUMBER: _builtins.int
     MEMORY_BYTES_FIELD_NUMBER: _builtins.int
+    INSTALLED_FIELD_NUMBER: _builtins.int
     state: _builtins.str
     """`loading`, `ready` or `failed`."""
     error: _builtins.str
@@ -179,6 +180,10 @@ class GetEmbedderStatusResponse(_message.Message):
     """Texts waiting or being embedded."""
     memory_bytes: _builtins.int
     """Resident memory of the worker, in bytes."""
+    @_builtins.property
+    def installed(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Names of the embedding models it can hold: its own first, then those in the models folder."""
+
     def __init__(
         self,
         *,
@@ -188,10 +193,11 @@ class GetEmbedderStatusResponse(_message.Message):
         dimension: _builtins.int = ...,
         queued_texts: _builtins.int = ...,
         memory_bytes: _builtins.int = ...,
+        installed: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["dimension", b"dimension", "error", b"error", "memory_bytes", b"memory_bytes", "model", b"model", "queued_texts", b"queued_texts", "state", b"state"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["dimension", b"dimension", "error", b"error", "installed", b"installed", "memory_bytes", b"memory_bytes", "model", b"model", "queued_texts", b"queued_texts", "state", b"state"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

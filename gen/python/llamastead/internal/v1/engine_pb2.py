@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n#llamastead/internal/v1/engine.proto\x12\x16llamastead.internal.v1\"\xd2\x02\n\x0fGenerateRequest\x12;\n\x08messages\x18\x01 \x03(\x0b\x32\x1f.llamastead.internal.v1.MessageR\x08messages\x12\x16\n\x06prompt\x18\x02 \x01(\tR\x06prompt\x12<\n\x08sampling\x18\x03 \x01(\x0b\x32 .llamastead.internal.v1.SamplingR\x08sampling\x12\x1d\n\nmax_tokens\x18\x04 \x01(\rR\tmaxTokens\x12\x12\n\x04stop\x18\x05 \x03(\tR\x04stop\x12&\n\x0ctop_logprobs\x18\x06 \x01(\rH\x00R\x0btopLogprobs\x88\x01\x01\x12\x1f\n\x0bjson_schema\x18\x07 \x01(\tR\njsonSchema\x12\x1f\n\x0bjson_object\x18\x08 \x01(\x08R\njsonObjectB\x0f\n\r_top_logprobs\"7\n\x07Message\x12\x12\n\x04role\x18\x01 \x01(\tR\x04role\x12\x18\n\x07\x63ontent\x18\x02 \x01(\tR\x07\x63ontent\"\xa9\x04\n\x08Sampling\x12%\n\x0btemperature\x18\x01 \x01(\x02H\x00R\x0btemperature\x88\x01\x01\x12\x18\n\x05top_p\x18\x02 \x01(\x02H\x01R\x04topP\x88\x01\x01\x12\x18\n\x05top_k\x18\x03 \x01(\rH\x02R\x04topK\x88\x01\x01\x12\x18\n\x05min_p\x18\x04 \x01(\x02H\x03R\x04minP\x88\x01\x01\x12*\n\x0erepeat_penalty\x18\x05 \x01(\x02H\x04R\rrepeatPenalty\x88\x01\x01\x12.\n\x10presence_penalty\x18\x06 \x01(\x02H\x05R\x0fpresencePenalty\x88\x01\x01\x12\x30\n\x11\x66requency_penalty\x18\x07 \x01(\x02H\x06R\x10\x66requencyPenalty\x88\x01\x01\x12\x17\n\x04seed\x18\x08 \x01(\rH\x07R\x04seed\x88\x01\x01\x12N\n\nlogit_bias\x18\t \x03(\x0b\x32/.llamastead.internal.v1.Sampling.LogitBiasEntryR\tlogitBias\x1a<\n\x0eLogitBiasEntry\x12\x10\n\x03key\x18\x01 \x01(\rR\x03key\x12\x14\n\x05value\x18\x02 \x01(\x02R\x05value:\x02\x38\x01\x42\x0e\n\x0c_temperatureB\x08\n\x06_top_pB\x08\n\x06_top_kB\x08\n\x06_min_pB\x11\n\x0f_repeat_penaltyB\x13\n\x11_presence_penaltyB\x14\n\x12_frequency_penaltyB\x07\n\x05_seed\"\xc5\x04\n\x10GenerateResponse\x12L\n\x07started\x18\x01 \x01(\x0b\x32\x30.llamastead.internal.v1.GenerateResponse.StartedH\x00R\x07started\x12\x46\n\x05\x64\x65lta\x18\x02 \x01(\x0b\x32..llamastead.internal.v1.GenerateResponse.DeltaH\x00R\x05\x64\x65lta\x12O\n\x08\x66inished\x18\x03 \x01(\x0b\x32\x31.llamastead.internal.v1.GenerateResponse.FinishedH\x00R\x08\x66inished\x1a.\n\x07Started\x12#\n\rprompt_tokens\x18\x01 \x01(\rR\x0cpromptTokens\x1au\n\x05\x44\x65lta\x12\x12\n\x04text\x18\x01 \x01(\tR\x04text\x12@\n\x08logprobs\x18\x02 \x03(\x0b\x32$.llamastead.internal.v1.TokenLogprobR\x08logprobs\x12\x16\n\x06tokens\x18\x03 \x01(\rR\x06tokens\x1a\x99\x01\n\x08\x46inished\x12\x16\n\x06reason\x18\x01 \x01(\tR\x06reason\x12#\n\rprompt_tokens\x18\x02 \x01(\rR\x0cpromptTokens\x12#\n\rcached_tokens\x18\x03 \x01(\rR\x0c\x63\x61\x63hedTokens\x12+\n\x11\x63ompletion_tokens\x18\x04 \x01(\rR\x10\x63ompletionTokensB\x07\n\x05\x65vent\"\x97\x01\n\x0cTokenLogprob\x12\x14\n\x05token\x18\x01 \x01(\tR\x05token\x12\x18\n\x07logprob\x18\x02 \x01(\x02R\x07logprob\x12\x1f\n\x0btoken_bytes\x18\x03 \x01(\x0cR\ntokenBytes\x12\x36\n\x03top\x18\x04 \x03(\x0b\x32$.llamastead.internal.v1.TokenLogprobR\x03top\"Q\n\x12\x43ountTokensRequest\x12;\n\x08messages\x18\x01 \x03(\x0b\x32\x1f.llamastead.internal.v1.MessageR\x08messages\"L\n\x13\x43ountTokensResponse\x12\x14\n\x05total\x18\x01 \x01(\rR\x05total\x12\x1f\n\x0bper_message\x18\x02 \x03(\rR\nperMessage\"\x12\n\x10GetStatusRequest\"\x92\x02\n\x11GetStatusResponse\x12\x1d\n\nmodel_path\x18\x01 \x01(\tR\tmodelPath\x12\x14\n\x05state\x18\x02 \x01(\tR\x05state\x12\x14\n\x05\x65rror\x18\x03 \x01(\tR\x05\x65rror\x12%\n\x0e\x63ontext_length\x18\x04 \x01(\rR\rcontextLength\x12\x14\n\x05slots\x18\x05 \x01(\rR\x05slots\x12\'\n\x0f\x61\x63tive_requests\x18\x06 \x01(\rR\x0e\x61\x63tiveRequests\x12!\n\x0cmemory_bytes\x18\x07 \x01(\x04R\x0bmemoryBytes\x12)\n\x10generated_tokens\x18\x08 \x01(\x04R\x0fgeneratedTokens2\xba\x02\n\rEngineService\x12_\n\x08Generate\x12\'.llamastead.internal.v1.GenerateRequest\x1a(.llamastead.internal.v1.GenerateResponse0\x01\x12\x66\n\x0b\x43ountTokens\x12*.llamastead.internal.v1.CountTokensRequest\x1a+.llamastead.internal.v1.CountTokensResponse\x12`\n\tGetStatus\x12(.llamastead.internal.v1.GetStatusRequest\x1a).llamastead.internal.v1.GetStatusResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n#llamastead/internal/v1/engine.proto\x12\x16llamastead.internal.v1\"\x96\x03\n\x0fGenerateRequest\x12;\n\x08messages\x18\x01 \x03(\x0b\x32\x1f.llamastead.internal.v1.MessageR\x08messages\x12\x16\n\x06prompt\x18\x02 \x01(\tR\x06prompt\x12<\n\x08sampling\x18\x03 \x01(\x0b\x32 .llamastead.internal.v1.SamplingR\x08sampling\x12\x1d\n\nmax_tokens\x18\x04 \x01(\rR\tmaxTokens\x12\x12\n\x04stop\x18\x05 \x03(\tR\x04stop\x12&\n\x0ctop_logprobs\x18\x06 \x01(\rH\x00R\x0btopLogprobs\x88\x01\x01\x12\x1f\n\x0bjson_schema\x18\x07 \x01(\tR\njsonSchema\x12\x1f\n\x0bjson_object\x18\x08 \x01(\x08R\njsonObject\x12\x14\n\x05tools\x18\t \x01(\tR\x05tools\x12\x1f\n\x08thinking\x18\n \x01(\x08H\x01R\x08thinking\x88\x01\x01\x42\x0f\n\r_top_logprobsB\x0b\n\t_thinking\"\x9a\x01\n\x07Message\x12\x12\n\x04role\x18\x01 \x01(\tR\x04role\x12\x18\n\x07\x63ontent\x18\x02 \x01(\tR\x07\x63ontent\x12?\n\ntool_calls\x18\x03 \x03(\x0b\x32 .llamastead.internal.v1.ToolCallR\ttoolCalls\x12 \n\x0ctool_call_id\x18\x04 \x01(\tR\ntoolCallId\"L\n\x08ToolCall\x12\x0e\n\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n\x04name\x18\x02 \x01(\tR\x04name\x12\x1c\n\targuments\x18\x03 \x01(\tR\targuments\"\xa9\x04\n\x08Sampling\x12%\n\x0btemperature\x18\x01 \x01(\x02H\x00R\x0btemperature\x88\x01\x01\x12\x18\n\x05top_p\x18\x02 \x01(\x02H\x01R\x04topP\x88\x01\x01\x12\x18\n\x05top_k\x18\x03 \x01(\rH\x02R\x04topK\x88\x01\x01\x12\x18\n\x05min_p\x18\x04 \x01(\x02H\x03R\x04minP\x88\x01\x01\x12*\n\x0erepeat_penalty\x18\x05 \x01(\x02H\x04R\rrepeatPenalty\x88\x01\x01\x12.\n\x10presence_penalty\x18\x06 \x01(\x02H\x05R\x0fpresencePenalty\x88\x01\x01\x12\x30\n\x11\x66requency_penalty\x18\x07 \x01(\x02H\x06R\x10\x66requencyPenalty\x88\x01\x01\x12\x17\n\x04seed\x18\x08 \x01(\rH\x07R\x04seed\x88\x01\x01\x12N\n\nlogit_bias\x18\t \x03(\x0b\x32/.llamastead.internal.v1.Sampling.LogitBiasEntryR\tlogitBias\x1a<\n\x0eLogitBiasEntry\x12\x10\n\x03key\x18\x01 \x01(\rR\x03key\x12\x14\n\x05value\x18\x02 \x01(\x02R\x05value:\x02\x38\x01\x42\x0e\n\x0c_temperatureB\x08\n\x06_top_pB\x08\n\x06_top_kB\x08\n\x06_min_pB\x11\n\x0f_repeat_penaltyB\x13\n\x11_presence_penaltyB\x14\n\x12_frequency_penaltyB\x07\n\x05_seed\"\xc5\x04\n\x10GenerateResponse\x12L\n\x07started\x18\x01 \x01(\x0b\x32\x30.llamastead.internal.v1.GenerateResponse.StartedH\x00R\x07started\x12\x46\n\x05\x64\x65lta\x18\x02 \x01(\x0b\x32..llamastead.internal.v1.GenerateResponse.DeltaH\x00R\x05\x64\x65lta\x12O\n\x08\x66inished\x18\x03 \x01(\x0b\x32\x31.llamastead.internal.v1.GenerateResponse.FinishedH\x00R\x08\x66inished\x1a.\n\x07Started\x12#\n\rprompt_tokens\x18\x01 \x01(\rR\x0cpromptTokens\x1au\n\x05\x44\x65lta\x12\x12\n\x04text\x18\x01 \x01(\tR\x04text\x12@\n\x08logprobs\x18\x02 \x03(\x0b\x32$.llamastead.internal.v1.TokenLogprobR\x08logprobs\x12\x16\n\x06tokens\x18\x03 \x01(\rR\x06tokens\x1a\x99\x01\n\x08\x46inished\x12\x16\n\x06reason\x18\x01 \x01(\tR\x06reason\x12#\n\rprompt_tokens\x18\x02 \x01(\rR\x0cpromptTokens\x12#\n\rcached_tokens\x18\x03 \x01(\rR\x0c\x63\x61\x63hedTokens\x12+\n\x11\x63ompletion_tokens\x18\x04 \x01(\rR\x10\x63ompletionTokensB\x07\n\x05\x65vent\"\x97\x01\n\x0cTokenLogprob\x12\x14\n\x05token\x18\x01 \x01(\tR\x05token\x12\x18\n\x07logprob\x18\x02 \x01(\x02R\x07logprob\x12\x1f\n\x0btoken_bytes\x18\x03 \x01(\x0cR\ntokenBytes\x12\x36\n\x03top\x18\x04 \x03(\x0b\x32$.llamastead.internal.v1.TokenLogprobR\x03top\"g\n\x12\x43ountTokensRequest\x12;\n\x08messages\x18\x01 \x03(\x0b\x32\x1f.llamastead.internal.v1.MessageR\x08messages\x12\x14\n\x05tools\x18\x02 \x01(\tR\x05tools\"L\n\x13\x43ountTokensResponse\x12\x14\n\x05total\x18\x01 \x01(\rR\x05total\x12\x1f\n\x0bper_message\x18\x02 \x03(\rR\nperMessage\"\x12\n\x10GetStatusRequest\"\x92\x02\n\x11GetStatusResponse\x12\x1d\n\nmodel_path\x18\x01 \x01(\tR\tmodelPath\x12\x14\n\x05state\x18\x02 \x01(\tR\x05state\x12\x14\n\x05\x65rror\x18\x03 \x01(\tR\x05\x65rror\x12%\n\x0e\x63ontext_length\x18\x04 \x01(\rR\rcontextLength\x12\x14\n\x05slots\x18\x05 \x01(\rR\x05slots\x12\'\n\x0f\x61\x63tive_requests\x18\x06 \x01(\rR\x0e\x61\x63tiveRequests\x12!\n\x0cmemory_bytes\x18\x07 \x01(\x04R\x0bmemoryBytes\x12)\n\x10generated_tokens\x18\x08 \x01(\x04R\x0fgeneratedTokens2\xba\x02\n\rEngineService\x12_\n\x08Generate\x12\'.llamastead.internal.v1.GenerateRequest\x1a(.llamastead.internal.v1.GenerateResponse0\x01\x12\x66\n\x0b\x43ountTokens\x12*.llamastead.internal.v1.CountTokensRequest\x1a+.llamastead.internal.v1.CountTokensResponse\x12`\n\tGetStatus\x12(.llamastead.internal.v1.GetStatusRequest\x1a).llamastead.internal.v1.GetStatusResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -34,31 +34,33 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_SAMPLING_LOGITBIASENTRY']._loaded_options = None
   _globals['_SAMPLING_LOGITBIASENTRY']._serialized_options = b'8\001'
   _globals['_GENERATEREQUEST']._serialized_start=64
-  _globals['_GENERATEREQUEST']._serialized_end=402
-  _globals['_MESSAGE']._serialized_start=404
-  _globals['_MESSAGE']._serialized_end=459
-  _globals['_SAMPLING']._serialized_start=462
-  _globals['_SAMPLING']._serialized_end=1015
-  _globals['_SAMPLING_LOGITBIASENTRY']._serialized_start=838
-  _globals['_SAMPLING_LOGITBIASENTRY']._serialized_end=898
-  _globals['_GENERATERESPONSE']._serialized_start=1018
-  _globals['_GENERATERESPONSE']._serialized_end=1599
-  _globals['_GENERATERESPONSE_STARTED']._serialized_start=1269
-  _globals['_GENERATERESPONSE_STARTED']._serialized_end=1315
-  _globals['_GENERATERESPONSE_DELTA']._serialized_start=1317
-  _globals['_GENERATERESPONSE_DELTA']._serialized_end=1434
-  _globals['_GENERATERESPONSE_FINISHED']._serialized_start=1437
-  _globals['_GENERATERESPONSE_FINISHED']._serialized_end=1590
-  _globals['_TOKENLOGPROB']._serialized_start=1602
-  _globals['_TOKENLOGPROB']._serialized_end=1753
-  _globals['_COUNTTOKENSREQUEST']._serialized_start=1755
-  _globals['_COUNTTOKENSREQUEST']._serialized_end=1836
-  _globals['_COUNTTOKENSRESPONSE']._serialized_start=1838
-  _globals['_COUNTTOKENSRESPONSE']._serialized_end=1914
-  _globals['_GETSTATUSREQUEST']._serialized_start=1916
-  _globals['_GETSTATUSREQUEST']._serialized_end=1934
-  _globals['_GETSTATUSRESPONSE']._serialized_start=1937
-  _globals['_GETSTATUSRESPONSE']._serialized_end=2211
-  _globals['_ENGINESERVICE']._serialized_start=2214
-  _globals['_ENGINESERVICE']._serialized_end=2528
+  _globals['_GENERATEREQUEST']._serialized_end=470
+  _globals['_MESSAGE']._serialized_start=473
+  _globals['_MESSAGE']._serialized_end=627
+  _globals['_TOOLCALL']._serialized_start=629
+  _globals['_TOOLCALL']._serialized_end=705
+  _globals['_SAMPLING']._serialized_start=708
+  _globals['_SAMPLING']._serialized_end=1261
+  _globals['_SAMPLING_LOGITBIASENTRY']._serialized_start=1084
+  _globals['_SAMPLING_LOGITBIASENTRY']._serialized_end=1144
+  _globals['_GENERATERESPONSE']._serialized_start=1264
+  _globals['_GENERATERESPONSE']._serialized_end=1845
+  _globals['_GENERATERESPONSE_STARTED']._serialized_start=1515
+  _globals['_GENERATERESPONSE_STARTED']._serialized_end=1561
+  _globals['_GENERATERESPONSE_DELTA']._serialized_start=1563
+  _globals['_GENERATERESPONSE_DELTA']._serialized_end=1680
+  _globals['_GENERATERESPONSE_FINISHED']._serialized_start=1683
+  _globals['_GENERATERESPONSE_FINISHED']._serialized_end=1836
+  _globals['_TOKENLOGPROB']._serialized_start=1848
+  _globals['_TOKENLOGPROB']._serialized_end=1999
+  _globals['_COUNTTOKENSREQUEST']._serialized_start=2001
+  _globals['_COUNTTOKENSREQUEST']._serialized_end=2104
+  _globals['_COUNTTOKENSRESPONSE']._serialized_start=2106
+  _globals['_COUNTTOKENSRESPONSE']._serialized_end=2182
+  _globals['_GETSTATUSREQUEST']._serialized_start=2184
+  _globals['_GETSTATUSREQUEST']._serialized_end=2202
+  _globals['_GETSTATUSRESPONSE']._serialized_start=2205
+  _globals['_GETSTATUSRESPONSE']._serialized_end=2479
+  _globals['_ENGINESERVICE']._serialized_start=2482
+  _globals['_ENGINESERVICE']._serialized_end=2796
 # @@protoc_insertion_point(module_scope)

@@ -1,0 +1,203 @@
+"""Previews: how a document would be cut into chunks, without indexing anything."""
+
+from __future__ import annotations
+
+import asyncio
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from llamastead_server.domain import names
+from llamastead_server.domain.chunking import ChunkSettings
+from llamastead_server.domain.errors import InvalidRequest, NotFound
+from llamastead_server.domain.files import BlobStore, FileStore
+from llamastead_server.domain.names import ProjectRef
+from llamastead_server.domain.parsing_rules import ParsingRules
+from llamastead_server.domain.ports import DocumentReader, ParsedPiece, ProjectStore
+
+CHUNK_STRATEGY = "sentences"
+"""How chunks are cut: they end where sentences end."""
+
+_MOST_CHUNKS = 1000
+_LONGEST_TEXT = 1_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class PreviewRequest:
+    """What to preview, and what to set differently from the strategy.
+
+    Attributes:
+        database: Name of the database.
+        dataset: Dataset that holds the file.
+        file_hash: SHA-256 of the file, in hex.
+        content: The document, instead of a file of a dataset.
+        filename: Its name.
+        strategy: Processing strategy; by default the dataset's, else the project's first.
+        chunk_size: Target size of a chunk.
+        chunk_overlap: Characters that neighbouring chunks share.
+        chunk_strategy: How chunks are cut.
+    """
+
+    database: str
+    dataset: str | None = None
+    file_hash: str | None = None
+    content: bytes | None = None
+    filename: str | None = None
+    strategy: str | None = None
+    chunk_size: int | None = None
+    chunk_overlap: int | None = None
+    chunk_strategy: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class PreviewChunk:
+    """A chunk and where it is in the text."""
+
+    text: str
+    start: int
+    end: int
+    metadata: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Preview:
+    """How a document would be cut.
+
+    Attributes:
+        filename: Its name.
+        size: Bytes.
+        parser: What read it.
+        settings: Sizes of chunks.
+        text: Its text, put together from the chunks.
+        chunks: The first of them.
+        lengths: Lengths of all of them, in characters.
+        warnings: What is left out.
+    """
+
+    filename: str
+    size: int
+    parser: str
+    settings: ChunkSettings
+    text: str
+    chunks: Sequence[PreviewChunk]
+    lengths: Sequence[int]
+    warnings: Sequence[str]
+
+
+class Previews:
+    """Cuts documents for show.
+
+    Args:
+        projects: Where strategies are configured.
+        files: The records of files.
+        blobs: Their content.
+        reader: Parses and cuts them.
+    """
+
+    def __init__(self, projects: ProjectStore, files: FileStore, blobs: BlobStore, reader: DocumentReader) -> None:
+        self._projects = projects
+        self._files = files
+        self._blobs = blobs
+        self._reader = reader
+
+    async def preview(self, ref: ProjectRef, request: PreviewRequest) -> Preview:
+        """Cuts a file of a dataset, or a document that came with the request.
+
+        Raises:
+            NotFound: The project, the database, the dataset, the file or the strategy does not exist.
+            InvalidRequest: Nothing to cut was given, or it can't be read.
+            ValidationFailed: A size is out of its range.
+        """
+        config = await self._projects.config(ref)
+        config.rag.database(request.database)
+        if request.chunk_strategy not in (None, CHUNK_STRATEGY):
+            raise InvalidRequest(
+                f"chunk_strategy {request.chunk_strategy!r} is not available: chunks end where sentences end, which is "
+                f"{CHUNK_STRATEGY!r}.",
+                details={"field": "chunk_strategy"},
+            )
+        own = config.rag.strategy_names()[0]
+        if request.dataset is not None:
+            own = config.dataset(request.dataset).data_processing_strategy
+        rules = ParsingRules(config.rag.processing_strategy(request.strategy or own))
+        if request.content is not None:
+            if request.dataset is not None or request.file_hash is not None:
+                raise InvalidRequest("Give file_content, or dataset_id and file_hash, not both.")
+            filename = names.file_name(request.filename or "document.txt")
+            settings = _settings(rules, filename, request)
+            with tempfile.TemporaryDirectory(prefix="llamastead-preview-") as folder:
+                path = Path(folder) / "document"
+                await asyncio.to_thread(path.write_bytes, request.content)
+                return await self._cut(path, filename, settings)
+        if request.dataset is None or request.file_hash is None:
+            raise InvalidRequest("Give dataset_id and file_hash of a file, or file_content with its filename.")
+        digest = names.file_hash(request.file_hash)
+        record = await self._files.get(ref, request.dataset, digest)
+        if record is None or not record.visible:
+            raise NotFound(f"Dataset {request.dataset!r} holds no file with the hash {digest}.")
+        settings = _settings(rules, record.filename, request)
+        return await self._cut(self._blobs.path(ref, digest), record.filename, settings)
+
+    async def _cut(self, path: Path, filename: str, settings: ChunkSettings) -> Preview:
+        size = (await asyncio.to_thread(path.stat)).st_size
+        document = await self._reader.read(
+            path, filename, chunk_size=settings.size, chunk_overlap=settings.overlap
+        )  # fmt: skip
+        text, chunks = placed(document.pieces, settings.overlap)
+        warnings = []
+        if len(chunks) > _MOST_CHUNKS:
+            warnings.append(f"Only the first {_MOST_CHUNKS} of {len(chunks)} chunks are shown.")
+        if len(text) > _LONGEST_TEXT:
+            warnings.append(f"Only the first {_LONGEST_TEXT} of {len(text)} characters of the text are shown.")
+        if not chunks:
+            warnings.append("The document holds no text.")
+        lengths = [len(chunk.text) for chunk in chunks]
+        return Preview(
+            filename, size, document.parser, settings, text[:_LONGEST_TEXT], chunks[:_MOST_CHUNKS], lengths, warnings
+        )
+
+
+def placed(pieces: Sequence[ParsedPiece], overlap: int) -> tuple[str, Sequence[PreviewChunk]]:
+    """Puts pieces together to the text they were cut from, and tells where each is in it.
+
+    White space between two pieces that share nothing is not known any more; it becomes one line break.
+    """
+    text: list[str] = []
+    length = 0
+    chunks: list[PreviewChunk] = []
+    before: ParsedPiece | None = None
+    for piece in pieces:
+        shared = 0 if before is None else _shared(before, piece, overlap)
+        if before is not None and not shared:
+            text.append("\n")
+            length += 1
+        start = length - shared
+        text.append(piece.text[shared:])
+        length += len(piece.text) - shared
+        page = {} if piece.page is None else {"page": piece.page}
+        chunks.append(PreviewChunk(piece.text, start, length, {**piece.metadata, **page}))
+        before = piece
+    return "".join(text), chunks
+
+
+def _shared(before: ParsedPiece, piece: ParsedPiece, overlap: int) -> int:
+    """How many characters at the end of one piece are the beginning of the next; chunks overlap by whole words."""
+    if before.page != piece.page:
+        return 0
+    for size in range(min(overlap, len(before.text) - 1, len(piece.text)), 0, -1):
+        at = len(before.text) - size
+        if before.text[at - 1].isspace() and before.text.endswith(piece.text[:size]):
+            return size
+    return 0
+
+
+def _settings(rules: ParsingRules, filename: str, request: PreviewRequest) -> ChunkSettings:
+    configured = rules.settings(filename)
+    size = configured.size if request.chunk_size is None else request.chunk_size
+    overlap = request.chunk_overlap
+    if overlap is None:
+        # A smaller chunk than configured still has a sensible overlap.
+        overlap = min(configured.overlap, size // 2)
+    return ChunkSettings(size, overlap)

@@ -1,0 +1,186 @@
+"""Models on other servers, against a real HTTP server."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import aclosing
+from typing import Any
+
+import pytest
+
+from llamastead_server.adapters.remote_engine import HttpEngines
+from llamastead_server.domain.errors import (
+    EngineFailed,
+    InvalidRequest,
+    LlamasteadError,
+    ModelNotFound,
+    Overloaded,
+    Unavailable,
+)
+from llamastead_server.domain.generation import (
+    Delta,
+    Finished,
+    GenerationEvent,
+    GenerationRequest,
+    Message,
+    Sampling,
+    Started,
+    ToolCall,
+    ToolCalled,
+    Usage,
+)
+from llamastead_server.domain.model_routing import RemoteModel
+from tests.remote_server import USAGE, RemoteServer, called, ended, remote_server, said
+
+KEY = "sk-very-secret"
+ASK = (Message("user", "Hello!"),)
+
+
+class Remote:
+    def __init__(self, server: RemoteServer, engines: HttpEngines) -> None:
+        self.server = server
+        self.engines = engines
+
+    async def events(self, *, model: RemoteModel | None = None, **request: Any) -> list[GenerationEvent]:
+        asked = GenerationRequest(**{"messages": ASK, **request})
+        model = model or RemoteModel("gpt", self.server.base_url, self.server.host, KEY)
+        async with self.engines.lease(model) as engine, aclosing(engine.generate(asked)) as events:
+            return [event async for event in events]
+
+
+@pytest.fixture
+async def remote(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Remote]:
+    monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:1")
+    monkeypatch.setenv("ALL_PROXY", "http://127.0.0.1:1")
+    async with remote_server() as server, HttpEngines(timeout=20) as engines:
+        yield Remote(server, engines)
+
+
+async def test_a_completion_streams_and_ends_with_the_others_usage(remote: Remote) -> None:
+    events = await remote.events()
+    assert events == [Started(), Delta("Hello"), Delta(" there."), Finished("stop", Usage(9, 2))]
+    path, headers, body = remote.server.asked[0]
+    assert (path, headers["authorization"]) == ("/v1/chat/completions", f"Bearer {KEY}")
+    assert (body["model"], body["stream"], body["messages"]) == ("gpt", True, [{"role": "user", "content": "Hello!"}])
+
+
+async def test_every_parameter_travels_and_absent_ones_do_not(remote: Remote) -> None:
+    sampling = Sampling(0.5, 0.9, 3, 0.1, 1.1, 0.2, 0.3, 7, {5: -100.0})
+    await remote.events(sampling=sampling, max_tokens=9, stop=("x",), top_logprobs=2, json_schema='{"type": "object"}')
+    body = remote.server.asked[0][2]
+    for name, value in {
+        "temperature": 0.5, "top_p": 0.9, "top_k": 3, "min_p": 0.1, "repeat_penalty": 1.1, "presence_penalty": 0.2,
+        "frequency_penalty": 0.3, "seed": 7, "logit_bias": {"5": -100.0}, "max_tokens": 9, "stop": ["x"],
+        "logprobs": True, "top_logprobs": 2,
+    }.items():  # fmt: skip
+        assert body[name] == value
+    assert body["response_format"]["json_schema"]["schema"] == {"type": "object"}
+    await remote.events()
+    assert set(remote.server.asked[1][2]) == {"model", "messages", "stream", "stream_options"}
+
+
+async def test_tools_travel_natively_and_calls_come_back_whole(remote: Remote) -> None:
+    remote.server.chunks = [
+        called(0, name="weather", arguments=""),
+        called(0, arguments='{"city"'),
+        called(0, arguments=': "Oslo"}'),
+        called(1, name="time"),
+        ended("tool_calls"),
+    ]
+    tool = {"type": "function", "function": {"name": "weather"}}
+    history = (*ASK, Message("assistant", "", (ToolCall("c9", "weather", "{}"),)), Message("tool", "rain", (), "c9"))
+    events = await remote.events(messages=history, tools=[tool], tool_choice="required", json_schema="{}")
+    assert events[1:3] == [
+        ToolCalled(ToolCall("c0", "weather", '{"city": "Oslo"}')),
+        ToolCalled(ToolCall("c1", "time", "{}")),
+    ]
+    assert isinstance(events[3], Finished)
+    assert events[3].reason == "tool_calls"
+    assert events[3].usage.prompt_tokens > 0
+    body = remote.server.asked[0][2]
+    assert (body["tools"], body["tool_choice"], "response_format" in body) == ([tool], "required", False)
+    call = {"id": "c9", "type": "function", "function": {"name": "weather", "arguments": "{}"}}
+    assert body["messages"][1:] == [
+        {"role": "assistant", "content": None, "tool_calls": [call]},
+        {"role": "tool", "content": "rain", "tool_call_id": "c9"},
+    ]
+
+
+async def test_log_probabilities_come_back(remote: Remote) -> None:
+    entry = {"token": "a", "logprob": -0.5, "bytes": [97], "top_logprobs": [{"token": "b", "logprob": -1}]}
+    remote.server.chunks = [said("a", logprobs={"content": [entry]}), ended("length")]
+    delta = (await remote.events(top_logprobs=1))[1]
+    assert isinstance(delta, Delta)
+    assert (delta.logprobs[0].token_bytes, delta.logprobs[0].top[0].token_bytes) == (b"a", b"b")
+
+
+@pytest.mark.parametrize(
+    ("status", "error", "word"),
+    [
+        (400, InvalidRequest, "too long"),
+        (401, Unavailable, "does not accept the project's api_key"),
+        (403, Unavailable, "does not accept the project's api_key"),
+        (404, ModelNotFound, "'gpt' is not found"),
+        (422, InvalidRequest, "too long"),
+        (429, Overloaded, "busy"),
+        (302, Unavailable, "redirects"),
+        (500, Unavailable, "failed"),
+        (503, Unavailable, "failed"),
+    ],
+)
+async def test_a_refusal_names_the_host_and_the_reason_and_never_the_key(
+    remote: Remote, status: int, error: type[LlamasteadError], word: str
+) -> None:
+    remote.server.status = status
+    remote.server.error = {"error": {"message": f"too long for {KEY}"}}
+    remote.server.headers = {"Location": f"{remote.server.base_url}/elsewhere", "Retry-After": "7"}
+    with pytest.raises(error, match=word) as refused:
+        await remote.events()
+    assert remote.server.host in refused.value.message
+    assert KEY not in refused.value.message
+    assert len(remote.server.asked) == 1
+    if status == 429:
+        assert refused.value.retry_after == 7
+
+
+async def test_a_host_that_is_down_is_named(remote: Remote) -> None:
+    model = RemoteModel("gpt", "http://127.0.0.1:9/v1", "127.0.0.1:9")
+    with pytest.raises(Unavailable, match=r"127\.0\.0\.1:9.* can't be reached"):
+        await remote.events(model=model)
+
+
+@pytest.mark.parametrize(
+    "chunks",
+    [[{"error": {"message": "out of memory"}}], ["no json"], [[1]], [{"choices": [5]}], [{"usage": {}}], []],
+    ids=str,
+)
+async def test_what_breaks_in_the_middle_is_a_failure(remote: Remote, chunks: list[Any]) -> None:
+    remote.server.chunks = [said("a"), *chunks]
+    remote.server.cut = True
+    with pytest.raises(EngineFailed, match=str(remote.server.port)):
+        await remote.events()
+
+
+async def test_leaving_closes_the_connection(remote: Remote) -> None:
+    remote.server.chunks = [said("word ")] * 10_000
+    remote.server.pause = 0.001
+    model = RemoteModel("gpt", remote.server.base_url, remote.server.host)
+    async with (
+        remote.engines.lease(model) as engine,
+        aclosing(engine.generate(GenerationRequest(messages=ASK))) as events,
+    ):
+        assert [await anext(events) for _ in range(2)][-1] == Delta("word ")
+    async with asyncio.timeout(10):
+        await remote.server.left.wait()
+    assert "authorization" not in remote.server.asked[0][1]
+
+
+async def test_sizes_are_estimated_and_usage_where_it_is_not_told(remote: Remote) -> None:
+    remote.server.chunks = [chunk for chunk in remote.server.chunks if chunk is not USAGE]
+    end = (await remote.events())[-1]
+    assert isinstance(end, Finished)
+    assert end.usage.completion_tokens > 0
+    async with remote.engines.lease(RemoteModel("gpt", remote.server.base_url, remote.server.host)) as engine:
+        count = await engine.count_tokens([*ASK, *ASK])
+    assert count.total == sum(count.per_message)
