@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from google.protobuf import descriptor_pool, message_factory
+from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 from google.protobuf.descriptor import MethodDescriptor
 from google.protobuf.message import Message
 
@@ -128,6 +128,28 @@ def test_the_project_is_found_wherever_a_request_names_it() -> None:
         "ExampleService.ImportProject",
     }
     assert {name for name in named if not rules(name).project} == {"ProjectService.ListProjects"}
+
+
+def test_a_request_that_could_name_a_project_does_not_when_the_call_is_server_wide() -> None:
+    file = descriptor_pb2.FileDescriptorProto(
+        name="tests/server_wide.proto",
+        package="tests.v1",
+        syntax="proto3",
+        dependency=["llamastead/v1/chat.proto", "llamastead/v1/access.proto"],
+    )
+    method = file.service.add(name="S").method.add(
+        name="M",
+        input_type=".llamastead.v1.CreateChatCompletionRequest",
+        output_type=".llamastead.v1.ChatCompletion",
+    )
+    declared: Any = method.options.Extensions[access_pb2.access]
+    declared.scope, declared.server_wide = access_pb2.SCOPE_READ, True
+    pool: Any = descriptor_pool.Default()
+    pool.AddSerializedFile(file.SerializeToString())
+    found = access("/tests.v1.S/M")
+    assert found.scope is Scope.READ
+    with pytest.raises(PermissionDenied):
+        found.demand_project(BOT, chat_pb2.CreateChatCompletionRequest(namespace="acme", project="bot"))
 
 
 def test_later_parts_of_an_upload_need_not_name_the_project_but_cannot_name_another() -> None:

@@ -99,7 +99,7 @@ def access(method: str) -> MethodAccess:
     holder = "" if "namespace" in request.fields_by_name else _holder(request)
     named = request.fields_by_name[holder].message_type if holder else request
     assert named is not None
-    names = set(named.fields_by_name)
+    names = set() if declared.server_wide else set(named.fields_by_name)
     return MethodAccess(
         scope=_SCOPES[declared.scope],
         any_project=declared.any_project,

@@ -25,15 +25,15 @@ _sym_db = _symbol_database.Default()
 from google.protobuf import descriptor_pb2 as google_dot_protobuf_dot_descriptor__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1allamastead/v1/access.proto\x12\rllamastead.v1\x1a google/protobuf/descriptor.proto\"\xa3\x01\n\x06\x41\x63\x63\x65ss\x12*\n\x05scope\x18\x01 \x01(\x0e\x32\x14.llamastead.v1.ScopeR\x05scope\x12\x1f\n\x0b\x61ny_project\x18\x02 \x01(\x08R\nanyProject\x12\x14\n\x05\x62\x61tch\x18\x03 \x01(\x08R\x05\x62\x61tch\x12\x1c\n\tunlimited\x18\x04 \x01(\x08R\tunlimited\x12\x18\n\x07streams\x18\x05 \x01(\x08R\x07streams*`\n\x05Scope\x12\x15\n\x11SCOPE_UNSPECIFIED\x10\x00\x12\x0e\n\nSCOPE_OPEN\x10\x01\x12\x0e\n\nSCOPE_READ\x10\x02\x12\x0f\n\x0bSCOPE_WRITE\x10\x03\x12\x0f\n\x0bSCOPE_ADMIN\x10\x04:O\n\x06\x61\x63\x63\x65ss\x12\x1e.google.protobuf.MethodOptions\x18\xb4\x91\x03 \x01(\x0b\x32\x15.llamastead.v1.AccessR\x06\x61\x63\x63\x65ssb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1allamastead/v1/access.proto\x12\rllamastead.v1\x1a google/protobuf/descriptor.proto\"\xc4\x01\n\x06\x41\x63\x63\x65ss\x12*\n\x05scope\x18\x01 \x01(\x0e\x32\x14.llamastead.v1.ScopeR\x05scope\x12\x1f\n\x0b\x61ny_project\x18\x02 \x01(\x08R\nanyProject\x12\x14\n\x05\x62\x61tch\x18\x03 \x01(\x08R\x05\x62\x61tch\x12\x1c\n\tunlimited\x18\x04 \x01(\x08R\tunlimited\x12\x18\n\x07streams\x18\x05 \x01(\x08R\x07streams\x12\x1f\n\x0bserver_wide\x18\x06 \x01(\x08R\nserverWide*`\n\x05Scope\x12\x15\n\x11SCOPE_UNSPECIFIED\x10\x00\x12\x0e\n\nSCOPE_OPEN\x10\x01\x12\x0e\n\nSCOPE_READ\x10\x02\x12\x0f\n\x0bSCOPE_WRITE\x10\x03\x12\x0f\n\x0bSCOPE_ADMIN\x10\x04:O\n\x06\x61\x63\x63\x65ss\x12\x1e.google.protobuf.MethodOptions\x18\xb4\x91\x03 \x01(\x0b\x32\x15.llamastead.v1.AccessR\x06\x61\x63\x63\x65ssb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'llamastead.v1.access_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_SCOPE']._serialized_start=245
-  _globals['_SCOPE']._serialized_end=341
+  _globals['_SCOPE']._serialized_start=278
+  _globals['_SCOPE']._serialized_end=374
   _globals['_ACCESS']._serialized_start=80
-  _globals['_ACCESS']._serialized_end=243
+  _globals['_ACCESS']._serialized_end=276
 # @@protoc_insertion_point(module_scope)

@@ -66,6 +66,7 @@ class Access(_message.Message):
     BATCH_FIELD_NUMBER: _builtins.int
     UNLIMITED_FIELD_NUMBER: _builtins.int
     STREAMS_FIELD_NUMBER: _builtins.int
+    SERVER_WIDE_FIELD_NUMBER: _builtins.int
     scope: Global___Scope.ValueType
     """The least scope a token needs."""
     any_project: _builtins.bool
@@ -76,6 +77,8 @@ class Access(_message.Message):
     """Whether calls are not counted at all."""
     streams: _builtins.bool
     """Whether the answer is a stream although the request's `stream` is not true."""
+    server_wide: _builtins.bool
+    """Whether the call concerns no project although its request, shared with other calls, could name one."""
     def __init__(
         self,
         *,
@@ -84,10 +87,11 @@ class Access(_message.Message):
         batch: _builtins.bool = ...,
         unlimited: _builtins.bool = ...,
         streams: _builtins.bool = ...,
+        server_wide: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["any_project", b"any_project", "batch", b"batch", "scope", b"scope", "streams", b"streams", "unlimited", b"unlimited"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["any_project", b"any_project", "batch", b"batch", "scope", b"scope", "server_wide", b"server_wide", "streams", b"streams", "unlimited", b"unlimited"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -12,7 +12,7 @@ import type { Message } from "@bufbuild/protobuf";
  * Describes the file llamastead/v1/access.proto.
  */
 export const file_llamastead_v1_access: GenFile = /*@__PURE__*/
-  fileDesc("ChpsbGFtYXN0ZWFkL3YxL2FjY2Vzcy5wcm90bxINbGxhbWFzdGVhZC52MSJ1CgZBY2Nlc3MSIwoFc2NvcGUYASABKA4yFC5sbGFtYXN0ZWFkLnYxLlNjb3BlEhMKC2FueV9wcm9qZWN0GAIgASgIEg0KBWJhdGNoGAMgASgIEhEKCXVubGltaXRlZBgEIAEoCBIPCgdzdHJlYW1zGAUgASgIKmAKBVNjb3BlEhUKEVNDT1BFX1VOU1BFQ0lGSUVEEAASDgoKU0NPUEVfT1BFThABEg4KClNDT1BFX1JFQUQQAhIPCgtTQ09QRV9XUklURRADEg8KC1NDT1BFX0FETUlOEAQ6TwoGYWNjZXNzEh4uZ29vZ2xlLnByb3RvYnVmLk1ldGhvZE9wdGlvbnMYtJEDIAEoCzIVLmxsYW1hc3RlYWQudjEuQWNjZXNzUgZhY2Nlc3NiBnByb3RvMw", [file_google_protobuf_descriptor]);
+  fileDesc("ChpsbGFtYXN0ZWFkL3YxL2FjY2Vzcy5wcm90bxINbGxhbWFzdGVhZC52MSKKAQoGQWNjZXNzEiMKBXNjb3BlGAEgASgOMhQubGxhbWFzdGVhZC52MS5TY29wZRITCgthbnlfcHJvamVjdBgCIAEoCBINCgViYXRjaBgDIAEoCBIRCgl1bmxpbWl0ZWQYBCABKAgSDwoHc3RyZWFtcxgFIAEoCBITCgtzZXJ2ZXJfd2lkZRgGIAEoCCpgCgVTY29wZRIVChFTQ09QRV9VTlNQRUNJRklFRBAAEg4KClNDT1BFX09QRU4QARIOCgpTQ09QRV9SRUFEEAISDwoLU0NPUEVfV1JJVEUQAxIPCgtTQ09QRV9BRE1JThAEOk8KBmFjY2VzcxIeLmdvb2dsZS5wcm90b2J1Zi5NZXRob2RPcHRpb25zGLSRAyABKAsyFS5sbGFtYXN0ZWFkLnYxLkFjY2Vzc1IGYWNjZXNzYgZwcm90bzM", [file_google_protobuf_descriptor]);
 
 /**
  * Who may call an RPC, and how its calls are counted.
@@ -57,6 +57,13 @@ export type Access = Message<"llamastead.v1.Access"> & {
    * @generated from field: bool streams = 5;
    */
   streams: boolean;
+
+  /**
+   * Whether the call concerns no project although its request, shared with other calls, could name one.
+   *
+   * @generated from field: bool server_wide = 6;
+   */
+  serverWide: boolean;
 };
 
 /**
