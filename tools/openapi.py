@@ -29,13 +29,15 @@ from google.protobuf.descriptor_pb2 import (
     ServiceDescriptorProto,
 )
 
+from llamastead.v1 import access_pb2
 from openapi_comment import Comment, Json
-from openapi_failures import REQUEST_ID, Failures
+from openapi_failures import RATE_LIMIT, REQUEST_ID, Failures
 
 BASE = Path(__file__).with_name("openapi_base.yaml")
 PACKAGE = "llamastead.v1"
 HTTP: Any = annotations_pb2.http
 FIELD_BEHAVIOR: Any = field_behavior_pb2.field_behavior
+ACCESS: Any = access_pb2.access
 HTTP_BODY = ".google.api.HttpBody"
 WELL_KNOWN: dict[str, Json] = {
     ".google.protobuf.Struct": {"type": "object", "additionalProperties": True},
@@ -131,11 +133,24 @@ class Generator:
         }
         if rule.body:
             operation["requestBody"] = self.body(method, in_path, rule.body, comment)
-        errors = comment.lists.get("Errors", {})
-        has_input = bool(rule.body or self.messages[method.input_type].field)
-        failures = self.failures.of(path, errors, has_input=has_input, has_body=bool(rule.body))
+        access = method.options.Extensions[ACCESS]
+        is_open = access.scope == access_pb2.SCOPE_OPEN
+        is_limited = not (is_open or access.unlimited)
+        failures = self.failures.of(
+            path,
+            comment.lists.get("Errors", {}),
+            has_input=bool(rule.body or self.messages[method.input_type].field),
+            has_body=bool(rule.body),
+            is_open=is_open,
+            is_limited=is_limited,
+        )
         ((status, meaning),) = comment.lists.get("Success", {"200": "Success."}).items()
-        operation["responses"] = {status: self.success(method, comment, meaning)} | failures
+        success = self.success(method, comment, meaning, RATE_LIMIT if is_limited else {})
+        operation["responses"] = {status: success} | failures
+        if is_open:
+            operation["security"] = [{}]
+        else:
+            operation["x-required-scope"] = access_pb2.Scope.Name(access.scope).removeprefix("SCOPE_").lower()
         if rule.additional_bindings:
             operation["x-aliases"] = [binding(other)[1] for other in rule.additional_bindings]
         return operation
@@ -175,7 +190,7 @@ class Generator:
         """The field of a message by its name."""
         return next(member for member in self.messages[type_name].field if member.name == name)
 
-    def success(self, method: MethodDescriptorProto, comment: Comment, meaning: str) -> Json:
+    def success(self, method: MethodDescriptorProto, comment: Comment, meaning: str, headers: Json) -> Json:
         """Describes a call's answer."""
         content = {}
         for media_type, name in comment.lists.get("Content types", {"application/json": ""}).items():
@@ -190,7 +205,7 @@ class Generator:
             content[media_type] = {"schema": schema}
         sent = comment.lists.get("Response headers", {})
         described = {name: {"description": text, "schema": {"type": "string"}} for name, text in sent.items()}
-        return {"description": meaning, "headers": REQUEST_ID | described, "content": content}
+        return {"description": meaning, "headers": REQUEST_ID | headers | described, "content": content}
 
     def reference(self, type_name: str, skip: Sequence[str] = ()) -> Json:
         """Refers to a message's schema, making it on first use, without the fields in `skip`."""

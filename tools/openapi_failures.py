@@ -9,12 +9,20 @@ from openapi_comment import Json
 REQUEST_ID: Json = {"X-Request-ID": {"$ref": "#/components/headers/X-Request-ID"}}
 RETRY_AFTER: Json = {"Retry-After": {"$ref": "#/components/headers/Retry-After"}}
 CHALLENGE: Json = {"WWW-Authenticate": {"description": "`Bearer`.", "schema": {"type": "string"}}}
-HEADERS = {"401": CHALLENGE, "429": RETRY_AFTER, "503": RETRY_AFTER}
+RATE_LIMIT: Json = {
+    name: {"$ref": f"#/components/headers/{name}"}
+    for name in ("X-RateLimit-Limit", "X-RateLimit-Remaining", "X-RateLimit-Reset")
+}
+HEADERS = {"401": CHALLENGE, "429": RETRY_AFTER | RATE_LIMIT, "503": RETRY_AFTER}
 
 # Shared by calls whose comment says nothing else about the status: its name among the components, and what it means.
 ALWAYS = {
-    "401": ("Unauthenticated", "The token is missing or wrong."),
-    "403": ("Forbidden", "The request comes from a web origin, or for a host name, that this server does not serve."),
+    "401": ("Unauthenticated", "The token is missing, wrong, revoked or expired."),
+    "403": (
+        "Forbidden",
+        "The token's scope or project does not allow this, or the request comes from a web origin, or for a host name, "
+        "that this server does not serve.",
+    ),
     "429": ("TooManyRequests", "Too many requests; `Retry-After` says when to try again."),
     "500": ("Internal", "A defect of the server."),
     "503": ("Unavailable", "The server is starting, stopping or overloaded; `Retry-After` says when to try again."),
@@ -32,7 +40,9 @@ class Failures:
     def __init__(self) -> None:
         self.components: Json = {}
 
-    def of(self, path: str, own: dict[str, str], *, has_input: bool, has_body: bool) -> Json:
+    def of(
+        self, path: str, own: dict[str, str], *, has_input: bool, has_body: bool, is_open: bool, is_limited: bool
+    ) -> Json:
         """Describes how a call may fail, by status.
 
         Args:
@@ -40,9 +50,15 @@ class Failures:
             own: What the call's comment says of statuses.
             has_input: Whether the call takes anything that can be malformed.
             has_body: Whether the call takes a body.
+            is_open: Whether the call needs no token.
+            is_limited: Whether the call counts against the caller's limits.
         """
         family = "ApiError" if path.startswith("/api/") else "Error"
         shared = ALWAYS | (WITH_INPUT if has_input else {}) | (WITH_BODY if has_body else {})
+        if is_open:
+            del shared["401"]
+        if not is_limited:
+            del shared["429"]
         described: Json = {}
         for status in sorted(shared.keys() | own.keys()):
             if status in own:

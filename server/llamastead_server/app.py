@@ -6,13 +6,15 @@ import asyncio
 import logging
 import os
 import time
-from collections.abc import Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from contextlib import AsyncExitStack
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from llamastead_server import health_checks
+import psutil
+
+from llamastead_server import access, health_checks
 from llamastead_server.adapters.blob_store import FileBlobStore
 from llamastead_server.adapters.chunk_store import SqlChunkStore
 from llamastead_server.adapters.data_folder import DataFolder
@@ -47,9 +49,12 @@ from llamastead_server.domain.retrieval import Retriever
 from llamastead_server.domain.retrieval_health import RetrievalHealth
 from llamastead_server.domain.sessions import Sessions
 from llamastead_server.domain.tasks import TaskRunner
+from llamastead_server.domain.tokens import Tokens
+from llamastead_server.services.auth import BearerAuth
 from llamastead_server.services.chat import ChatServicer
 from llamastead_server.services.datasets import DatasetServicer
 from llamastead_server.services.examples import ExampleServicer
+from llamastead_server.services.limit_layer import LimitLayer
 from llamastead_server.services.models import ModelServicer
 from llamastead_server.services.projects import ProjectServicer
 from llamastead_server.services.retrieval import RetrievalServicer
@@ -57,6 +62,10 @@ from llamastead_server.services.server import GrpcServer, ServerLimits
 from llamastead_server.services.server import build as build_server
 from llamastead_server.services.system import SystemServicer
 from llamastead_server.services.tasks import TaskServicer
+from llamastead_server.services.telemetry import Telemetry
+from llamastead_server.services.tokens import TokenServicer
+from llamastead_server.services.websocket import WebSocketBounds, WebSocketServer
+from llamastead_server.services.websocket_work import WebSocketWork
 from llamastead_server.settings import Settings
 
 _log = logging.getLogger("llamastead")
@@ -77,7 +86,7 @@ def model_catalog(settings: Settings) -> ModelCatalog:
     )
 
 
-async def start(stack: AsyncExitStack, settings: Settings, example: str | None) -> None:
+async def start(stack: AsyncExitStack, settings: Settings, example: str | None) -> Tokens:
     """Starts every part, each on what stands before it; the stack stops them in reverse."""
     folder = stack.enter_context(DataFolder(settings.data_dir))
     catalogue = ExampleCatalogue(settings.examples_dir or _ROOT / "examples")
@@ -88,6 +97,8 @@ async def start(stack: AsyncExitStack, settings: Settings, example: str | None) 
         await catalogue.get(example)
     url = settings.database_url
     database = await stack.enter_async_context(Database(url) if url else Database.in_folder(settings.data_dir))
+    tokens = await access.open_tokens(stack, settings, database)
+    limits = access.open_limits(stack, settings)
     models = LocalModelRegistry(
         model_catalog(settings),
         settings.models_folder,
@@ -145,7 +156,15 @@ async def start(stack: AsyncExitStack, settings: Settings, example: str | None) 
     sweeping = asyncio.create_task(_sweep(sessions))
     stack.callback(sweeping.cancel)
 
-    socket = folder.sockets / "server.sock"
+    auth, telemetry = BearerAuth(tokens), Telemetry()
+    metrics = _metrics(models, telemetry, time.monotonic())
+    websocket = WebSocketServer(
+        WebSocketWork(turns, tasks, models, metrics),
+        auth,
+        limits,
+        WebSocketBounds(message_bytes=settings.max_body_bytes),
+    )
+    socket, websocket_socket = folder.sockets / "server.sock", folder.sockets / "websocket.sock"
     gateway = EnvoyGateway(
         GatewayOptions(
             host=settings.host,
@@ -154,6 +173,7 @@ async def start(stack: AsyncExitStack, settings: Settings, example: str | None) 
             folder=folder.sockets,
             max_body_bytes=settings.max_body_bytes,
             cors_origins=settings.cors_origins,
+            websocket_socket=websocket_socket,
         )
     )
     server = build_server(
@@ -179,34 +199,40 @@ async def start(stack: AsyncExitStack, settings: Settings, example: str | None) 
                 health_checks.seeds(models, f"{settings.host}:{settings.port}"),
             ),
             TaskServicer(tasks),
+            TokenServicer(tokens),
         ],
         host=settings.host,
         grpc_port=settings.grpc_port,
         socket=socket,
-        tokens=settings.api_tokens,
+        layers=[auth, LimitLayer(limits)],
+        telemetry=telemetry,
+        with_reflection=settings.reflection,
         limits=ServerLimits(message_bytes=2 * settings.max_body_bytes),
     )
     # In reverse: no new connections, then the running calls' grace, then the connections' end.
     stack.push_async_callback(gateway.stop)
-    stack.push_async_callback(_end_calls, server, models, settings.shutdown_grace)
+    stack.push_async_callback(_end_calls, server, websocket, models, settings.shutdown_grace)
     stack.push_async_callback(gateway.drain)
     await server.start()
+    await websocket.start(websocket_socket)
     await server.set_serving(True)
     await gateway.start()
     if example is not None:
         await _import_example(examples, tasks, example)
+    return tokens
 
 
-async def _end_calls(server: GrpcServer, models: LocalModelRegistry, grace: float) -> None:
+async def _end_calls(server: GrpcServer, websocket: WebSocketServer, models: LocalModelRegistry, grace: float) -> None:
     """Gives running calls their grace, then takes the engines away from those that are left.
 
     Cancelled at once, a stream would look complete to its client; so it fails, and can say so in a last event.
     """
-    stopping = asyncio.create_task(server.stop(grace + _LAST_WORDS))
-    await asyncio.wait([stopping], timeout=grace)
-    if not stopping.done():
+    whole = grace + _LAST_WORDS
+    stopping = [asyncio.create_task(server.stop(whole)), asyncio.create_task(websocket.stop(whole))]
+    _, running = await asyncio.wait(stopping, timeout=grace)
+    if running:
         await models.close()
-    await stopping
+    await asyncio.gather(*stopping)
 
 
 async def _all(*starts: Coroutine[Any, Any, Any]) -> Sequence[Any]:
@@ -241,6 +267,20 @@ def _vector_store(settings: Settings) -> MilvusStore:
     if settings.milvus_uri:
         return MilvusStore.cluster(settings.milvus_uri, settings.milvus_token)
     return MilvusStore.embedded(settings.data_dir)
+
+
+def _metrics(models: LocalModelRegistry, telemetry: Telemetry, began: float) -> Callable[[], Mapping[str, float]]:
+    process = psutil.Process()
+
+    def present() -> Mapping[str, float]:
+        return {
+            "uptime": time.monotonic() - began,
+            "active_requests": telemetry.active,
+            "loaded_models": len(models.engines),
+            "memory_bytes": process.memory_info().rss,
+        }
+
+    return present
 
 
 async def _import_example(examples: Examples, tasks: TaskRunner, example: str) -> None:

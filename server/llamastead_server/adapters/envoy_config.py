@@ -48,7 +48,7 @@ class GatewayOptions:
         descriptors: Descriptor set of the public services.
         max_body_bytes: Largest JSON body.
         cors_origins: Web origins allowed beside loopback ones; `*` allows any.
-        websocket_port: Loopback port of the WebSocket server; None when there is none.
+        websocket_socket: Unix socket of the WebSocket server; None when there is none.
         max_connections: Most client connections at once.
         start_timeout: Longest time until it answers, in seconds.
     """
@@ -61,7 +61,7 @@ class GatewayOptions:
     descriptors: Path = DESCRIPTORS
     max_body_bytes: int = 4 << 20
     cors_origins: Sequence[str] = ()
-    websocket_port: int | None = None
+    websocket_socket: Path | None = None
     max_connections: int = 4096
     start_timeout: float = 30.0
 
@@ -153,8 +153,7 @@ def configuration(
     """
     contract = Contract.read(options.descriptors)
     origins = _origins(options.cors_origins)
-    has_websocket = options.websocket_port is not None
-    websocket = {"socket_address": {"address": "127.0.0.1", "port_value": options.websocket_port}}
+    websocket = options.websocket_socket
     values = {
         "admin_address": admin_address,
         "host": options.host,
@@ -171,8 +170,10 @@ def configuration(
         "raw_body_paths": "|".join(binding.regex for binding in contract.bindings if binding.raw),
         "server_discovery": "STATIC" if isinstance(options.server_socket, Path) else "STRICT_DNS",
         "server_address": _address(options.server_socket),
-        "websocket_cluster": "websocket" if has_websocket else "nowhere",
-        "websocket_endpoints": [{"lb_endpoints": [{"endpoint": {"address": websocket}}]}] if has_websocket else [],
+        "websocket_cluster": "nowhere" if websocket is None else "websocket",
+        "websocket_endpoints": []
+        if websocket is None
+        else [{"lb_endpoints": [{"endpoint": {"address": _address(websocket)}}]}],
     }
     template = Template(options.template.read_text("utf-8"))
     return template.substitute({name: json.dumps(value) for name, value in values.items()})

@@ -17,7 +17,14 @@ _log = logging.getLogger("llamastead.access")
 
 
 class Telemetry:
-    """The outermost layer: it names the request and logs how it ended."""
+    """The outermost layer: it names the request and logs how it ended.
+
+    Attributes:
+        active: Calls being served now.
+    """
+
+    def __init__(self) -> None:
+        self.active = 0
 
     @asynccontextmanager
     async def __call__(self, call: Call) -> AsyncIterator[None]:
@@ -26,6 +33,7 @@ class Telemetry:
         REQUEST_ID.set(call.request_id)
         began = time.monotonic()
         status = "OK"
+        self.active += 1
         try:
             yield
         except asyncio.CancelledError:
@@ -35,6 +43,7 @@ class Telemetry:
             status = _code_name(call)
             raise
         finally:
+            self.active -= 1
             _write(call, status, time.monotonic() - began)
 
 
