@@ -32,6 +32,7 @@ local MESSAGES = {
   ["404"] = "Not Found",
   ["405"] = "Method Not Allowed",
   ["413"] = "The request's body is larger than this server takes.",
+  ["426"] = "Speak HTTP/1.1 or HTTP/2.",
   ["431"] = "The request's headers are larger than this server takes.",
   ["502"] = "The server broke off its answer.",
   ["503"] = "The server is starting, stopping or overloaded; try again shortly.",
@@ -43,6 +44,13 @@ local CORE_ERRORS = {
   {"larger than max", "413"},
   {"metadata size exceeds", "431"},
 }
+
+local function contains(list, value)
+  for _, item in ipairs(list) do
+    if item == value then return true end
+  end
+  return false
+end
 
 local function is_grpc(content_type)
   return content_type:sub(1, 16) == "application/grpc"
@@ -92,13 +100,24 @@ function envoy_on_request(handle)
   local method = headers:get(":method")
   remember(handle, "path", path)
   remember(handle, "method", method)
+  local plain = path:gsub("[?#].*$", ""):lower()
+  if plain:find("%2f", 1, true) or plain:find("%5c", 1, true) then
+    handle:respond({[":status"] = "400"}, "a name in the path holds an escaped slash or backslash.")
+    return
+  end
+  if method == "HEAD" then
+    -- The contract knows GET; the answer loses its body below.
+    local target = endpoint(path)
+    if target ~= nil and contains(target.methods, "HEAD") then headers:replace(":method", "GET") end
+    return
+  end
   if content_type == nil or headers:get("content-length") == "0" then return end
   if method ~= "POST" and method ~= "PUT" and method ~= "PATCH" then return end
   if content_type:lower():find("^%s*application/json%s*$") or content_type:lower():find("^%s*application/json%s*;") then
     return
   end
   local target = endpoint(path)
-  if target ~= nil and not target.raw then
+  if target ~= nil and not target.raw and contains(target.methods, method) then
     handle:respond({[":status"] = "415"}, "Send the body as JSON, with the header Content-Type: application/json.")
   end
 end
@@ -110,6 +129,27 @@ local function finish(headers, status)
   headers:remove("grpc-status-details-bin")
   headers:replace("x-content-type-options", "nosniff")
   if status == "503" and headers:get("retry-after") == nil then headers:add("retry-after", "2") end
+end
+
+local function answer_head(handle, path, status, whole)
+  local body = handle:body(true)
+  local headers = handle:headers()
+  local target = endpoint(path)
+  if target ~= nil and not contains(target.methods, "HEAD") then
+    status = "405"
+    headers:replace(":status", status)
+    headers:replace("allow", table.concat(target.methods, ", "))
+  end
+  finish(headers, status)
+  if whole ~= nil then headers:replace("content-type", "application/json") end
+  -- What the same GET would send; for errors that this script words, nobody needs to know.
+  local length = whole ~= nil and #whole or body:length()
+  body:setBytes("")
+  if tonumber(status) < 400 or whole ~= nil then
+    headers:replace("content-length", tostring(length))
+  else
+    headers:remove("content-length")
+  end
 end
 
 function envoy_on_response(handle)
@@ -124,6 +164,7 @@ function envoy_on_response(handle)
   headers:remove("x-http-body")
   headers:replace(":status", status)
 
+  if memory and memory["method"] == "HEAD" then return answer_head(handle, path, status, whole) end
   if whole ~= nil then
     finish(headers, status)
     headers:replace("content-type", "application/json")
@@ -140,15 +181,6 @@ function envoy_on_response(handle)
     return
   end
 
-  if memory and memory["method"] == "HEAD" then
-    -- No path takes HEAD, and its answer has no body to complete.
-    local target = status == "404" and endpoint(path)
-    if target then
-      headers:replace(":status", "405")
-      headers:replace("allow", table.concat(target.methods, ", "))
-    end
-    return finish(headers, status)
-  end
   if not content_type:find("^application/json") then return finish(headers, status) end
   local body = handle:body(true)
   headers = handle:headers()
@@ -169,7 +201,9 @@ function envoy_on_response(handle)
     end
   end
   if status == "400" and by_envoy then
-    literal = literal == '""' and '"The request cannot be read."' or '"The request cannot be read: ' .. literal:sub(2)
+    -- The transcoder puts the field's path before a colon, even where there is none.
+    literal = literal == '""' and '"The request cannot be read."'
+      or '"The request cannot be read: ' .. literal:sub(2):gsub("^: ", "")
   elseif MESSAGES[status] ~= nil and (by_envoy or status ~= "404") then
     literal = '"' .. MESSAGES[status] .. '"'
   elseif literal == '""' then

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import tempfile
+import time
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +18,10 @@ from google.api.httpbody_pb2 import HttpBody
 from llamastead.v1 import chat_pb2, chat_pb2_grpc, dataset_pb2, dataset_pb2_grpc
 from llamastead_server.adapters.envoy import EnvoyGateway, GatewayOptions
 from llamastead_server.domain.errors import PayloadTooLarge, Unavailable
+from llamastead_server.domain.tokens import Token, Tokens
 from llamastead_server.services import http_body, server
+from llamastead_server.services.auth import BearerAuth
+from llamastead_server.services.interceptors import Layer
 from tests.running_server import free_port
 
 Context = grpc.aio.ServicerContext[Any, Any]
@@ -44,7 +48,9 @@ async def running(
     servicers: Sequence[object] = (),
     *,
     tokens: Sequence[str] = (),
+    layers: Sequence[Layer] = (),
     limits: server.ServerLimits | None = None,
+    with_reflection: bool = True,
     **options: Any,
 ) -> AsyncIterator[Running]:
     """Starts both for one block."""
@@ -53,7 +59,13 @@ async def running(
         folder = Path(name)
         socket = folder / "server.sock"
         grpc_server = server.build(
-            servicers, host="127.0.0.1", grpc_port=grpc_port, socket=socket, tokens=tokens, limits=limits
+            servicers,
+            host="127.0.0.1",
+            grpc_port=grpc_port,
+            socket=socket,
+            layers=layers or [BearerAuth(Tokens(NoTokens(), time.time, fixed=tokens))],
+            limits=limits,
+            with_reflection=with_reflection,
         )
         gateway = EnvoyGateway(GatewayOptions("127.0.0.1", port, socket, folder, **options))
         try:
@@ -65,6 +77,19 @@ async def running(
         finally:
             await gateway.stop()
             await grpc_server.stop(0)
+
+
+class NoTokens:
+    """A store of tokens that stays empty."""
+
+    async def add(self, token: Token) -> bool:
+        raise AssertionError("nothing is kept here")
+
+    async def all(self) -> Sequence[Token]:
+        return ()
+
+    async def remove(self, name: str) -> Token | None:
+        return None
 
 
 class ScriptedChat(chat_pb2_grpc.ChatServiceServicer):

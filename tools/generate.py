@@ -1,7 +1,7 @@
 """Regenerates everything under gen/ from proto/: `make generate`.
 
-Python and TypeScript code, `descriptors.binpb` for Envoy and grpcurl, and `openapi.yaml`. Works offline once
-`npm ci` has run in tools/typescript; a second run changes nothing.
+Python and TypeScript code, `descriptors.binpb` for Envoy and grpcurl, `openapi.yaml`, and from the server the schema of
+the WebSocket's frames. Works offline once `npm ci` has run in tools/typescript; a second run changes nothing.
 """
 
 from __future__ import annotations
@@ -11,6 +11,8 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+
+from llamastead_server.services import frames
 
 ROOT = Path(__file__).resolve().parent.parent
 GEN = ROOT / "gen"
@@ -47,6 +49,7 @@ def main() -> None:
         commented = Path(folder, "commented.binpb")
         describe(commented)
         run(sys.executable, "tools/openapi.py", str(commented), str(GEN / "openapi.yaml"))
+    (GEN / "websocket.schema.json").write_text(frames.schema(), "utf-8")
 
 
 if __name__ == "__main__":

@@ -2,7 +2,8 @@
 
 Everything in it comes from the descriptors and their comments. Beside prose, a comment may hold
 
-- in a field: `Range: a to b.`, `Default: x.`, `at least n`, and `a whole number` for a double that is one;
+- in a field: `Range: a to b.`, `Default: x.`, `at least n`, `a whole number` for a double that is one, and the rule
+  for names that domain/names.py checks;
 - in an RPC: the lists `Headers:`, `Response headers:`, `Content types:`, `Request content type:` and `Errors:`,
   each of `- key: text` items.
 
@@ -15,7 +16,6 @@ import re
 import sys
 import tomllib
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -29,12 +29,15 @@ from google.protobuf.descriptor_pb2 import (
     ServiceDescriptorProto,
 )
 
-Json = dict[str, Any]
+from llamastead.v1 import access_pb2
+from openapi_comment import Comment, Json
+from openapi_failures import RATE_LIMIT, REQUEST_ID, Failures
 
 BASE = Path(__file__).with_name("openapi_base.yaml")
 PACKAGE = "llamastead.v1"
 HTTP: Any = annotations_pb2.http
 FIELD_BEHAVIOR: Any = field_behavior_pb2.field_behavior
+ACCESS: Any = access_pb2.access
 HTTP_BODY = ".google.api.HttpBody"
 WELL_KNOWN: dict[str, Json] = {
     ".google.protobuf.Struct": {"type": "object", "additionalProperties": True},
@@ -47,56 +50,8 @@ SCALARS: dict[FieldDescriptorProto.Type.ValueType, Json] = {
     FieldDescriptorProto.TYPE_DOUBLE: {"type": "number", "format": "double"},
     FieldDescriptorProto.TYPE_FLOAT: {"type": "number", "format": "float"},
     FieldDescriptorProto.TYPE_INT32: {"type": "integer", "format": "int32"},
-    FieldDescriptorProto.TYPE_UINT32: {"type": "integer", "format": "uint32", "minimum": 0},
+    FieldDescriptorProto.TYPE_UINT32: {"type": "integer", "format": "uint32", "minimum": 0, "maximum": 4294967295},
 }
-NUMBER = r"(-?\d+(?:\.\d+)?)"
-
-COMMON_ERRORS = {
-    "401": "The token is missing or wrong.",
-    "429": "Too many requests; `Retry-After` says when to try again.",
-    "500": "A defect of the server.",
-}
-RETRY_AFTER: Json = {"Retry-After": {"description": "Seconds to wait.", "schema": {"type": "integer"}}}
-
-
-@dataclass
-class Comment:
-    """A comment, split into prose and lists."""
-
-    text: str = ""
-    lists: dict[str, dict[str, str]] = field(default_factory=dict)
-
-    @classmethod
-    def parse(cls, raw: str) -> Comment:
-        """Parses a leading comment as protoc hands it over."""
-        comment, paragraphs = cls(), []
-        lines = [line.strip() for line in raw.splitlines() if "buf:lint:ignore" not in line]
-        for block in re.split(r"\n{2,}", "\n".join(lines).strip()):
-            title, _, items = block.partition(":\n- ")
-            if not items:
-                paragraphs.append(" ".join(block.split("\n")))
-                continue
-            pairs = (" ".join(item.split()).partition(": ") for item in items.split("\n- "))
-            comment.lists[title] = {key: text for key, _, text in pairs}
-        comment.text = "\n\n".join(paragraphs)
-        return comment
-
-    def rules(self, schema: Json) -> Json:
-        """Adds what the prose says about a field's values to its schema."""
-        schema = dict(schema)
-        if self.text:
-            schema["description"] = self.text
-        if "a whole number" in self.text and schema.get("type") == "number":
-            schema |= {"type": "integer", "format": "int64"}
-        if found := re.search(rf"Range: {NUMBER} to {NUMBER}\.(?!\d)", self.text):
-            schema |= {"minimum": yaml.safe_load(found[1]), "maximum": yaml.safe_load(found[2])}
-        if found := re.search(r"at least (\d+)\b", self.text):
-            schema["minimum"] = int(found[1])
-        if schema.get("type") == "string" and re.search("not blank|at least one character", self.text):
-            schema["minLength"] = 1
-        if found := re.search(rf"Default: (?:{NUMBER}|(true|false)|`([^`]+)`)\.(?!\d)", self.text):
-            schema["default"] = found[3] or yaml.safe_load(found[1] or found[2])
-        return schema
 
 
 class Generator:
@@ -108,6 +63,7 @@ class Generator:
         self.services: list[tuple[str, ServiceDescriptorProto]] = []
         self.base: Json = yaml.safe_load(BASE.read_text("utf-8"))
         self.schemas: Json = dict(self.base["components"]["schemas"])
+        self.failures = Failures()
         for file in files.file:
             raw = {tuple(spot.path): spot.leading_comments for spot in file.source_code_info.location}
             self._index(f".{file.package}", file.message_type, (4,), raw)
@@ -117,6 +73,20 @@ class Generator:
                 self.comments[name] = Comment.parse(raw.get((6, i), ""))
                 for j, method in enumerate(service.method):
                     self.comments[f"{name}.{method.name}"] = Comment.parse(raw.get((6, i, 2, j), ""))
+
+        methods = [method for _, service in self.services for method in service.method if annotated(method)]
+        asked = self._reachable(method.input_type for method in methods)
+        self.answers = self._reachable(method.output_type for method in methods) - asked
+
+    def _reachable(self, roots: Iterable[str]) -> set[str]:
+        found: set[str] = set()
+        todo = list(roots)
+        while todo:
+            name = todo.pop()
+            if name in self.messages and name not in found:
+                found.add(name)
+                todo += [member.type_name for member in self.messages[name].field]
+        return found
 
     def _index(
         self, scope: str, messages: Iterable[DescriptorProto], path: tuple[int, ...], raw: dict[tuple[int, ...], str]
@@ -136,7 +106,7 @@ class Generator:
         for name, service in sorted(self.services, key=lambda pair: pair[0]):
             tags.append({"name": service.name.removesuffix("Service"), "description": self.comments[name].text})
             for method in service.method:
-                if method.options.HasExtension(HTTP):
+                if annotated(method):
                     rule = method.options.Extensions[HTTP]
                     verb, path = binding(rule)
                     paths.setdefault(path, {})[verb] = self.operation(name, service, method, rule)
@@ -144,7 +114,9 @@ class Generator:
         components = document.pop("components")
         document["info"] = document["info"] | {"version": version}
         document |= {"tags": tags, "paths": dict(sorted(paths.items()))}
-        return document | {"components": components | {"schemas": dict(sorted(self.schemas.items()))}}
+        components |= {"responses": self.failures.components, "schemas": self.schemas}
+        sorts = ("responses", "schemas")
+        return document | {"components": components | {each: dict(sorted(components[each].items())) for each in sorts}}
 
     def operation(
         self, scope: str, service: ServiceDescriptorProto, method: MethodDescriptorProto, rule: http_pb2.HttpRule
@@ -162,8 +134,24 @@ class Generator:
         }
         if rule.body:
             operation["requestBody"] = self.body(method, in_path, rule.body, comment)
-        error = "ApiError" if path.startswith("/api/") else "Error"
-        operation["responses"] = self.responses(method, comment, error)
+        access = method.options.Extensions[ACCESS]
+        is_open = access.scope == access_pb2.SCOPE_OPEN
+        is_limited = not (is_open or access.unlimited)
+        failures = self.failures.of(
+            path,
+            comment.lists.get("Errors", {}),
+            has_input=bool(rule.body or self.messages[method.input_type].field),
+            has_body=bool(rule.body),
+            is_open=is_open,
+            is_limited=is_limited,
+        )
+        ((status, meaning),) = comment.lists.get("Success", {"200": "Success."}).items()
+        success = self.success(method, comment, meaning, RATE_LIMIT if is_limited else {})
+        operation["responses"] = {status: success} | failures
+        if is_open:
+            operation["security"] = [{}]
+        else:
+            operation["x-required-scope"] = access_pb2.Scope.Name(access.scope).removeprefix("SCOPE_").lower()
         if rule.additional_bindings:
             operation["x-aliases"] = [binding(other)[1] for other in rule.additional_bindings]
         return operation
@@ -203,8 +191,8 @@ class Generator:
         """The field of a message by its name."""
         return next(member for member in self.messages[type_name].field if member.name == name)
 
-    def responses(self, method: MethodDescriptorProto, comment: Comment, error: str) -> Json:
-        """Describes a call's answers."""
+    def success(self, method: MethodDescriptorProto, comment: Comment, meaning: str, headers: Json) -> Json:
+        """Describes a call's answer."""
         content = {}
         for media_type, name in comment.lists.get("Content types", {"application/json": ""}).items():
             if name == "string":
@@ -216,17 +204,9 @@ class Generator:
             if media_type in ("text/event-stream", "application/x-ndjson"):
                 schema = {"type": "string", "contentMediaType": "application/json", "contentSchema": schema}
             content[media_type] = {"schema": schema}
-        ((success, meaning),) = comment.lists.get("Success", {"200": "Success."}).items()
-        answer: Json = {"description": meaning, "content": content}
-        if sent := comment.lists.get("Response headers"):
-            answer["headers"] = {k: {"description": v, "schema": {"type": "string"}} for k, v in sent.items()}
-        responses: Json = {success: answer}
-        for status, text in sorted((COMMON_ERRORS | comment.lists.get("Errors", {})).items()):
-            reference = {"schema": {"$ref": f"#/components/schemas/{error}"}}
-            responses[status] = {"description": text, "content": {"application/json": reference}}
-            if status in ("429", "503"):
-                responses[status]["headers"] = RETRY_AFTER
-        return responses
+        sent = comment.lists.get("Response headers", {})
+        described = {name: {"description": text, "schema": {"type": "string"}} for name, text in sent.items()}
+        return {"description": meaning, "headers": REQUEST_ID | headers | described, "content": content}
 
     def reference(self, type_name: str, skip: Sequence[str] = ()) -> Json:
         """Refers to a message's schema, making it on first use, without the fields in `skip`."""
@@ -239,7 +219,8 @@ class Generator:
             members = [member for member in self.messages[type_name].field if member.name not in skip]
             schema: Json = {"type": "object", "description": self.comments[type_name].text}
             self.schemas[name] = schema
-            if needed := [member.name for member in members if required(member)]:
+            answers = type_name in self.answers
+            if needed := [member.name for member in members if required(member) or (answers and printed(member))]:
                 schema["required"] = needed
             schema["properties"] = {member.name: self.schema(type_name, member) for member in members}
         return {"$ref": f"#/components/schemas/{name}"}
@@ -267,6 +248,18 @@ def headers(comment: Comment) -> list[Json]:
     """Describes the request headers a comment lists."""
     listed = comment.lists.get("Headers", {}).items()
     return [{"name": k, "in": "header", "description": v, "schema": {"type": "string"}} for k, v in listed]
+
+
+def annotated(method: MethodDescriptorProto) -> bool:
+    """Tells whether an RPC has a REST face."""
+    return bool(method.options.HasExtension(HTTP))
+
+
+def printed(member: FieldDescriptorProto) -> bool:
+    """Tells whether an answer holds a field whatever its value: the gateway leaves out only what can be absent."""
+    if member.label == FieldDescriptorProto.LABEL_REPEATED:
+        return True
+    return member.type != FieldDescriptorProto.TYPE_MESSAGE and not member.HasField("oneof_index")
 
 
 def required(member: FieldDescriptorProto) -> bool:

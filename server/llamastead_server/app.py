@@ -6,13 +6,11 @@ import asyncio
 import logging
 import os
 import time
-from collections.abc import Coroutine, Sequence
 from contextlib import AsyncExitStack
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
-from llamastead_server import health_checks, operating
+from llamastead_server import access, health_checks, operating, startup
 from llamastead_server.adapters.blob_store import FileBlobStore
 from llamastead_server.adapters.chunk_store import SqlChunkStore
 from llamastead_server.adapters.data_folder import DataFolder
@@ -37,13 +35,11 @@ from llamastead_server.domain.completion import Completions
 from llamastead_server.domain.databases import Databases
 from llamastead_server.domain.datasets import Datasets
 from llamastead_server.domain.embeddings import Embeddings
-from llamastead_server.domain.errors import AlreadyExists, LlamasteadError
 from llamastead_server.domain.examples import Examples
 from llamastead_server.domain.files import DatasetLocks
 from llamastead_server.domain.ingestion import Ingestion
 from llamastead_server.domain.log_book import LogBook
 from llamastead_server.domain.model_routing import ModelRouter
-from llamastead_server.domain.names import ProjectRef
 from llamastead_server.domain.previews import Previews
 from llamastead_server.domain.projects import Projects
 from llamastead_server.domain.prompt_turns import PromptTurns
@@ -52,13 +48,15 @@ from llamastead_server.domain.retrieval import Retriever
 from llamastead_server.domain.retrieval_health import RetrievalHealth
 from llamastead_server.domain.sessions import Sessions
 from llamastead_server.domain.shutdown import Shutdown
-from llamastead_server.domain.tasks import TaskRunner
+from llamastead_server.domain.tokens import Tokens
+from llamastead_server.services.auth import BearerAuth
 from llamastead_server.services.batch_lines import BatchLines
 from llamastead_server.services.batches import BatchServicer
 from llamastead_server.services.chat import ChatServicer
 from llamastead_server.services.config import ConfigServicer
 from llamastead_server.services.datasets import DatasetServicer
 from llamastead_server.services.examples import ExampleServicer
+from llamastead_server.services.limit_layer import LimitLayer
 from llamastead_server.services.models import ModelServicer
 from llamastead_server.services.openai import ModelChat, OpenAIServicer
 from llamastead_server.services.operations import OperationsServicer
@@ -69,6 +67,10 @@ from llamastead_server.services.server import GrpcServer, ServerLimits
 from llamastead_server.services.server import build as build_server
 from llamastead_server.services.system import SystemServicer
 from llamastead_server.services.tasks import TaskServicer
+from llamastead_server.services.telemetry import Telemetry
+from llamastead_server.services.tokens import TokenServicer
+from llamastead_server.services.websocket import WebSocketBounds, WebSocketServer
+from llamastead_server.services.websocket_work import WebSocketWork
 from llamastead_server.settings import Settings
 
 _log = logging.getLogger("llamastead")
@@ -91,7 +93,7 @@ def model_catalog(settings: Settings) -> ModelCatalog:
 
 async def start(
     stack: AsyncExitStack, settings: Settings, example: str | None, log: LogBook, shutdown: Shutdown
-) -> None:
+) -> Tokens:
     """Starts every part, each on what stands before it; the stack stops them in reverse."""
     folder = stack.enter_context(DataFolder(settings.data_dir))
     catalogue = ExampleCatalogue(settings.examples_dir or _ROOT / "examples")
@@ -102,8 +104,10 @@ async def start(
         await catalogue.get(example)
     url = settings.database_url
     database = await stack.enter_async_context(Database(url) if url else Database.in_folder(settings.data_dir))
+    tokens = await access.open_tokens(stack, settings, database)
+    limits = access.open_limits(stack, settings)
     catalog, meters = model_catalog(settings), PrometheusMeters()
-    runtime = operating.runtime_settings(settings, catalog)
+    runtime = operating.runtime_settings(settings, catalog, limits)
     await runtime.restore()
     models = LocalModelRegistry(
         catalog,
@@ -119,13 +123,13 @@ async def start(
         meters=meters,
     )
     stack.push_async_callback(models.close)
-    store, embedder, reader, _ = await _all(
+    store, embedder, reader, _ = await startup.all_at_once(
         stack.enter_async_context(_vector_store(settings)),
         stack.enter_async_context(WorkerEmbedder(settings.embedding_model, settings.models_folder, meters=meters)),
         stack.enter_async_context(
             KreuzbergReader(timeout=settings.parser_timeout, memory_bytes=settings.parser_memory_bytes)
         ),
-        _preload(models),
+        startup.preload(models),
     )
 
     projects_folder = settings.data_dir / "projects"
@@ -175,7 +179,15 @@ async def start(
     sweeping = asyncio.create_task(_sweep(sessions))
     stack.callback(sweeping.cancel)
 
-    socket = folder.sockets / "server.sock"
+    auth, telemetry = BearerAuth(tokens), Telemetry(meters)
+    metrics = operating.brief_metrics(models, telemetry)
+    websocket = WebSocketServer(
+        WebSocketWork(turns, tasks, models, metrics),
+        auth,
+        limits,
+        WebSocketBounds(message_bytes=settings.max_body_bytes),
+    )
+    socket, websocket_socket = folder.sockets / "server.sock", folder.sockets / "websocket.sock"
     gateway = EnvoyGateway(
         GatewayOptions(
             host=settings.host,
@@ -184,6 +196,7 @@ async def start(
             folder=folder.sockets,
             max_body_bytes=settings.max_body_bytes,
             cors_origins=settings.cors_origins,
+            websocket_socket=websocket_socket,
         )
     )
     checks = health_checks.parts(models, embedder, store, database, gateway)
@@ -216,55 +229,43 @@ async def start(
                 health_checks.seeds(models, f"{settings.host}:{settings.port}"),
             ),
             TaskServicer(tasks),
+            TokenServicer(tokens),
         ],
         host=settings.host,
         grpc_port=settings.grpc_port,
         socket=socket,
-        tokens=settings.api_tokens,
+        layers=[auth, LimitLayer(limits)],
+        telemetry=telemetry,
+        with_reflection=settings.reflection,
         limits=ServerLimits(message_bytes=2 * settings.max_body_bytes),
-        meters=meters,
     )
     # In reverse: no new connections, then the running calls' grace, then the connections' end.
     stack.push_async_callback(gateway.stop)
-    stack.push_async_callback(_end_calls, server, models, shutdown)
+    stack.push_async_callback(_end_calls, server, websocket, models, shutdown)
     stack.push_async_callback(gateway.drain)
     await server.start()
+    await websocket.start(websocket_socket)
     await server.set_serving(True)
     await gateway.start()
     if example is not None:
-        await _import_example(examples, tasks, example)
+        await startup.import_example(examples, tasks, example)
+    return tokens
 
 
-async def _end_calls(server: GrpcServer, models: LocalModelRegistry, shutdown: Shutdown) -> None:
+async def _end_calls(
+    server: GrpcServer, websocket: WebSocketServer, models: LocalModelRegistry, shutdown: Shutdown
+) -> None:
     """Gives running calls their grace, then takes the engines away from those that are left.
 
     Cancelled at once, a stream would look complete to its client; so it fails, and can say so in a last event.
     """
     grace = shutdown.grace
-    stopping = asyncio.create_task(server.stop(grace + _LAST_WORDS))
-    await asyncio.wait([stopping], timeout=grace)
-    if not stopping.done():
+    whole = grace + _LAST_WORDS
+    stopping = [asyncio.create_task(server.stop(whole)), asyncio.create_task(websocket.stop(whole))]
+    _, running = await asyncio.wait(stopping, timeout=grace)
+    if running:
         await models.close()
-    await stopping
-
-
-async def _all(*starts: Coroutine[Any, Any, Any]) -> Sequence[Any]:
-    """Runs starts side by side; the first failure stops the others and is raised as it is."""
-    running = [asyncio.create_task(start) for start in starts]
-    try:
-        return await asyncio.gather(*running)
-    finally:
-        for task in running:
-            task.cancel()
-        await asyncio.wait(running)
-
-
-async def _preload(models: LocalModelRegistry) -> None:
-    """Loads the default model, so that the first chat need not wait; a server without it still serves the rest."""
-    try:
-        await models.load(models.default_model)
-    except LlamasteadError as error:
-        _log.error("the default model is not loaded: %s", error.message)
+    await asyncio.gather(*stopping)
 
 
 async def _sweep(sessions: Sessions) -> None:
@@ -280,17 +281,3 @@ def _vector_store(settings: Settings) -> MilvusStore:
     if settings.milvus_uri:
         return MilvusStore.cluster(settings.milvus_uri, settings.milvus_token)
     return MilvusStore.embedded(settings.data_dir)
-
-
-async def _import_example(examples: Examples, tasks: TaskRunner, example: str) -> None:
-    """Imports an example as `default/<slug>` and waits until it is processed; one that is there stays as it is."""
-    found = next((entry for entry in await examples.list_examples() if example in (entry.id, entry.slug)), None)
-    ref = ProjectRef("default", example if found is None else found.slug)
-    try:
-        imported = await examples.import_project(example, ref, process=True)
-    except AlreadyExists:
-        return
-    for task_id in imported.task_ids:
-        async for task in tasks.watch(ref, task_id):
-            if task.state == "FAILURE":
-                _log.error("processing the example failed: %s", task.error)

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 from pydantic import ValidationError
 
+from llamastead_server import token_commands
 from llamastead_server.domain.errors import LlamasteadError
 from llamastead_server.settings import Settings
 
@@ -47,6 +48,7 @@ def _parser() -> argparse.ArgumentParser:
     pull.set_defaults(run=_pull)
     models = commands.add_parser("models", help="list the installed models")
     models.set_defaults(run=_models)
+    token_commands.add(commands)
     return parser
 
 

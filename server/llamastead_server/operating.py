@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
+
+import psutil
 
 from llamastead_server import checks, logs
 from llamastead_server.adapters.blob_store import FileBlobStore
@@ -14,23 +17,35 @@ from llamastead_server.adapters.model_registry import LocalModelRegistry
 from llamastead_server.adapters.prometheus_meters import PrometheusMeters
 from llamastead_server.domain.caches import Caches
 from llamastead_server.domain.health import HealthCheck
+from llamastead_server.domain.limits import LimitRules, Limits
 from llamastead_server.domain.log_book import LogBook
 from llamastead_server.domain.runtime_settings import Configuration, RuntimeSettings, SystemSettings
 from llamastead_server.domain.shutdown import Shutdown
 from llamastead_server.services.operations import Operations
+from llamastead_server.services.telemetry import Telemetry
 from llamastead_server.settings import Settings
 
 
-def runtime_settings(settings: Settings, catalog: ModelCatalog) -> RuntimeSettings:
+def runtime_settings(settings: Settings, catalog: ModelCatalog, limits: Limits) -> RuntimeSettings:
     """What can be changed while the server runs, with the environment's settings as defaults."""
 
     def apply(configuration: Configuration) -> None:
         catalog.choose_default(configuration.model_settings.default_model or settings.default_model)
-        logs.set_level(configuration.system_settings.log_level)
+        system = configuration.system_settings
+        logs.set_level(system.log_level)
+        limits.rules = LimitRules(
+            system.max_requests_per_minute, system.max_concurrent_streams, system.max_batch_operations_per_minute
+        )
 
-    system = SystemSettings(request_timeout_seconds=settings.request_timeout, log_level=settings.log_level)
+    defaults = SystemSettings(
+        max_requests_per_minute=settings.rate_limit_requests,
+        max_concurrent_streams=settings.rate_limit_streams,
+        max_batch_operations_per_minute=settings.rate_limit_batch,
+        request_timeout_seconds=settings.request_timeout,
+        log_level=settings.log_level,
+    )
     return RuntimeSettings(
-        Configuration(system_settings=system),
+        Configuration(system_settings=defaults),
         ConfigurationFile(settings.data_dir),
         lambda name: catalog.find(name).card.name,
         apply,
@@ -54,3 +69,19 @@ def operations(
     reader = PrometheusReader(meters, lambda: models.engines, lambda: embedder.worker.pid, settings.data_dir)
     diagnosis = checks.diagnosis(models, settings.data_dir, health)
     return Operations(models, health, log, reader, caches, diagnosis, shutdown)
+
+
+def brief_metrics(models: LocalModelRegistry, telemetry: Telemetry) -> Callable[[], Mapping[str, float]]:
+    """What the WebSocket's metrics frames tell."""
+    began = time.monotonic()
+    process = psutil.Process()
+
+    def present() -> Mapping[str, float]:
+        return {
+            "uptime": time.monotonic() - began,
+            "active_requests": telemetry.active,
+            "loaded_models": len(models.engines),
+            "memory_bytes": process.memory_info().rss,
+        }
+
+    return present

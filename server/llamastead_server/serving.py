@@ -54,8 +54,8 @@ async def _serve(settings: Settings, example: str | None, book: LogBook, stop: S
             await asyncio.wait([starting, stopped], return_when=asyncio.FIRST_COMPLETED)
             if not starting.done():
                 return
-            await starting
-            print(_banner(settings, example), flush=True)
+            tokens = await starting
+            print(_banner(settings, example, needs_token=tokens.required), flush=True)
             await stopped
         finally:
             starting.cancel()
@@ -65,10 +65,10 @@ async def _serve(settings: Settings, example: str | None, book: LogBook, stop: S
                 _log.info("stopping")
 
 
-def _banner(settings: Settings, example: str | None) -> str:
+def _banner(settings: Settings, example: str | None, *, needs_token: bool) -> str:
     host = "localhost" if settings.host in ("127.0.0.1", "0.0.0.0", "::", "::1") else settings.host
     url = f"http://{host}:{settings.port}"
-    token = " -H 'Authorization: Bearer <token>'" if settings.api_tokens else ""
+    token = " -H 'Authorization: Bearer <token>'" if needs_token else ""
     if example is None:
         attempt = f"curl -s{token} {url}/health"
     else:

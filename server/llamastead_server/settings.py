@@ -18,7 +18,7 @@ class Settings(BaseSettings):
         env_prefix="LLAMASTEAD_", env_file=".env", extra="ignore", populate_by_name=True, env_ignore_empty=True
     )
 
-    host: str = Field("127.0.0.1", description="Address both ports listen on. Any but loopback needs API_TOKENS.")
+    host: str = Field("127.0.0.1", description="Address both ports listen on. Any but loopback needs a token.")
     port: int = Field(8000, ge=1, le=65535, description="Port for REST, SSE, gRPC, gRPC-Web and WebSocket (Envoy).")
     grpc_port: int = Field(50051, ge=1, le=65535, description="Port for gRPC without the gateway.")
     data_dir: Path = Field(
@@ -34,7 +34,24 @@ class Settings(BaseSettings):
         default_factory=dict, description='Other names for models, as JSON: `{"llama3.2:3b": "my-llama"}`.'
     )
     api_tokens: Annotated[tuple[str, ...], NoDecode] = Field(
-        (), description="Bearer tokens that may call the API, separated by commas. None: open, on loopback only."
+        (),
+        description="Bearer tokens of the scope admin, separated by commas, beside those that `llamastead tokens` "
+        "makes. No token at all: open, on loopback only.",
+    )
+    reflection: bool = Field(True, description="Whether gRPC clients may ask for the contract, without a token.")
+    rate_limit_requests: int | None = Field(
+        None, ge=0, description="Requests per minute and token (or address); 0: no limit. Default: 60 with tokens."
+    )
+    rate_limit_streams: int | None = Field(
+        None, ge=0, description="Streams at once per token (or address); 0: no limit. Default: 10 with tokens."
+    )
+    rate_limit_batch: int | None = Field(
+        None,
+        ge=0,
+        description="Batch operations per minute and token (or address); 0: no limit. Default: 5 with tokens.",
+    )
+    redis_url: str | None = Field(
+        None, description="Redis that several servers share to count requests. Default: each counts its own."
     )
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field("INFO", description="Least level that is logged.")
     log_format: Literal["text", "json"] = Field("text", description="Log lines for people or for machines.")
@@ -85,21 +102,28 @@ class Settings(BaseSettings):
             return tuple(part.strip() for part in value.split(",") if part.strip())
         return value
 
+    @field_validator("redis_url", mode="after")
+    @classmethod
+    def _known_scheme(cls, value: str | None) -> str | None:
+        if value is not None and not value.startswith(("redis://", "rediss://", "redis+unix://")):
+            raise ValueError("use redis://, rediss:// or redis+unix://")
+        return value
+
     @field_validator("data_dir", "models_dir", "examples_dir", mode="after")
     @classmethod
     def _absolute(cls, value: Path | None) -> Path | None:
         return None if value is None else value.expanduser().absolute()
 
     @model_validator(mode="after")
-    def _safe_to_expose(self) -> Settings:
+    def _two_ports(self) -> Settings:
         if self.port == self.grpc_port:
             raise ValueError("LLAMASTEAD_PORT and LLAMASTEAD_GRPC_PORT must differ")
-        if self.host not in _LOOPBACK and not self.api_tokens:
-            raise ValueError(
-                f"LLAMASTEAD_HOST is {self.host}, which others can reach: set LLAMASTEAD_API_TOKENS, or leave the host "
-                "at 127.0.0.1. The server does not open itself to a network without tokens."
-            )
         return self
+
+    @property
+    def exposed(self) -> bool:
+        """Whether others can reach the server."""
+        return self.host not in _LOOPBACK
 
     @property
     def models_folder(self) -> Path:

@@ -46,7 +46,9 @@ def test_no_value_breaks_out_of_its_place_in_the_template(value: str, tmp_path: 
     "options",
     [
         GatewayOptions("127.0.0.1", 8000, Path("/run/server.sock"), Path("/tmp")),
-        GatewayOptions("::1", 8000, Path("/run/server.sock"), Path("/tmp"), cors_origins=("*",), websocket_port=9000),
+        GatewayOptions(
+            "::1", 8000, Path("/run/server.sock"), Path("/tmp"), cors_origins=("*",), websocket_socket=Path("/w.sock")
+        ),
         GatewayOptions("0.0.0.0", 8000, "server:50051", Path("/tmp"), cors_origins=("https://a.example",)),
     ],
 )
@@ -74,16 +76,9 @@ def test_the_template_comes_with_the_package() -> None:
 def test_every_variable_of_a_path_is_closed_to_queries() -> None:
     found = {name for binding in contract().bindings for name in binding.variables}
     of_projects = {
-        "namespace",
-        "project",
-        "dataset",
-        "session_id",
-        "task_id",
-        "file_hash",
-        "example_id",
-        "database_name",
-    }
-    assert of_projects | {"model", "file_id", "batch_id"} == found
+        "namespace", "project", "dataset", "session_id", "task_id", "file_hash", "example_id", "database_name",
+    }  # fmt: skip
+    assert of_projects | {"token_name", "model", "file_id", "batch_id"} == found
 
 
 def test_uploads_are_the_only_raw_bodies() -> None:
@@ -96,7 +91,7 @@ def test_every_public_service_is_served() -> None:
     assert set(contract().services) == {
         service for service in contract().services if service.startswith("llamastead.v1.")
     }
-    assert len(contract().services) == 13
+    assert len(contract().services) == 14
 
 
 @pytest.mark.parametrize("wrong", ["in use", "not ours"])

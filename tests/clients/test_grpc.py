@@ -9,11 +9,14 @@ from pathlib import Path
 
 import grpc
 import pytest
+from google.protobuf import descriptor_pool, json_format, message_factory
 from google.rpc import error_details_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
 from grpc_status import rpc_status
 
 from llamastead.v1 import chat_pb2, chat_pb2_grpc, project_pb2, project_pb2_grpc
+from llamastead_server.services.server import SERVICE_NAMES
 from tests.running_server import RunningServer
 
 PORTS = pytest.mark.parametrize("port", ["gateway", "bare"])
@@ -79,3 +82,25 @@ def test_buf_curl_calls_by_reflection(server: RunningServer, port: str) -> None:
     )
     assert finished.returncode == 0, finished.stderr
     assert json.loads(finished.stdout)["project"]["name"] == "quickstart"
+
+
+@PORTS
+def test_a_client_without_stubs_finds_every_service_and_calls_one(server: RunningServer, port: str) -> None:
+    with grpc.insecure_channel(address(server, port)) as channel:
+        database = ProtoReflectionDescriptorDatabase(channel)
+        listed = set(database.get_services())
+        assert set(SERVICE_NAMES) <= listed
+        assert {name for name in listed if name.startswith("llamastead.")} == set(SERVICE_NAMES)
+        pool = descriptor_pool.DescriptorPool(database)
+        for name in listed:
+            assert pool.FindServiceByName(name).methods
+        method = pool.FindServiceByName("llamastead.v1.DatasetService").FindMethodByName("ListDatasets")
+        request = message_factory.GetMessageClass(method.input_type)()
+        json_format.ParseDict({"namespace": "default", "project": "quickstart"}, request, descriptor_pool=pool)
+        call = channel.unary_unary(
+            f"/{method.containing_service.full_name}/{method.name}",
+            request_serializer=lambda message: message.SerializeToString(),
+            response_deserializer=message_factory.GetMessageClass(method.output_type).FromString,
+        )
+        answer = json_format.MessageToDict(call(request, timeout=20), descriptor_pool=pool)
+    assert "handbook" in [dataset["name"] for dataset in answer["datasets"]]

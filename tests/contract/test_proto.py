@@ -270,8 +270,29 @@ def test_openapi_has_every_documented_endpoint(endpoint: str, openapi: dict[str,
     operation = openapi["paths"][path][verb.lower()]
     family = "ApiError" if path.startswith("/api/") else "Error"
     for status, answer in operation["responses"].items():
-        if status != "200":
+        if reference := answer.get("$ref"):
+            answer = openapi["components"]["responses"][reference.rpartition("/")[2]]
+        assert "X-Request-ID" in answer["headers"]
+        if not status.startswith("2"):
             assert answer["content"]["application/json"]["schema"]["$ref"].endswith(f"/{family}")
+
+
+def test_openapi_says_how_any_call_may_fail(openapi: dict[str, Any]) -> None:
+    for path, operations in openapi["paths"].items():
+        for operation in operations.values():
+            expected = {"403", "500", "503"} | ({"401"} if "x-required-scope" in operation else set())
+            if operation["parameters"] or "requestBody" in operation:
+                expected |= {"400"}
+            if "requestBody" in operation:
+                expected |= {"413", "415"}
+            assert expected <= set(operation["responses"]), path
+
+
+def test_openapi_says_which_fields_answers_always_have(openapi: dict[str, Any]) -> None:
+    schemas = openapi["components"]["schemas"]
+    assert {"files", "name", "database"} <= set(schemas["Dataset"]["required"])
+    assert not {"details", "auto_process"} & set(schemas["Dataset"]["required"])
+    assert set(schemas["ChatMessage"]["required"]) == {"role"}
 
 
 def test_openapi_says_ranges_defaults_and_requirements(openapi: dict[str, Any]) -> None:
@@ -283,6 +304,8 @@ def test_openapi_says_ranges_defaults_and_requirements(openapi: dict[str, Any]) 
     assert (top_k["minimum"], top_k["maximum"], top_k["default"]) == (1, 100, 5)
     alpha = query["properties"]["hybrid_alpha"]
     assert (alpha["minimum"], alpha["maximum"], alpha["default"]) == (0, 1, 0.5)
+    name = schemas["CreateProjectRequest"]["properties"]["name"]
+    assert (name["pattern"], name["maxLength"]) == ("^[A-Za-z0-9][A-Za-z0-9._-]*$", 100)
     assert schemas["FileDetail"]["properties"]["size"]["type"] == "integer"
     upload = openapi["paths"][f"{PROJECT}/datasets/{{dataset}}/data"]["post"]["requestBody"]["content"]
     assert upload["multipart/form-data"]["schema"]["required"] == ["file"]

@@ -3,6 +3,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
 
 from llamastead_server.domain.errors import Conflict, ModelNotFound
 from llamastead_server.domain.generation import ModelCard
@@ -61,10 +62,14 @@ def test_a_model_that_is_nowhere_is_not_found() -> None:
         find(provider="ollama")
 
 
-@pytest.mark.parametrize(
-    "url", ["ftp://x/v1", "http://", "http://user:pw@x/v1", "http://x/v1?key=1", "x/v1", "http://x:99999/v1", "http://[::1/"]
-)  # fmt: skip
-def test_a_base_url_that_is_none_is_the_projects_fault(url: str) -> None:
+@pytest.mark.parametrize("url", ["ftp://x/v1", "http://", "x/v1", "http://x:99999/v1", "http://[::1/"])
+def test_a_base_url_that_is_none_is_refused_with_the_configuration(url: str) -> None:
+    with pytest.raises(ValidationError, match="base_url"):
+        find("x", base_url=url)
+
+
+@pytest.mark.parametrize("url", ["http://user:pw@x/v1", "http://x/v1?key=1"])
+def test_a_base_url_that_no_api_has_is_the_projects_fault(url: str) -> None:
     with pytest.raises(Conflict, match=r"runtime\.models\[m\]\.base_url"):
         find("x", base_url=url)
 

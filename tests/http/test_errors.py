@@ -115,16 +115,32 @@ async def test_an_unknown_home_path_is_404_in_its_shape(gateway: Running, path: 
 async def test_a_wrong_method_is_405_and_names_the_right_ones(gateway: Running) -> None:
     answer = await gateway.http.patch("/v1/projects/a/b/?x=1", json={})
     assert (answer.status_code, farm_error(answer)["code"]) == (405, "method_not_allowed")
-    assert {method.strip() for method in answer.headers["allow"].split(",")} == {"GET", "PUT", "DELETE"}
+    assert {method.strip() for method in answer.headers["allow"].split(",")} == {"GET", "HEAD", "PUT", "DELETE"}
     answer = await gateway.http.delete("/api/models")
     assert (answer.status_code, home_error(answer)["code"]) == (405, "method_not_allowed")
 
 
-async def test_head_is_405_and_leaves_the_connection_in_step(gateway: Running) -> None:
+async def test_head_answers_as_get_does_without_the_body(gateway: Running, chat: ScriptedChat) -> None:
     for _ in range(2):
-        assert (await gateway.http.head("/health")).status_code == 405
+        chat.error = None
+        whole, head = await gateway.http.get(HISTORY), await gateway.http.head(HISTORY)
+        assert (head.status_code, head.content) == (200, b"")
+        for name in ("content-type", "content-length"):
+            assert head.headers[name] == whole.headers[name]
+        chat.error = errors.NotFound("No.")
+        head = await gateway.http.head(f"/api{HISTORY}/")
+        assert (head.status_code, head.content, head.headers["content-type"]) == (404, b"", "application/json")
         assert (await gateway.http.head("/nope")).status_code == 404
-        assert (await gateway.http.get(HISTORY)).status_code == 200
+        assert (await gateway.http.get(HISTORY)).status_code == 404
+
+
+async def test_head_is_405_where_there_is_nothing_to_get_or_no_end_of_it(gateway: Running) -> None:
+    for path, allowed in ((CHAT, {"POST"}), ("/api/logs", {"GET"})):
+        for _ in range(2):
+            answer = await gateway.http.head(path)
+            assert (answer.status_code, answer.content) == (405, b"")
+            assert {method.strip() for method in answer.headers["allow"].split(",")} == allowed
+    assert (await gateway.http.get(HISTORY)).status_code == 200
 
 
 @pytest.mark.parametrize("body", [b"{bad", b"[1]", b'{"max_tokens": "many"}', b'{"messages": 7}', b"\xff\xfe"])
@@ -200,6 +216,7 @@ async def test_bytes_that_are_no_http_are_answered_with_400(gateway: Running) ->
     head, _, body = (await reader.read()).partition(b"\r\n\r\n")
     writer.close()
     assert head.startswith(b"HTTP/1.1 400 ")
+    assert b"\r\nx-request-id: " in head
     assert b'"code":"invalid_request"' in body
 
 

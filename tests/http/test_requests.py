@@ -45,8 +45,9 @@ async def test_unknown_fields_of_the_body_are_ignored(gateway: Running, chat: Sc
 
 @pytest.mark.parametrize("slash", ["%2F", "%2f", "%5C"])
 async def test_a_slash_hidden_in_a_name_is_refused(gateway: Running, slash: str) -> None:
-    answer = await gateway.http.get(f"/v1/projects/a/b/chat/sessions/..{slash}..{slash}c/history")
-    assert answer.status_code == 400
+    path = f"/v1/projects/a/b/chat/sessions/..{slash}..{slash}c/history"
+    answer = await gateway.http.get(path, headers={"X-Request-ID": "mine"})
+    assert (answer.status_code, answer.headers["x-request-id"]) == (400, "mine")
     assert answer.json()["error"]["code"] == "invalid_request"
 
 

@@ -48,7 +48,7 @@ class GatewayOptions:
         descriptors: Descriptor set of the public services.
         max_body_bytes: Largest JSON body.
         cors_origins: Web origins allowed beside loopback ones; `*` allows any.
-        websocket_port: Loopback port of the WebSocket server; None when there is none.
+        websocket_socket: Unix socket of the WebSocket server; None when there is none.
         max_connections: Most client connections at once.
         start_timeout: Longest time until it answers, in seconds.
     """
@@ -61,7 +61,7 @@ class GatewayOptions:
     descriptors: Path = DESCRIPTORS
     max_body_bytes: int = 4 << 20
     cors_origins: Sequence[str] = ()
-    websocket_port: int | None = None
+    websocket_socket: Path | None = None
     max_connections: int = 4096
     start_timeout: float = 30.0
 
@@ -74,11 +74,13 @@ class Binding:
         template: The path, with variables in braces.
         method: HTTP method, in upper case.
         raw: Whether the body is taken as it is, and not as JSON.
+        streams: Whether the answer is a stream.
     """
 
     template: str
     method: str
     raw: bool
+    streams: bool
 
     @property
     def variables(self) -> tuple[str, ...]:
@@ -128,15 +130,15 @@ class Contract:
                 for method in service.method:
                     rule: http_pb2.HttpRule = method.options.Extensions[annotations_pb2.http]  # type: ignore[index]
                     for each in (rule, *rule.additional_bindings):
-                        bindings += _binding(each, bodies[method.input_type])
+                        bindings += _binding(each, bodies[method.input_type], method.server_streaming)
         return cls(tuple(services), tuple(bindings))
 
 
-def _binding(rule: http_pb2.HttpRule, fields: Mapping[str, str]) -> Iterator[Binding]:
+def _binding(rule: http_pb2.HttpRule, fields: Mapping[str, str], streams: bool) -> Iterator[Binding]:
     verb = rule.WhichOneof("pattern")
     if verb in _VERBS:
         raw = fields.get(rule.body) == ".google.api.HttpBody"
-        yield Binding(getattr(rule, verb), verb.upper(), raw)
+        yield Binding(getattr(rule, verb), verb.upper(), raw, streams)
 
 
 def configuration(
@@ -151,8 +153,7 @@ def configuration(
     """
     contract = Contract.read(options.descriptors)
     origins = _origins(options.cors_origins)
-    has_websocket = options.websocket_port is not None
-    websocket = {"socket_address": {"address": "127.0.0.1", "port_value": options.websocket_port}}
+    websocket = options.websocket_socket
     values = {
         "admin_address": admin_address,
         "host": options.host,
@@ -169,8 +170,10 @@ def configuration(
         "raw_body_paths": "|".join(binding.regex for binding in contract.bindings if binding.raw),
         "server_discovery": "STATIC" if isinstance(options.server_socket, Path) else "STRICT_DNS",
         "server_address": _address(options.server_socket),
-        "websocket_cluster": "websocket" if has_websocket else "nowhere",
-        "websocket_endpoints": [{"lb_endpoints": [{"endpoint": {"address": websocket}}]}] if has_websocket else [],
+        "websocket_cluster": "nowhere" if websocket is None else "websocket",
+        "websocket_endpoints": []
+        if websocket is None
+        else [{"lb_endpoints": [{"endpoint": {"address": _address(websocket)}}]}],
     }
     template = Template(options.template.read_text("utf-8"))
     return template.substitute({name: json.dumps(value) for name, value in values.items()})
@@ -178,16 +181,24 @@ def configuration(
 
 def _script(path: Path, contract: Contract) -> str:
     """The script, with the table of endpoints it works from."""
-    methods: dict[str, list[Binding]] = {}
+    found: dict[str, list[Binding]] = {}
     for binding in contract.bindings:
-        methods.setdefault(binding.lua_pattern, []).append(binding)
+        found.setdefault(binding.lua_pattern, []).append(binding)
     rows = [
-        f"  {{{json.dumps(pattern)}, {{{', '.join(json.dumps(each.method) for each in bindings)}}}, "
+        f"  {{{json.dumps(pattern)}, {{{', '.join(json.dumps(method) for method in _methods(bindings))}}}, "
         f"{json.dumps(any(each.raw for each in bindings))}}},"
-        for pattern, bindings in methods.items()
+        for pattern, bindings in found.items()
     ]
     table = "\n".join(["local ENDPOINTS = {", *rows, "}"])
     return f"{table}\n{path.read_text('utf-8')}"
+
+
+def _methods(bindings: Sequence[Binding]) -> Iterator[str]:
+    for binding in bindings:
+        yield binding.method
+        # To learn the length of a stream, HEAD would have to wait for its end.
+        if binding.method == "GET" and not binding.streams:
+            yield "HEAD"
 
 
 def _origins(configured: Sequence[str]) -> list[dict[str, Any]]:

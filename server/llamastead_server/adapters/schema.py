@@ -111,6 +111,19 @@ tasks = sa.Table(
     sa.Index("tasks_by_project", "namespace", "project"),
 )
 
+tokens = sa.Table(
+    "tokens",
+    metadata,
+    sa.Column("name", sa.String(100), primary_key=True),
+    sa.Column("digest", sa.String(64), nullable=False, unique=True),
+    # read, write, admin
+    sa.Column("scope", sa.String(20), nullable=False),
+    # namespace/project or namespace/*
+    sa.Column("projects", sa.String(201)),
+    sa.Column("created_at", sa.Float, nullable=False),
+    sa.Column("expires_at", sa.Float),
+)
+
 
 batch_files = sa.Table(
     "batch_files",
@@ -150,11 +163,15 @@ def _create_all(connection: sa.Connection) -> None:
     metadata.create_all(connection)
 
 
-def _create_batches(connection: sa.Connection) -> None:
+def _add_tokens(connection: sa.Connection) -> None:
+    tokens.create(connection, checkfirst=True)
+
+
+def _add_batches(connection: sa.Connection) -> None:
     metadata.create_all(connection, tables=[batch_files, batches])
 
 
-_STEPS = (_create_all, _create_batches)
+_STEPS = (_create_all, _add_tokens, _add_batches)
 
 
 def migrate(engine: sa.Engine) -> None:

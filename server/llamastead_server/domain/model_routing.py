@@ -131,17 +131,13 @@ class ModelRouter:
 
 def _host(entry: RuntimeModel, url: str) -> str:
     """Host and port of an entry's server."""
-    try:
-        parts = urlsplit(url)
-        port = parts.port or _PORTS[parts.scheme]
-        plain = parts.hostname and not (parts.username or parts.password or parts.query or parts.fragment)
-    except (ValueError, KeyError):
-        plain = False
-    if not plain:
+    parts = urlsplit(url)
+    if parts.username or parts.password or parts.query or parts.fragment:
         raise Conflict(
             f"The project's runtime.models[{entry.name}].base_url must be http://host[:port]/path or https://…, "
             "without a user, query or fragment."
         )
+    port = parts.port or _PORTS[parts.scheme]
     host = str(parts.hostname)
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 

@@ -66,11 +66,11 @@ class ModelSettings(_Settings):
 
 
 class SystemSettings(_Settings):
-    """Limits of the server."""
+    """Limits of the server; rates are as `domain.limits.LimitRules` has them."""
 
-    max_requests_per_minute: Rate = 60
-    max_concurrent_streams: Rate = 10
-    max_batch_operations_per_minute: Rate = 5
+    max_requests_per_minute: Rate | None = None
+    max_concurrent_streams: Rate | None = None
+    max_batch_operations_per_minute: Rate | None = None
     request_timeout_seconds: float = Field(600.0, gt=0, le=86_400)
     log_level: LogLevel = "INFO"
     cache_size: str = "256MB"

@@ -1,55 +1,57 @@
-"""Bearer tokens."""
+"""Bearer tokens: who calls, and whether the contract lets them."""
 
 from __future__ import annotations
 
-import hashlib
-import hmac
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 
+from llamastead_server.domain.access import Principal
 from llamastead_server.domain.errors import Unauthenticated
-from llamastead_server.services.interceptors import Call, Principal
-from llamastead_server.services.metadata import CallMetadata
-
-OPEN_METHODS = frozenset(f"/llamastead.v1.SystemService/{method}" for method in ("GetRoot", "GetHealth", "GetLiveness"))
-"""Methods that need no token: they say that the server lives, and nothing about the machine it runs on."""
+from llamastead_server.domain.tokens import Tokens
+from llamastead_server.services.interceptors import Call
+from llamastead_server.services.method_access import access
 
 
 class BearerAuth:
-    """The layer that lets a call pass with one of the configured tokens.
+    """The layer that lets a call pass if its token may make it.
 
-    Only hashes of the tokens are kept, and each offered token is compared with all of them in constant time.
+    Every call passes through here, whichever port and protocol it came by; the WebSocket asks `identify` too.
 
     Args:
-        tokens: Tokens that may call; without any, every call passes as `anonymous`.
-        open_methods: Full names of methods that need no token.
+        tokens: The tokens that may call; while none is required, every call passes under its address.
     """
 
-    def __init__(self, tokens: Sequence[str], open_methods: frozenset[str] = OPEN_METHODS) -> None:
-        self._hashes = tuple(hashlib.sha256(token.encode()).digest() for token in tokens)
-        self._open_methods = open_methods
+    def __init__(self, tokens: Tokens) -> None:
+        self._tokens = tokens
 
     @asynccontextmanager
     async def __call__(self, call: Call) -> AsyncIterator[None]:
         """Surrounds one call."""
-        if self._hashes and call.method not in self._open_methods:
-            call.principal = self.authenticate(call.metadata)
+        rules = access(call.method)
+        if rules.scope is not None:
+            caller = call.principal = self.identify(call.metadata.all("authorization"), call.address)
+            rules.demand_scope(caller)
+            call.checks.append(lambda request, first: rules.demand_project(caller, request, first=first))
         yield
 
-    def authenticate(self, metadata: CallMetadata) -> Principal:
-        """Tells who sent the metadata.
+    def identify(self, authorization: Sequence[str], address: str) -> Principal:
+        """Tells who calls.
+
+        Args:
+            authorization: The values of the header `Authorization`.
+            address: Address of the caller.
 
         Raises:
-            Unauthenticated: There is no token in it, or a wrong one.
+            Unauthenticated: A token is required and there is none, or it is not one that may call.
         """
-        values = metadata.all("authorization")
-        if not values:
+        if not self._tokens.required:
+            return Principal(f"address:{address}")
+        if not authorization:
             raise Unauthenticated("This server needs a token: send the header `Authorization: Bearer <token>`.")
-        scheme, _, token = values[0].partition(" ")
-        if len(values) > 1 or scheme.lower() != "bearer" or not token.strip():
+        scheme, _, token = authorization[0].partition(" ")
+        if len(authorization) > 1 or scheme.lower() != "bearer" or not token.strip():
             raise Unauthenticated("The header `Authorization` must be `Bearer <token>`, sent once.")
-        offered = hashlib.sha256(token.strip().encode()).digest()
-        matches = [hmac.compare_digest(offered, known) for known in self._hashes]
-        if not any(matches):
-            raise Unauthenticated("The token is not one that this server knows.")
-        return Principal(f"token-{offered.hex()[:8]}")
+        known = self._tokens.recognise(token.strip())
+        if known is None:
+            raise Unauthenticated("The token is not one that this server knows; it may have expired or been revoked.")
+        return known

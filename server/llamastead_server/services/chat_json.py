@@ -82,7 +82,7 @@ def message_json(message: Message) -> dict[str, Any]:
     """A message of a conversation."""
     shown: dict[str, Any] = {"role": message.role, "content": message.content}
     if message.tool_calls:
-        shown |= {"content": message.content or None, "tool_calls": [_call(call) for call in message.tool_calls]}
+        shown |= {"content": message.content or None, "tool_calls": [call_json(call) for call in message.tool_calls]}
     if message.tool_call_id is not None:
         shown["tool_call_id"] = message.tool_call_id
     return shown
@@ -121,7 +121,8 @@ def source_json(source: Source) -> dict[str, Any]:
     }
 
 
-def _call(call: ToolCall) -> dict[str, Any]:
+def call_json(call: ToolCall) -> dict[str, Any]:
+    """A function call of an answer."""
     return {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
 
 

@@ -10,10 +10,16 @@ from google.protobuf.json_format import ParseDict
 from llamastead.v1 import config_pb2 as pb
 from llamastead.v1 import config_pb2_grpc as pb_grpc
 from llamastead_server.domain.errors import InvalidRequest
+from llamastead_server.domain.limits import DOCUMENTED
 from llamastead_server.domain.ports import ModelRegistry
 from llamastead_server.domain.runtime_settings import Configuration, RuntimeSettings
 from llamastead_server.services import plain
 
+_DOCUMENTED = {
+    "max_requests_per_minute": DOCUMENTED.requests,
+    "max_concurrent_streams": DOCUMENTED.streams,
+    "max_batch_operations_per_minute": DOCUMENTED.batch,
+}
 _Context = grpc.aio.ServicerContext[Any, Any]
 
 
@@ -69,4 +75,6 @@ class ConfigServicer(pb_grpc.ConfigServiceServicer):
         configuration: Configuration = self._settings.current
         shown = configuration.model_dump(mode="json", exclude_none=True)
         shown["model_settings"].setdefault("default_model", self._models.default_model)
+        # Until they are set, callers with a token are held to the documented ones.
+        shown["system_settings"] = {**_DOCUMENTED, **shown["system_settings"]}
         return shown

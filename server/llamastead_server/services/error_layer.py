@@ -20,5 +20,5 @@ async def error_layer(call: Call) -> AsyncIterator[None]:
         raise
     except Exception as raised:
         error = errors.expected(raised)
-        metadata = [("x-request-id", call.request_id), *errors.trailing_metadata(error, call.metadata.rest_path)]
+        metadata = [*call.headers, *errors.trailing_metadata(error, call.metadata.rest_path)]
         await call.context.abort(errors.rendering(error).code, errors.status_message(error), tuple(metadata))

@@ -5,12 +5,13 @@ from __future__ import annotations
 import inspect
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, aclosing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, cast
 
 import grpc
-from google.protobuf.message import DecodeError
+from google.protobuf.message import DecodeError, Message
 
+from llamastead_server.domain.access import Principal
 from llamastead_server.domain.errors import InvalidRequest, NotSupported
 from llamastead_server.services.metadata import CallMetadata, MetadataPairs
 
@@ -23,15 +24,9 @@ else:
     _ServerInterceptor = grpc.aio.ServerInterceptor
 
 
-@dataclass(slots=True)
-class Principal:
-    """Who makes a call.
-
-    Args:
-        id: Stands for the credentials in logs and limits, without giving them away.
-    """
-
-    id: str
+Check = Callable[[Message, bool], None]
+"""Looks at a message of a request before the servicer sees it, and raises to refuse the call. The second argument
+tells whether it is the first of its call."""
 
 
 @dataclass(slots=True)
@@ -43,14 +38,30 @@ class Call:
         metadata: What it came with.
         context: gRPC's context; layers end the call with its `abort`.
         request_id: The id in every log line about it and in its answer.
-        principal: Who makes it, once that is known.
+        address: Address of the client.
+        principal: Who makes it, once that is known; None where nobody asks.
+        headers: What its answer carries, also when it fails.
+        checks: What looks at its messages.
     """
 
     method: str
     metadata: CallMetadata
     context: _Context
     request_id: str
+    address: str
     principal: Principal | None = None
+    headers: list[tuple[str, str]] = field(default_factory=list)
+    checks: list[Check] = field(default_factory=list)
+
+    def check(self, request: Any, *, first: bool = True) -> Any:
+        """Gives a message of the request back, unless it cannot be read or a check refuses it."""
+        if isinstance(request, _Malformed):
+            raise InvalidRequest(
+                "The request cannot be read: it holds text that is not UTF-8, or is nested too deeply."
+            )
+        for check in self.checks:
+            check(request, first)
+        return request
 
 
 Layer = Callable[[Call], AbstractAsyncContextManager[None]]
@@ -63,13 +74,19 @@ class CallContext:
     So an error before the first message finds no headers sent, and becomes a real HTTP status.
     """
 
-    def __init__(self, context: _Context, request_id: str) -> None:
-        self._context = context
-        self._headers: list[tuple[str, str | bytes]] = [("x-request-id", request_id)]
+    def __init__(self, call: Call) -> None:
+        self._context = call.context
+        self._call = call
+        self._headers: list[tuple[str, str | bytes]] = []
         self._sent = False
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._context, name)
+
+    @property
+    def principal(self) -> Principal | None:
+        """Who makes the call."""
+        return self._call.principal
 
     async def send_initial_metadata(self, initial_metadata: MetadataPairs) -> None:
         """Sets headers; they are sent with the first message."""
@@ -86,7 +103,7 @@ class CallContext:
         """Sends the headers now, unless they are on their way."""
         if not self._sent:
             self._sent = True
-            await self._context.send_initial_metadata(tuple(self._headers))
+            await self._context.send_initial_metadata((*self._call.headers, *self._headers))
 
 
 class CallInterceptor(_ServerInterceptor):
@@ -134,10 +151,10 @@ class CallInterceptor(_ServerInterceptor):
     def _unary(self, method: str, serve: Any) -> Callable[[Any, _Context], Awaitable[Any]]:
         async def behaviour(request: Any, context: _Context) -> Any:
             call = _call(method, context)
-            shown = CallContext(context, call.request_id)
+            shown = CallContext(call)
             async with AsyncExitStack() as stack:
                 await self._enter(stack, call)
-                answer = await _answer(method, serve, request, shown)
+                answer = await _answer(call, serve, request, shown)
                 await shown.send_headers()
                 return answer
 
@@ -148,10 +165,10 @@ class CallInterceptor(_ServerInterceptor):
         # cancellation arrives here, and `aclosing` ends the servicer's generator at once.
         async def behaviour(request: Any, context: _Context) -> None:
             call = _call(method, context)
-            shown = CallContext(context, call.request_id)
+            shown = CallContext(call)
             async with AsyncExitStack() as stack:
                 await self._enter(stack, call)
-                messages = _answer(method, serve, request, shown)
+                messages = _answer(call, serve, request, shown)
                 if inspect.isawaitable(messages):
                     await messages
                 else:
@@ -169,7 +186,9 @@ class CallInterceptor(_ServerInterceptor):
 
 def _call(method: str, context: _Context) -> Call:
     metadata = CallMetadata(cast(MetadataPairs, context.invocation_metadata()))
-    return Call(method, metadata, context, metadata.request_id)
+    request_id = metadata.request_id
+    address = metadata.client_address(context.peer())
+    return Call(method, metadata, context, request_id, address, headers=[("x-request-id", request_id)])
 
 
 class _Malformed:
@@ -190,21 +209,18 @@ def _tolerant(decode: Callable[[bytes], Any] | None) -> Callable[[bytes], Any] |
     return decoded
 
 
-def _checked(request: Any) -> Any:
-    if isinstance(request, _Malformed):
-        raise InvalidRequest("The request cannot be read: it holds text that is not UTF-8, or is nested too deeply.")
-    return request
-
-
-async def _all_checked(requests: AsyncIterator[Any]) -> AsyncIterator[Any]:
+async def _all_checked(call: Call, requests: AsyncIterator[Any]) -> AsyncIterator[Any]:
+    first = True
     async for request in requests:
-        yield _checked(request)
+        yield call.check(request, first=first)
+        first = False
 
 
-def _answer(method: str, serve: Any, request: Any, context: CallContext) -> Any:
+def _answer(call: Call, serve: Any, request: Any, context: CallContext) -> Any:
     """Calls the servicer; what the generated base class raises means that nobody has written the method yet."""
-    request = _all_checked(request) if hasattr(request, "__aiter__") else _checked(request)
+    request = _all_checked(call, request) if hasattr(request, "__aiter__") else call.check(request)
     try:
         return serve(request, context)
     except NotImplementedError:
-        raise NotSupported(f"{method.rpartition('.')[2].replace('/', '.')} is not implemented yet.") from None
+        name = call.method.rpartition(".")[2].replace("/", ".")
+        raise NotSupported(f"{name} is not implemented yet.") from None

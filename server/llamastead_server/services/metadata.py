@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from urllib.parse import unquote
 
 from llamastead_server.domain import request_id
+
+CLIENT_ADDRESS = "x-client-address"
+"""The header in which the gateway tells the client's address."""
 
 MetadataPairs = Iterable[tuple[str, str | bytes]]
 
@@ -44,6 +48,17 @@ class CallMetadata:
     def rest_method(self) -> str | None:
         """HTTP method of the REST request; None for native gRPC callers."""
         return self.get("x-envoy-original-method") if self.rest_path is not None else None
+
+    def client_address(self, peer: str) -> str:
+        """Address of the client.
+
+        Args:
+            peer: The other end of the connection, as gRPC names it. Over the unix socket that is the gateway, which
+                puts the client's address into a header in place of any that the client sent.
+        """
+        if peer.startswith("unix:"):
+            return self.get(CLIENT_ADDRESS) or "unknown"
+        return unquote(peer).partition(":")[2].rpartition(":")[0].strip("[]") or "unknown"
 
     @property
     def request_id(self) -> str:

@@ -115,7 +115,7 @@ class MultipartBody:
         try:
             self._parser.write(data)
         except FormParserError as error:
-            raise InvalidRequest(f"The multipart body is malformed: {error}") from None
+            raise InvalidRequest(f"The multipart body is malformed: {error}.") from None
         return True
 
     def _require_complete(self) -> None:

@@ -7,6 +7,7 @@ from google.protobuf.struct_pb2 import Struct
 
 from llamastead.v1 import project_pb2, project_pb2_grpc
 from llamastead_server.domain import names, ports
+from llamastead_server.domain.access import Principal
 from llamastead_server.domain.errors import ValidationFailed
 from llamastead_server.domain.projects import Projects
 from llamastead_server.services import plain
@@ -21,8 +22,11 @@ class ProjectServicer(project_pb2_grpc.ProjectServiceServicer):
     async def ListProjects(  # noqa: N802
         self, request: project_pb2.ListProjectsRequest, context: grpc.aio.ServicerContext[object, object]
     ) -> project_pb2.ListProjectsResponse:
-        """Lists the projects of a namespace."""
+        """Lists the projects of a namespace that the caller may use."""
         found = await self._projects.list_projects(names.segment("namespace", request.namespace))
+        caller: Principal | None = getattr(context, "principal", None)
+        if caller is not None:
+            found = [project for project in found if caller.may_use(project.ref)]
         return project_pb2.ListProjectsResponse(total=len(found), projects=map(project_message, found))
 
     async def CreateProject(  # noqa: N802

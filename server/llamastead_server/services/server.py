@@ -26,10 +26,9 @@ from llamastead.v1 import (
     retrieval_pb2_grpc,
     system_pb2_grpc,
     task_pb2_grpc,
+    token_pb2_grpc,
 )
 from llamastead_server.domain.errors import Unavailable
-from llamastead_server.domain.meters import Meters
-from llamastead_server.services.auth import BearerAuth
 from llamastead_server.services.error_layer import error_layer
 from llamastead_server.services.interceptors import CallInterceptor, Layer
 from llamastead_server.services.telemetry import Telemetry
@@ -55,6 +54,7 @@ _SERVICES: Mapping[str, tuple[type, _Register]] = {
     ),
     "SystemService": (system_pb2_grpc.SystemServiceServicer, system_pb2_grpc.add_SystemServiceServicer_to_server),
     "TaskService": (task_pb2_grpc.TaskServiceServicer, task_pb2_grpc.add_TaskServiceServicer_to_server),
+    "TokenService": (token_pb2_grpc.TokenServiceServicer, token_pb2_grpc.add_TokenServiceServicer_to_server),
 }
 SERVICE_NAMES = tuple(f"llamastead.v1.{name}" for name in _SERVICES)
 """Full names of the public services."""
@@ -106,10 +106,10 @@ def build(
     host: str,
     grpc_port: int,
     socket: Path,
-    tokens: Sequence[str] = (),
-    further_layers: Sequence[Layer] = (),
+    layers: Sequence[Layer] = (),
+    telemetry: Telemetry | None = None,
     limits: ServerLimits | None = None,
-    meters: Meters | None = None,
+    with_reflection: bool = True,
 ) -> GrpcServer:
     """Builds the server and takes its ports; call it on the running event loop.
 
@@ -118,18 +118,18 @@ def build(
         host: Address of the port for native clients.
         grpc_port: That port.
         socket: Unix socket for the gateway; a file that a dead server left there is removed.
-        tokens: Bearer tokens that may call; none opens the server.
-        further_layers: Layers around each call inside authentication, the outermost first.
+        layers: Layers around each call, inside telemetry and the translation of errors, the outermost first:
+            authentication and what counts callers.
+        telemetry: The outermost layer.
         limits: Bounds of sizes.
-        meters: Where calls are measured.
+        with_reflection: Whether clients may ask for the contract, which needs no token.
 
     Raises:
         Unavailable: The port or the socket cannot be taken.
     """
     bounds = limits or ServerLimits()
-    layers: list[Layer] = [Telemetry(meters), error_layer, BearerAuth(tokens), *further_layers]
     server = grpc.aio.server(
-        interceptors=[CallInterceptor(layers)],
+        interceptors=[CallInterceptor([telemetry or Telemetry(), error_layer, *layers])],
         options=[
             # Without this a second server on a taken port would get half of the calls.
             ("grpc.so_reuseport", 0),
@@ -148,7 +148,8 @@ def build(
     _register(server, servicers)
     health_servicer = HealthServicer()
     health_pb2_grpc.add_HealthServicer_to_server(health_servicer, server)
-    reflection.enable_server_reflection((*SERVICE_NAMES, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
+    if with_reflection:
+        reflection.enable_server_reflection((*SERVICE_NAMES, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
     _listen(server, f"{_bracketed(host)}:{grpc_port}", f"Port {grpc_port} on {host} is taken or not allowed. "
             "Stop what uses it, or set LLAMASTEAD_GRPC_PORT to another.")  # fmt: skip
     socket.unlink(missing_ok=True)

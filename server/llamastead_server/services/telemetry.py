@@ -20,11 +20,15 @@ _log = logging.getLogger("llamastead.access")
 class Telemetry:
     """The outermost layer: it names the request, logs how it ended and measures it.
 
+    Attributes:
+        active: Calls being served now.
+
     Args:
         meters: Where measurements go.
     """
 
     def __init__(self, meters: Meters | None = None) -> None:
+        self.active = 0
         self._meters = meters or NoMeters()
 
     @asynccontextmanager
@@ -34,6 +38,7 @@ class Telemetry:
         REQUEST_ID.set(call.request_id)
         began = time.monotonic()
         status = "OK"
+        self.active += 1
         self._meters.call_began(call.method)
         try:
             yield
@@ -44,6 +49,7 @@ class Telemetry:
             status = _code_name(call)
             raise
         finally:
+            self.active -= 1
             seconds = time.monotonic() - began
             self._meters.call_ended(call.method, status, seconds)
             _write(call, status, seconds)

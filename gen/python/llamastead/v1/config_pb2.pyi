@@ -169,11 +169,17 @@ class SystemSettings(_message.Message):
     LOG_LEVEL_FIELD_NUMBER: _builtins.int
     CACHE_SIZE_FIELD_NUMBER: _builtins.int
     max_requests_per_minute: _builtins.int
-    """Requests a token or an address may make per minute; 0 is no limit. Default: 60."""
+    """Requests a token or an address may make per minute; 0 is no limit. Until it is set, it holds callers with a token
+    only. Default: 60.
+    """
     max_concurrent_streams: _builtins.int
-    """Streams a token or an address may hold open; 0 is no limit. Default: 10."""
+    """Streams a token or an address may hold open; 0 is no limit. Until it is set, it holds callers with a token only.
+    Default: 10.
+    """
     max_batch_operations_per_minute: _builtins.int
-    """Batch operations, such as processing a dataset, per token or address and minute; 0 is no limit. Default: 5."""
+    """Batch operations, such as processing a dataset, per token or address and minute; 0 is no limit. Until it is set, it
+    holds callers with a token only. Default: 5.
+    """
     request_timeout_seconds: _builtins.float
     """Time one answer may take, in seconds, more than 0. Default: 600."""
     log_level: _builtins.str

@@ -144,10 +144,11 @@ class DatasetServiceServicer:
         - multipart/form-data: file
 
         Errors:
-        - 400: A name is not valid, or the body has no part `file`.
+        - 400: A name is not valid, or the form is malformed or cut off.
         - 404: The project or the dataset does not exist.
         - 413: The file is larger than the server accepts.
         - 415: The body is not `multipart/form-data`.
+        - 422: The form has no field `file`, or it is not a file.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -74,10 +74,11 @@ class DatasetServiceStub:
     - multipart/form-data: file
 
     Errors:
-    - 400: A name is not valid, or the body has no part `file`.
+    - 400: A name is not valid, or the form is malformed or cut off.
     - 404: The project or the dataset does not exist.
     - 413: The file is larger than the server accepts.
     - 415: The body is not `multipart/form-data`.
+    - 422: The form has no field `file`, or it is not a file.
     """
     UploadFile: _grpc.StreamUnaryMultiCallable[_dataset_pb2.UploadFileRequest, _dataset_pb2.UploadFileResponse]
     """Stores a file in a dataset. For gRPC clients: the first message carries the header, the others the content
@@ -158,10 +159,11 @@ class DatasetServiceAsyncStub(DatasetServiceStub):
     - multipart/form-data: file
 
     Errors:
-    - 400: A name is not valid, or the body has no part `file`.
+    - 400: A name is not valid, or the form is malformed or cut off.
     - 404: The project or the dataset does not exist.
     - 413: The file is larger than the server accepts.
     - 415: The body is not `multipart/form-data`.
+    - 422: The form has no field `file`, or it is not a file.
     """
     UploadFile: _aio.StreamUnaryMultiCallable[_dataset_pb2.UploadFileRequest, _dataset_pb2.UploadFileResponse]  # type: ignore[assignment]
     """Stores a file in a dataset. For gRPC clients: the first message carries the header, the others the content
@@ -269,10 +271,11 @@ class DatasetServiceServicer(metaclass=_abc_1.ABCMeta):
         - multipart/form-data: file
 
         Errors:
-        - 400: A name is not valid, or the body has no part `file`.
+        - 400: A name is not valid, or the form is malformed or cut off.
         - 404: The project or the dataset does not exist.
         - 413: The file is larger than the server accepts.
         - 415: The body is not `multipart/form-data`.
+        - 422: The form has no field `file`, or it is not a file.
         """
 
     @_abc_1.abstractmethod

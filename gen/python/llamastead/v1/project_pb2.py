@@ -25,9 +25,10 @@ _sym_db = _symbol_database.Default()
 from google.api import annotations_pb2 as google_dot_api_dot_annotations__pb2
 from google.api import field_behavior_pb2 as google_dot_api_dot_field__behavior__pb2
 from google.protobuf import struct_pb2 as google_dot_protobuf_dot_struct__pb2
+from llamastead.v1 import access_pb2 as llamastead_dot_v1_dot_access__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1bllamastead/v1/project.proto\x12\rllamastead.v1\x1a\x1cgoogle/api/annotations.proto\x1a\x1fgoogle/api/field_behavior.proto\x1a\x1cgoogle/protobuf/struct.proto\"\xed\x01\n\x07Project\x12\x1c\n\tnamespace\x18\x01 \x01(\tR\tnamespace\x12\x12\n\x04name\x18\x02 \x01(\tR\x04name\x12/\n\x06\x63onfig\x18\x03 \x01(\x0b\x32\x17.google.protobuf.StructR\x06\x63onfig\x12.\n\x10validation_error\x18\x04 \x01(\tH\x00R\x0fvalidationError\x88\x01\x01\x12(\n\rlast_modified\x18\x05 \x01(\tH\x01R\x0clastModified\x88\x01\x01\x42\x13\n\x11_validation_errorB\x10\n\x0e_last_modified\"9\n\x13ListProjectsRequest\x12\"\n\tnamespace\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02R\tnamespace\"`\n\x14ListProjectsResponse\x12\x14\n\x05total\x18\x01 \x01(\rR\x05total\x12\x32\n\x08projects\x18\x02 \x03(\x0b\x32\x16.llamastead.v1.ProjectR\x08projects\"\x96\x01\n\x14\x43reateProjectRequest\x12\"\n\tnamespace\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02R\tnamespace\x12\x18\n\x04name\x18\x02 \x01(\tB\x04\xe2\x41\x01\x02R\x04name\x12,\n\x0f\x63onfig_template\x18\x03 \x01(\tH\x00R\x0e\x63onfigTemplate\x88\x01\x01\x42\x12\n\x10_config_template\"I\n\x15\x43reateProjectResponse\x12\x30\n\x07project\x18\x01 \x01(\x0b\x32\x16.llamastead.v1.ProjectR\x07project\"W\n\x11GetProjectRequest\x12\"\n\tnamespace\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02R\tnamespace\x12\x1e\n\x07project\x18\x02 \x01(\tB\x04\xe2\x41\x01\x02R\x07project\"F\n\x12GetProjectResponse\x12\x30\n\x07project\x18\x01 \x01(\x0b\x32\x16.llamastead.v1.ProjectR\x07project\"\x91\x01\n\x14UpdateProjectRequest\x12\"\n\tnamespace\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02R\tnamespace\x12\x1e\n\x07project\x18\x02 \x01(\tB\x04\xe2\x41\x01\x02R\x07project\x12\x35\n\x06\x63onfig\x18\x03 \x01(\x0b\x32\x17.google.protobuf.StructB\x04\xe2\x41\x01\x02R\x06\x63onfig\"I\n\x15UpdateProjectResponse\x12\x30\n\x07project\x18\x01 \x01(\x0b\x32\x16.llamastead.v1.ProjectR\x07project\"Z\n\x14\x44\x65leteProjectRequest\x12\"\n\tnamespace\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02R\tnamespace\x12\x1e\n\x07project\x18\x02 \x01(\tB\x04\xe2\x41\x01\x02R\x07project\"I\n\x15\x44\x65leteProjectResponse\x12\x30\n\x07project\x18\x01 \x01(\x0b\x32\x16.llamastead.v1.ProjectR\x07project2\xe7\x06\n\x0eProjectService\x12\x99\x01\n\x0cListProjects\x12\".llamastead.v1.ListProjectsRequest\x1a#.llamastead.v1.ListProjectsResponse\"@\x82\xd3\xe4\x93\x02:\x12\x18/v1/projects/{namespace}Z\x1e\x12\x1c/api/v1/projects/{namespace}\x12\xa2\x01\n\rCreateProject\x12#.llamastead.v1.CreateProjectRequest\x1a$.llamastead.v1.CreateProjectResponse\"F\x82\xd3\xe4\x93\x02@\"\x18/v1/projects/{namespace}:\x01*Z!\"\x1c/api/v1/projects/{namespace}:\x01*\x12\xa7\x01\n\nGetProject\x12 .llamastead.v1.GetProjectRequest\x1a!.llamastead.v1.GetProjectResponse\"T\x82\xd3\xe4\x93\x02N\x12\"/v1/projects/{namespace}/{project}Z(\x12&/api/v1/projects/{namespace}/{project}\x12\xb6\x01\n\rUpdateProject\x12#.llamastead.v1.UpdateProjectRequest\x1a$.llamastead.v1.UpdateProjectResponse\"Z\x82\xd3\xe4\x93\x02T\x1a\"/v1/projects/{namespace}/{project}:\x01*Z+\x1a&/api/v1/projects/{namespace}/{project}:\x01*\x12\xb0\x01\n\rDeleteProject\x12#.llamastead.v1.DeleteProjectRequest\x1a$.llamastead.v1.DeleteProjectResponse\"T\x82\xd3\xe4\x93\x02N*\"/v1/projects/{namespace}/{project}Z(*&/api/v1/projects/{namespace}/{project}b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1bllamastead/v1/project.proto\x12\rllamastead.v1\x1a\x1cgoogle/api/annotations.proto\x1a\x1fgoogle/api/field_behavior.proto\x1a\x1cgoogle/protobuf/struct.proto\x1a\x1allamastead/v1/access.proto\"\xed\x01\n\x07Project\x12\x1c\n\tnamespace\x18\x01 \x01(\tR\tnamespace\x12\x12\n\x04name\x18\x02 \x01(\tR\x04name\x12/\n\x06\x63onfig\x18\x03 \x01(\x0b\x32\x17.google.protobuf.StructR\x06\x63onfig\x12.\n\x10validation_error\x18\x04 \x01(\tH\x00R\x0fvalidationError\x88\x01\x01\x12(\n\rlast_modified\x18\x05 \x01(\tH\x01R\x0clastModified\x88\x01\x01\x42\x13\n\x11_validation_errorB\x10\n\x0e_last_modified\"9\n\x13ListProjectsRequest\x12\"\n\tnamespace\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02R\tnamespace\"`\n\x14ListProjectsResponse\x12\x14\n\x05total\x18\x01 \x01(\rR\x05total\x12\x32\n\x08projects\x18\x02 \x03(\x0b\x32\x16.llamastead.v1.ProjectR\x08projects\"\x96\x01\n\x14\x43reateProjectRequest\x12\"\n\tnamespace\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02R\tnamespace\x12\x18\n\x04name\x18\x02 \x01(\tB\x04\xe2\x41\x01\x02R\x04name\x12,\n\x0f\x63onfig_template\x18\x03 \x01(\tH\x00R\x0e\x63onfigTemplate\x88\x01\x01\x42\x12\n\x10_config_template\"I\n\x15\x43reateProjectResponse\x12\x30\n\x07project\x18\x01 \x01(\x0b\x32\x16.llamastead.v1.ProjectR\x07project\"W\n\x11GetProjectRequest\x12\"\n\tnamespace\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02R\tnamespace\x12\x1e\n\x07project\x18\x02 \x01(\tB\x04\xe2\x41\x01\x02R\x07project\"F\n\x12GetProjectResponse\x12\x30\n\x07project\x18\x01 \x01(\x0b\x32\x16.llamastead.v1.ProjectR\x07project\"\x91\x01\n\x14UpdateProjectRequest\x12\"\n\tnamespace\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02R\tnamespace\x12\x1e\n\x07project\x18\x02 \x01(\tB\x04\xe2\x41\x01\x02R\x07project\x12\x35\n\x06\x63onfig\x18\x03 \x01(\x0b\x32\x17.google.protobuf.StructB\x04\xe2\x41\x01\x02R\x06\x63onfig\"I\n\x15UpdateProjectResponse\x12\x30\n\x07project\x18\x01 \x01(\x0b\x32\x16.llamastead.v1.ProjectR\x07project\"Z\n\x14\x44\x65leteProjectRequest\x12\"\n\tnamespace\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02R\tnamespace\x12\x1e\n\x07project\x18\x02 \x01(\tB\x04\xe2\x41\x01\x02R\x07project\"I\n\x15\x44\x65leteProjectResponse\x12\x30\n\x07project\x18\x01 \x01(\x0b\x32\x16.llamastead.v1.ProjectR\x07project2\x85\x07\n\x0eProjectService\x12\x9f\x01\n\x0cListProjects\x12\".llamastead.v1.ListProjectsRequest\x1a#.llamastead.v1.ListProjectsResponse\"F\xa2\x8b\x19\x02\x08\x02\x82\xd3\xe4\x93\x02:\x12\x18/v1/projects/{namespace}Z\x1e\x12\x1c/api/v1/projects/{namespace}\x12\xa8\x01\n\rCreateProject\x12#.llamastead.v1.CreateProjectRequest\x1a$.llamastead.v1.CreateProjectResponse\"L\xa2\x8b\x19\x02\x08\x03\x82\xd3\xe4\x93\x02@\"\x18/v1/projects/{namespace}:\x01*Z!\"\x1c/api/v1/projects/{namespace}:\x01*\x12\xad\x01\n\nGetProject\x12 .llamastead.v1.GetProjectRequest\x1a!.llamastead.v1.GetProjectResponse\"Z\xa2\x8b\x19\x02\x08\x02\x82\xd3\xe4\x93\x02N\x12\"/v1/projects/{namespace}/{project}Z(\x12&/api/v1/projects/{namespace}/{project}\x12\xbc\x01\n\rUpdateProject\x12#.llamastead.v1.UpdateProjectRequest\x1a$.llamastead.v1.UpdateProjectResponse\"`\xa2\x8b\x19\x02\x08\x03\x82\xd3\xe4\x93\x02T\x1a\"/v1/projects/{namespace}/{project}:\x01*Z+\x1a&/api/v1/projects/{namespace}/{project}:\x01*\x12\xb6\x01\n\rDeleteProject\x12#.llamastead.v1.DeleteProjectRequest\x1a$.llamastead.v1.DeleteProjectResponse\"Z\xa2\x8b\x19\x02\x08\x03\x82\xd3\xe4\x93\x02N*\"/v1/projects/{namespace}/{project}Z(*&/api/v1/projects/{namespace}/{project}b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -55,37 +56,37 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_DELETEPROJECTREQUEST'].fields_by_name['project']._loaded_options = None
   _globals['_DELETEPROJECTREQUEST'].fields_by_name['project']._serialized_options = b'\342A\001\002'
   _globals['_PROJECTSERVICE'].methods_by_name['ListProjects']._loaded_options = None
-  _globals['_PROJECTSERVICE'].methods_by_name['ListProjects']._serialized_options = b'\202\323\344\223\002:\022\030/v1/projects/{namespace}Z\036\022\034/api/v1/projects/{namespace}'
+  _globals['_PROJECTSERVICE'].methods_by_name['ListProjects']._serialized_options = b'\242\213\031\002\010\002\202\323\344\223\002:\022\030/v1/projects/{namespace}Z\036\022\034/api/v1/projects/{namespace}'
   _globals['_PROJECTSERVICE'].methods_by_name['CreateProject']._loaded_options = None
-  _globals['_PROJECTSERVICE'].methods_by_name['CreateProject']._serialized_options = b'\202\323\344\223\002@\"\030/v1/projects/{namespace}:\001*Z!\"\034/api/v1/projects/{namespace}:\001*'
+  _globals['_PROJECTSERVICE'].methods_by_name['CreateProject']._serialized_options = b'\242\213\031\002\010\003\202\323\344\223\002@\"\030/v1/projects/{namespace}:\001*Z!\"\034/api/v1/projects/{namespace}:\001*'
   _globals['_PROJECTSERVICE'].methods_by_name['GetProject']._loaded_options = None
-  _globals['_PROJECTSERVICE'].methods_by_name['GetProject']._serialized_options = b'\202\323\344\223\002N\022\"/v1/projects/{namespace}/{project}Z(\022&/api/v1/projects/{namespace}/{project}'
+  _globals['_PROJECTSERVICE'].methods_by_name['GetProject']._serialized_options = b'\242\213\031\002\010\002\202\323\344\223\002N\022\"/v1/projects/{namespace}/{project}Z(\022&/api/v1/projects/{namespace}/{project}'
   _globals['_PROJECTSERVICE'].methods_by_name['UpdateProject']._loaded_options = None
-  _globals['_PROJECTSERVICE'].methods_by_name['UpdateProject']._serialized_options = b'\202\323\344\223\002T\032\"/v1/projects/{namespace}/{project}:\001*Z+\032&/api/v1/projects/{namespace}/{project}:\001*'
+  _globals['_PROJECTSERVICE'].methods_by_name['UpdateProject']._serialized_options = b'\242\213\031\002\010\003\202\323\344\223\002T\032\"/v1/projects/{namespace}/{project}:\001*Z+\032&/api/v1/projects/{namespace}/{project}:\001*'
   _globals['_PROJECTSERVICE'].methods_by_name['DeleteProject']._loaded_options = None
-  _globals['_PROJECTSERVICE'].methods_by_name['DeleteProject']._serialized_options = b'\202\323\344\223\002N*\"/v1/projects/{namespace}/{project}Z(*&/api/v1/projects/{namespace}/{project}'
-  _globals['_PROJECT']._serialized_start=140
-  _globals['_PROJECT']._serialized_end=377
-  _globals['_LISTPROJECTSREQUEST']._serialized_start=379
-  _globals['_LISTPROJECTSREQUEST']._serialized_end=436
-  _globals['_LISTPROJECTSRESPONSE']._serialized_start=438
-  _globals['_LISTPROJECTSRESPONSE']._serialized_end=534
-  _globals['_CREATEPROJECTREQUEST']._serialized_start=537
-  _globals['_CREATEPROJECTREQUEST']._serialized_end=687
-  _globals['_CREATEPROJECTRESPONSE']._serialized_start=689
-  _globals['_CREATEPROJECTRESPONSE']._serialized_end=762
-  _globals['_GETPROJECTREQUEST']._serialized_start=764
-  _globals['_GETPROJECTREQUEST']._serialized_end=851
-  _globals['_GETPROJECTRESPONSE']._serialized_start=853
-  _globals['_GETPROJECTRESPONSE']._serialized_end=923
-  _globals['_UPDATEPROJECTREQUEST']._serialized_start=926
-  _globals['_UPDATEPROJECTREQUEST']._serialized_end=1071
-  _globals['_UPDATEPROJECTRESPONSE']._serialized_start=1073
-  _globals['_UPDATEPROJECTRESPONSE']._serialized_end=1146
-  _globals['_DELETEPROJECTREQUEST']._serialized_start=1148
-  _globals['_DELETEPROJECTREQUEST']._serialized_end=1238
-  _globals['_DELETEPROJECTRESPONSE']._serialized_start=1240
-  _globals['_DELETEPROJECTRESPONSE']._serialized_end=1313
-  _globals['_PROJECTSERVICE']._serialized_start=1316
-  _globals['_PROJECTSERVICE']._serialized_end=2187
+  _globals['_PROJECTSERVICE'].methods_by_name['DeleteProject']._serialized_options = b'\242\213\031\002\010\003\202\323\344\223\002N*\"/v1/projects/{namespace}/{project}Z(*&/api/v1/projects/{namespace}/{project}'
+  _globals['_PROJECT']._serialized_start=168
+  _globals['_PROJECT']._serialized_end=405
+  _globals['_LISTPROJECTSREQUEST']._serialized_start=407
+  _globals['_LISTPROJECTSREQUEST']._serialized_end=464
+  _globals['_LISTPROJECTSRESPONSE']._serialized_start=466
+  _globals['_LISTPROJECTSRESPONSE']._serialized_end=562
+  _globals['_CREATEPROJECTREQUEST']._serialized_start=565
+  _globals['_CREATEPROJECTREQUEST']._serialized_end=715
+  _globals['_CREATEPROJECTRESPONSE']._serialized_start=717
+  _globals['_CREATEPROJECTRESPONSE']._serialized_end=790
+  _globals['_GETPROJECTREQUEST']._serialized_start=792
+  _globals['_GETPROJECTREQUEST']._serialized_end=879
+  _globals['_GETPROJECTRESPONSE']._serialized_start=881
+  _globals['_GETPROJECTRESPONSE']._serialized_end=951
+  _globals['_UPDATEPROJECTREQUEST']._serialized_start=954
+  _globals['_UPDATEPROJECTREQUEST']._serialized_end=1099
+  _globals['_UPDATEPROJECTRESPONSE']._serialized_start=1101
+  _globals['_UPDATEPROJECTRESPONSE']._serialized_end=1174
+  _globals['_DELETEPROJECTREQUEST']._serialized_start=1176
+  _globals['_DELETEPROJECTREQUEST']._serialized_end=1266
+  _globals['_DELETEPROJECTRESPONSE']._serialized_start=1268
+  _globals['_DELETEPROJECTRESPONSE']._serialized_end=1341
+  _globals['_PROJECTSERVICE']._serialized_start=1344
+  _globals['_PROJECTSERVICE']._serialized_end=2245
 # @@protoc_insertion_point(module_scope)

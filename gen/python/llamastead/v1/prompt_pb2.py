@@ -25,9 +25,10 @@ _sym_db = _symbol_database.Default()
 from google.api import annotations_pb2 as google_dot_api_dot_annotations__pb2
 from google.api import field_behavior_pb2 as google_dot_api_dot_field__behavior__pb2
 from google.api import httpbody_pb2 as google_dot_api_dot_httpbody__pb2
+from llamastead.v1 import access_pb2 as llamastead_dot_v1_dot_access__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1allamastead/v1/prompt.proto\x12\rllamastead.v1\x1a\x1cgoogle/api/annotations.proto\x1a\x1fgoogle/api/field_behavior.proto\x1a\x19google/api/httpbody.proto\"\xc7\x03\n\x14ProcessPromptRequest\x12\x1c\n\x06prompt\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02R\x06prompt\x12\x19\n\x05model\x18\x02 \x01(\tH\x00R\x05model\x88\x01\x01\x12%\n\x0btemperature\x18\x03 \x01(\x01H\x01R\x0btemperature\x88\x01\x01\x12\"\n\nmax_tokens\x18\x04 \x01(\rH\x02R\tmaxTokens\x88\x01\x01\x12\x18\n\x05top_p\x18\x05 \x01(\x01H\x03R\x04topP\x88\x01\x01\x12\x30\n\x11\x66requency_penalty\x18\x06 \x01(\x01H\x04R\x10\x66requencyPenalty\x88\x01\x01\x12.\n\x10presence_penalty\x18\x07 \x01(\x01H\x05R\x0fpresencePenalty\x88\x01\x01\x12\x1b\n\x06stream\x18\x08 \x01(\x08H\x06R\x06stream\x88\x01\x01\x12\x1d\n\x07timeout\x18\t \x01(\x01H\x07R\x07timeout\x88\x01\x01\x42\x08\n\x06_modelB\x0e\n\x0c_temperatureB\r\n\x0b_max_tokensB\x08\n\x06_top_pB\x14\n\x12_frequency_penaltyB\x13\n\x11_presence_penaltyB\t\n\x07_streamB\n\n\x08_timeout\"\xc1\x01\n\x15ProcessPromptResponse\x12\x1a\n\x08response\x18\x01 \x01(\tR\x08response\x12\x1f\n\x0btokens_used\x18\x02 \x01(\rR\ntokensUsed\x12\'\n\x0fprocessing_time\x18\x03 \x01(\x01R\x0eprocessingTime\x12\x1d\n\nmodel_used\x18\x04 \x01(\tR\tmodelUsed\x12#\n\rfinish_reason\x18\x05 \x01(\tR\x0c\x66inishReason\"\x82\x01\n\x14StreamPromptResponse\x12\x14\n\x05\x63hunk\x18\x01 \x01(\tR\x05\x63hunk\x12\x14\n\x05index\x18\x02 \x01(\rR\x05index\x12>\n\x07summary\x18\x03 \x01(\x0b\x32$.llamastead.v1.ProcessPromptResponseR\x07summary2\xf8\x03\n\rPromptService\x12\x97\x01\n\rProcessPrompt\x12#.llamastead.v1.ProcessPromptRequest\x1a$.llamastead.v1.ProcessPromptResponse\";\x82\xd3\xe4\x93\x02\x35\"\x13/api/process_prompt:\x01*Z\x1b\"\x16/v1/api/process_prompt:\x01*\x12y\n\x0bProcessHttp\x12#.llamastead.v1.ProcessPromptRequest\x1a\x14.google.api.HttpBody\"-\x82\xd3\xe4\x93\x02\'\"\x0c/api/process:\x01*Z\x14\"\x0f/v1/api/process:\x01*0\x01\x12v\n\nStreamHttp\x12#.llamastead.v1.ProcessPromptRequest\x1a\x14.google.api.HttpBody\"+\x82\xd3\xe4\x93\x02%\"\x0b/api/stream:\x01*Z\x13\"\x0e/v1/api/stream:\x01*0\x01\x12Z\n\x0cStreamPrompt\x12#.llamastead.v1.ProcessPromptRequest\x1a#.llamastead.v1.StreamPromptResponse0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1allamastead/v1/prompt.proto\x12\rllamastead.v1\x1a\x1cgoogle/api/annotations.proto\x1a\x1fgoogle/api/field_behavior.proto\x1a\x19google/api/httpbody.proto\x1a\x1allamastead/v1/access.proto\"\xc7\x03\n\x14ProcessPromptRequest\x12\x1c\n\x06prompt\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02R\x06prompt\x12\x19\n\x05model\x18\x02 \x01(\tH\x00R\x05model\x88\x01\x01\x12%\n\x0btemperature\x18\x03 \x01(\x01H\x01R\x0btemperature\x88\x01\x01\x12\"\n\nmax_tokens\x18\x04 \x01(\rH\x02R\tmaxTokens\x88\x01\x01\x12\x18\n\x05top_p\x18\x05 \x01(\x01H\x03R\x04topP\x88\x01\x01\x12\x30\n\x11\x66requency_penalty\x18\x06 \x01(\x01H\x04R\x10\x66requencyPenalty\x88\x01\x01\x12.\n\x10presence_penalty\x18\x07 \x01(\x01H\x05R\x0fpresencePenalty\x88\x01\x01\x12\x1b\n\x06stream\x18\x08 \x01(\x08H\x06R\x06stream\x88\x01\x01\x12\x1d\n\x07timeout\x18\t \x01(\x01H\x07R\x07timeout\x88\x01\x01\x42\x08\n\x06_modelB\x0e\n\x0c_temperatureB\r\n\x0b_max_tokensB\x08\n\x06_top_pB\x14\n\x12_frequency_penaltyB\x13\n\x11_presence_penaltyB\t\n\x07_streamB\n\n\x08_timeout\"\xc1\x01\n\x15ProcessPromptResponse\x12\x1a\n\x08response\x18\x01 \x01(\tR\x08response\x12\x1f\n\x0btokens_used\x18\x02 \x01(\rR\ntokensUsed\x12\'\n\x0fprocessing_time\x18\x03 \x01(\x01R\x0eprocessingTime\x12\x1d\n\nmodel_used\x18\x04 \x01(\tR\tmodelUsed\x12#\n\rfinish_reason\x18\x05 \x01(\tR\x0c\x66inishReason\"\x82\x01\n\x14StreamPromptResponse\x12\x14\n\x05\x63hunk\x18\x01 \x01(\tR\x05\x63hunk\x12\x14\n\x05index\x18\x02 \x01(\rR\x05index\x12>\n\x07summary\x18\x03 \x01(\x0b\x32$.llamastead.v1.ProcessPromptResponseR\x07summary2\x94\x04\n\rPromptService\x12\x9d\x01\n\rProcessPrompt\x12#.llamastead.v1.ProcessPromptRequest\x1a$.llamastead.v1.ProcessPromptResponse\"A\xa2\x8b\x19\x02\x08\x02\x82\xd3\xe4\x93\x02\x35\"\x13/api/process_prompt:\x01*Z\x1b\"\x16/v1/api/process_prompt:\x01*\x12\x7f\n\x0bProcessHttp\x12#.llamastead.v1.ProcessPromptRequest\x1a\x14.google.api.HttpBody\"3\xa2\x8b\x19\x02\x08\x02\x82\xd3\xe4\x93\x02\'\"\x0c/api/process:\x01*Z\x14\"\x0f/v1/api/process:\x01*0\x01\x12~\n\nStreamHttp\x12#.llamastead.v1.ProcessPromptRequest\x1a\x14.google.api.HttpBody\"3\xa2\x8b\x19\x04\x08\x02(\x01\x82\xd3\xe4\x93\x02%\"\x0b/api/stream:\x01*Z\x13\"\x0e/v1/api/stream:\x01*0\x01\x12\x62\n\x0cStreamPrompt\x12#.llamastead.v1.ProcessPromptRequest\x1a#.llamastead.v1.StreamPromptResponse\"\x06\xa2\x8b\x19\x02\x08\x02\x30\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -37,17 +38,19 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_PROCESSPROMPTREQUEST'].fields_by_name['prompt']._loaded_options = None
   _globals['_PROCESSPROMPTREQUEST'].fields_by_name['prompt']._serialized_options = b'\342A\001\002'
   _globals['_PROMPTSERVICE'].methods_by_name['ProcessPrompt']._loaded_options = None
-  _globals['_PROMPTSERVICE'].methods_by_name['ProcessPrompt']._serialized_options = b'\202\323\344\223\0025\"\023/api/process_prompt:\001*Z\033\"\026/v1/api/process_prompt:\001*'
+  _globals['_PROMPTSERVICE'].methods_by_name['ProcessPrompt']._serialized_options = b'\242\213\031\002\010\002\202\323\344\223\0025\"\023/api/process_prompt:\001*Z\033\"\026/v1/api/process_prompt:\001*'
   _globals['_PROMPTSERVICE'].methods_by_name['ProcessHttp']._loaded_options = None
-  _globals['_PROMPTSERVICE'].methods_by_name['ProcessHttp']._serialized_options = b'\202\323\344\223\002\'\"\014/api/process:\001*Z\024\"\017/v1/api/process:\001*'
+  _globals['_PROMPTSERVICE'].methods_by_name['ProcessHttp']._serialized_options = b'\242\213\031\002\010\002\202\323\344\223\002\'\"\014/api/process:\001*Z\024\"\017/v1/api/process:\001*'
   _globals['_PROMPTSERVICE'].methods_by_name['StreamHttp']._loaded_options = None
-  _globals['_PROMPTSERVICE'].methods_by_name['StreamHttp']._serialized_options = b'\202\323\344\223\002%\"\013/api/stream:\001*Z\023\"\016/v1/api/stream:\001*'
-  _globals['_PROCESSPROMPTREQUEST']._serialized_start=136
-  _globals['_PROCESSPROMPTREQUEST']._serialized_end=591
-  _globals['_PROCESSPROMPTRESPONSE']._serialized_start=594
-  _globals['_PROCESSPROMPTRESPONSE']._serialized_end=787
-  _globals['_STREAMPROMPTRESPONSE']._serialized_start=790
-  _globals['_STREAMPROMPTRESPONSE']._serialized_end=920
-  _globals['_PROMPTSERVICE']._serialized_start=923
-  _globals['_PROMPTSERVICE']._serialized_end=1427
+  _globals['_PROMPTSERVICE'].methods_by_name['StreamHttp']._serialized_options = b'\242\213\031\004\010\002(\001\202\323\344\223\002%\"\013/api/stream:\001*Z\023\"\016/v1/api/stream:\001*'
+  _globals['_PROMPTSERVICE'].methods_by_name['StreamPrompt']._loaded_options = None
+  _globals['_PROMPTSERVICE'].methods_by_name['StreamPrompt']._serialized_options = b'\242\213\031\002\010\002'
+  _globals['_PROCESSPROMPTREQUEST']._serialized_start=164
+  _globals['_PROCESSPROMPTREQUEST']._serialized_end=619
+  _globals['_PROCESSPROMPTRESPONSE']._serialized_start=622
+  _globals['_PROCESSPROMPTRESPONSE']._serialized_end=815
+  _globals['_STREAMPROMPTRESPONSE']._serialized_start=818
+  _globals['_STREAMPROMPTRESPONSE']._serialized_end=948
+  _globals['_PROMPTSERVICE']._serialized_start=951
+  _globals['_PROMPTSERVICE']._serialized_end=1483
 # @@protoc_insertion_point(module_scope)

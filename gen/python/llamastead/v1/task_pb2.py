@@ -25,9 +25,10 @@ _sym_db = _symbol_database.Default()
 from google.api import annotations_pb2 as google_dot_api_dot_annotations__pb2
 from google.api import field_behavior_pb2 as google_dot_api_dot_field__behavior__pb2
 from google.protobuf import struct_pb2 as google_dot_protobuf_dot_struct__pb2
+from llamastead.v1 import access_pb2 as llamastead_dot_v1_dot_access__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18llamastead/v1/task.proto\x12\rllamastead.v1\x1a\x1cgoogle/api/annotations.proto\x1a\x1fgoogle/api/field_behavior.proto\x1a\x1cgoogle/protobuf/struct.proto\"\x94\x02\n\x04Task\x12\x17\n\x07task_id\x18\x01 \x01(\tR\x06taskId\x12\x14\n\x05state\x18\x02 \x01(\tR\x05state\x12+\n\x04meta\x18\x03 \x01(\x0b\x32\x17.llamastead.v1.TaskMetaR\x04meta\x12.\n\x06result\x18\x04 \x01(\x0b\x32\x16.google.protobuf.ValueR\x06result\x12,\n\x05\x65rror\x18\x05 \x01(\x0b\x32\x16.google.protobuf.ValueR\x05\x65rror\x12\x34\n\ttraceback\x18\x06 \x01(\x0b\x32\x16.google.protobuf.ValueR\ttraceback\x12\x1c\n\tcancelled\x18\x07 \x01(\x08R\tcancelled\"\x9f\x01\n\x08TaskMeta\x12\x18\n\x07\x63urrent\x18\x01 \x01(\rR\x07\x63urrent\x12\x14\n\x05total\x18\x02 \x01(\rR\x05total\x12\x1a\n\x08progress\x18\x03 \x01(\x01R\x08progress\x12\x18\n\x07message\x18\x04 \x01(\tR\x07message\x12-\n\x05\x66iles\x18\x05 \x03(\x0b\x32\x17.llamastead.v1.TaskFileR\x05\x66iles\"\xac\x01\n\x08TaskFile\x12\x14\n\x05index\x18\x01 \x01(\rR\x05index\x12\x1b\n\tfile_hash\x18\x02 \x01(\tR\x08\x66ileHash\x12\x1a\n\x08\x66ilename\x18\x03 \x01(\tR\x08\x66ilename\x12\x14\n\x05state\x18\x04 \x01(\tR\x05state\x12\x16\n\x06\x63hunks\x18\x05 \x01(\rR\x06\x63hunks\x12\x19\n\x05\x65rror\x18\x06 \x01(\tH\x00R\x05\x65rror\x88\x01\x01\x42\x08\n\x06_error\"s\n\x0eGetTaskRequest\x12\"\n\tnamespace\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02R\tnamespace\x12\x1e\n\x07project\x18\x02 \x01(\tB\x04\xe2\x41\x01\x02R\x07project\x12\x1d\n\x07task_id\x18\x03 \x01(\tB\x04\xe2\x41\x01\x02R\x06taskId\"u\n\x10WatchTaskRequest\x12\"\n\tnamespace\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02R\tnamespace\x12\x1e\n\x07project\x18\x02 \x01(\tB\x04\xe2\x41\x01\x02R\x07project\x12\x1d\n\x07task_id\x18\x03 \x01(\tB\x04\xe2\x41\x01\x02R\x06taskId\"v\n\x11\x43\x61ncelTaskRequest\x12\"\n\tnamespace\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02R\tnamespace\x12\x1e\n\x07project\x18\x02 \x01(\tB\x04\xe2\x41\x01\x02R\x07project\x12\x1d\n\x07task_id\x18\x03 \x01(\tB\x04\xe2\x41\x01\x02R\x06taskId\"\xa2\x03\n\x12\x43\x61ncelTaskResponse\x12\x18\n\x07message\x18\x01 \x01(\tR\x07message\x12\x17\n\x07task_id\x18\x02 \x01(\tR\x06taskId\x12\x1c\n\tcancelled\x18\x03 \x01(\x08R\tcancelled\x12\x36\n\x17pending_tasks_cancelled\x18\x04 \x01(\rR\x15pendingTasksCancelled\x12\x35\n\x17running_tasks_at_cancel\x18\x05 \x01(\rR\x14runningTasksAtCancel\x12%\n\x0e\x66iles_reverted\x18\x06 \x01(\rR\rfilesReverted\x12\x33\n\x16\x66iles_failed_to_revert\x18\x07 \x01(\rR\x13\x66ilesFailedToRevert\x12\x16\n\x06\x65rrors\x18\x08 \x03(\tR\x06\x65rrors\x12+\n\x11\x61lready_completed\x18\t \x01(\x08R\x10\x61lreadyCompleted\x12+\n\x11\x61lready_cancelled\x18\n \x01(\x08R\x10\x61lreadyCancelled2\xd2\x03\n\x0bTaskService\x12\xb3\x01\n\x07GetTask\x12\x1d.llamastead.v1.GetTaskRequest\x1a\x13.llamastead.v1.Task\"t\x82\xd3\xe4\x93\x02n\x12\x32/v1/projects/{namespace}/{project}/tasks/{task_id}Z8\x12\x36/api/v1/projects/{namespace}/{project}/tasks/{task_id}\x12\x43\n\tWatchTask\x12\x1f.llamastead.v1.WatchTaskRequest\x1a\x13.llamastead.v1.Task0\x01\x12\xc7\x01\n\nCancelTask\x12 .llamastead.v1.CancelTaskRequest\x1a!.llamastead.v1.CancelTaskResponse\"t\x82\xd3\xe4\x93\x02n*2/v1/projects/{namespace}/{project}/tasks/{task_id}Z8*6/api/v1/projects/{namespace}/{project}/tasks/{task_id}b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18llamastead/v1/task.proto\x12\rllamastead.v1\x1a\x1cgoogle/api/annotations.proto\x1a\x1fgoogle/api/field_behavior.proto\x1a\x1cgoogle/protobuf/struct.proto\x1a\x1allamastead/v1/access.proto\"\x94\x02\n\x04Task\x12\x17\n\x07task_id\x18\x01 \x01(\tR\x06taskId\x12\x14\n\x05state\x18\x02 \x01(\tR\x05state\x12+\n\x04meta\x18\x03 \x01(\x0b\x32\x17.llamastead.v1.TaskMetaR\x04meta\x12.\n\x06result\x18\x04 \x01(\x0b\x32\x16.google.protobuf.ValueR\x06result\x12,\n\x05\x65rror\x18\x05 \x01(\x0b\x32\x16.google.protobuf.ValueR\x05\x65rror\x12\x34\n\ttraceback\x18\x06 \x01(\x0b\x32\x16.google.protobuf.ValueR\ttraceback\x12\x1c\n\tcancelled\x18\x07 \x01(\x08R\tcancelled\"\x9f\x01\n\x08TaskMeta\x12\x18\n\x07\x63urrent\x18\x01 \x01(\rR\x07\x63urrent\x12\x14\n\x05total\x18\x02 \x01(\rR\x05total\x12\x1a\n\x08progress\x18\x03 \x01(\x01R\x08progress\x12\x18\n\x07message\x18\x04 \x01(\tR\x07message\x12-\n\x05\x66iles\x18\x05 \x03(\x0b\x32\x17.llamastead.v1.TaskFileR\x05\x66iles\"\xac\x01\n\x08TaskFile\x12\x14\n\x05index\x18\x01 \x01(\rR\x05index\x12\x1b\n\tfile_hash\x18\x02 \x01(\tR\x08\x66ileHash\x12\x1a\n\x08\x66ilename\x18\x03 \x01(\tR\x08\x66ilename\x12\x14\n\x05state\x18\x04 \x01(\tR\x05state\x12\x16\n\x06\x63hunks\x18\x05 \x01(\rR\x06\x63hunks\x12\x19\n\x05\x65rror\x18\x06 \x01(\tH\x00R\x05\x65rror\x88\x01\x01\x42\x08\n\x06_error\"s\n\x0eGetTaskRequest\x12\"\n\tnamespace\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02R\tnamespace\x12\x1e\n\x07project\x18\x02 \x01(\tB\x04\xe2\x41\x01\x02R\x07project\x12\x1d\n\x07task_id\x18\x03 \x01(\tB\x04\xe2\x41\x01\x02R\x06taskId\"u\n\x10WatchTaskRequest\x12\"\n\tnamespace\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02R\tnamespace\x12\x1e\n\x07project\x18\x02 \x01(\tB\x04\xe2\x41\x01\x02R\x07project\x12\x1d\n\x07task_id\x18\x03 \x01(\tB\x04\xe2\x41\x01\x02R\x06taskId\"v\n\x11\x43\x61ncelTaskRequest\x12\"\n\tnamespace\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02R\tnamespace\x12\x1e\n\x07project\x18\x02 \x01(\tB\x04\xe2\x41\x01\x02R\x07project\x12\x1d\n\x07task_id\x18\x03 \x01(\tB\x04\xe2\x41\x01\x02R\x06taskId\"\xa2\x03\n\x12\x43\x61ncelTaskResponse\x12\x18\n\x07message\x18\x01 \x01(\tR\x07message\x12\x17\n\x07task_id\x18\x02 \x01(\tR\x06taskId\x12\x1c\n\tcancelled\x18\x03 \x01(\x08R\tcancelled\x12\x36\n\x17pending_tasks_cancelled\x18\x04 \x01(\rR\x15pendingTasksCancelled\x12\x35\n\x17running_tasks_at_cancel\x18\x05 \x01(\rR\x14runningTasksAtCancel\x12%\n\x0e\x66iles_reverted\x18\x06 \x01(\rR\rfilesReverted\x12\x33\n\x16\x66iles_failed_to_revert\x18\x07 \x01(\rR\x13\x66ilesFailedToRevert\x12\x16\n\x06\x65rrors\x18\x08 \x03(\tR\x06\x65rrors\x12+\n\x11\x61lready_completed\x18\t \x01(\x08R\x10\x61lreadyCompleted\x12+\n\x11\x61lready_cancelled\x18\n \x01(\x08R\x10\x61lreadyCancelled2\xe6\x03\n\x0bTaskService\x12\xb9\x01\n\x07GetTask\x12\x1d.llamastead.v1.GetTaskRequest\x1a\x13.llamastead.v1.Task\"z\xa2\x8b\x19\x02\x08\x02\x82\xd3\xe4\x93\x02n\x12\x32/v1/projects/{namespace}/{project}/tasks/{task_id}Z8\x12\x36/api/v1/projects/{namespace}/{project}/tasks/{task_id}\x12K\n\tWatchTask\x12\x1f.llamastead.v1.WatchTaskRequest\x1a\x13.llamastead.v1.Task\"\x06\xa2\x8b\x19\x02\x08\x02\x30\x01\x12\xcd\x01\n\nCancelTask\x12 .llamastead.v1.CancelTaskRequest\x1a!.llamastead.v1.CancelTaskResponse\"z\xa2\x8b\x19\x02\x08\x03\x82\xd3\xe4\x93\x02n*2/v1/projects/{namespace}/{project}/tasks/{task_id}Z8*6/api/v1/projects/{namespace}/{project}/tasks/{task_id}b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -53,23 +54,25 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_CANCELTASKREQUEST'].fields_by_name['task_id']._loaded_options = None
   _globals['_CANCELTASKREQUEST'].fields_by_name['task_id']._serialized_options = b'\342A\001\002'
   _globals['_TASKSERVICE'].methods_by_name['GetTask']._loaded_options = None
-  _globals['_TASKSERVICE'].methods_by_name['GetTask']._serialized_options = b'\202\323\344\223\002n\0222/v1/projects/{namespace}/{project}/tasks/{task_id}Z8\0226/api/v1/projects/{namespace}/{project}/tasks/{task_id}'
+  _globals['_TASKSERVICE'].methods_by_name['GetTask']._serialized_options = b'\242\213\031\002\010\002\202\323\344\223\002n\0222/v1/projects/{namespace}/{project}/tasks/{task_id}Z8\0226/api/v1/projects/{namespace}/{project}/tasks/{task_id}'
+  _globals['_TASKSERVICE'].methods_by_name['WatchTask']._loaded_options = None
+  _globals['_TASKSERVICE'].methods_by_name['WatchTask']._serialized_options = b'\242\213\031\002\010\002'
   _globals['_TASKSERVICE'].methods_by_name['CancelTask']._loaded_options = None
-  _globals['_TASKSERVICE'].methods_by_name['CancelTask']._serialized_options = b'\202\323\344\223\002n*2/v1/projects/{namespace}/{project}/tasks/{task_id}Z8*6/api/v1/projects/{namespace}/{project}/tasks/{task_id}'
-  _globals['_TASK']._serialized_start=137
-  _globals['_TASK']._serialized_end=413
-  _globals['_TASKMETA']._serialized_start=416
-  _globals['_TASKMETA']._serialized_end=575
-  _globals['_TASKFILE']._serialized_start=578
-  _globals['_TASKFILE']._serialized_end=750
-  _globals['_GETTASKREQUEST']._serialized_start=752
-  _globals['_GETTASKREQUEST']._serialized_end=867
-  _globals['_WATCHTASKREQUEST']._serialized_start=869
-  _globals['_WATCHTASKREQUEST']._serialized_end=986
-  _globals['_CANCELTASKREQUEST']._serialized_start=988
-  _globals['_CANCELTASKREQUEST']._serialized_end=1106
-  _globals['_CANCELTASKRESPONSE']._serialized_start=1109
-  _globals['_CANCELTASKRESPONSE']._serialized_end=1527
-  _globals['_TASKSERVICE']._serialized_start=1530
-  _globals['_TASKSERVICE']._serialized_end=1996
+  _globals['_TASKSERVICE'].methods_by_name['CancelTask']._serialized_options = b'\242\213\031\002\010\003\202\323\344\223\002n*2/v1/projects/{namespace}/{project}/tasks/{task_id}Z8*6/api/v1/projects/{namespace}/{project}/tasks/{task_id}'
+  _globals['_TASK']._serialized_start=165
+  _globals['_TASK']._serialized_end=441
+  _globals['_TASKMETA']._serialized_start=444
+  _globals['_TASKMETA']._serialized_end=603
+  _globals['_TASKFILE']._serialized_start=606
+  _globals['_TASKFILE']._serialized_end=778
+  _globals['_GETTASKREQUEST']._serialized_start=780
+  _globals['_GETTASKREQUEST']._serialized_end=895
+  _globals['_WATCHTASKREQUEST']._serialized_start=897
+  _globals['_WATCHTASKREQUEST']._serialized_end=1014
+  _globals['_CANCELTASKREQUEST']._serialized_start=1016
+  _globals['_CANCELTASKREQUEST']._serialized_end=1134
+  _globals['_CANCELTASKRESPONSE']._serialized_start=1137
+  _globals['_CANCELTASKRESPONSE']._serialized_end=1555
+  _globals['_TASKSERVICE']._serialized_start=1558
+  _globals['_TASKSERVICE']._serialized_end=2044
 # @@protoc_insertion_point(module_scope)
