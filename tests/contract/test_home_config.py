@@ -135,6 +135,16 @@ def test_the_log_level_changes_at_run_time(client: httpx.Client) -> None:
     assert "quiet" not in log
 
 
+def test_limits_change_at_run_time(client: httpx.Client) -> None:
+    none = {"input_file_id": "file-absent", "endpoint": "/v1/embeddings"}
+    assert client.post("/v1/batches", json=none).status_code == 404
+    client.post("/api/config", json={"system_settings": {"max_batch_operations_per_minute": 1}})
+    statuses = [client.post("/v1/batches", json=none).status_code for _ in range(3)]
+    assert statuses.count(429) >= 2
+    client.post("/api/reset_config")
+    assert client.post("/v1/batches", json=none).status_code == 404
+
+
 def test_a_saved_configuration_survives_a_kill_and_the_rest_does_not(configured: RunningServer) -> None:
     with httpx.Client(base_url=configured.url, timeout=60) as client:
         client.post("/api/config", json={"model_settings": {"max_tokens": 5}, "system_settings": {"cache_size": "1MB"}})

@@ -75,7 +75,7 @@ def test_what_operates_the_server_is_for_administrators() -> None:
 
 def test_what_changes_or_deletes_needs_more_than_read() -> None:
     verbs = ("Create", "Delete", "Update", "Remove", "Upload", "Import", "Cancel", "Process", "Run")
-    asking = {"ChatService", "PromptService"}
+    asking = {"ChatService", "OpenAIService", "PromptService"}
     changing = {name for name in ALL if name.split(".")[1].startswith(verbs) and name.split(".")[0] not in asking}
     assert len(changing) >= 12
     assert [name for name in changing if rules(name).scope is Scope.READ] == []
@@ -113,6 +113,8 @@ def test_what_a_restricted_token_may_call_beside_its_project_is_little() -> None
         "ExampleService.ListExampleDatasets",
         "ExampleService.ListExamples",
         "ModelService.ListModels",
+        "OpenAIService.GetOpenAIModel",
+        "OpenAIService.ListOpenAIModels",
         "OperationsService.HealthCheck",
         "SystemService.CheckVersion",
     }
