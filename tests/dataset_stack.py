@@ -24,7 +24,9 @@ from llamastead_server.adapters.milvus_store import MilvusStore
 from llamastead_server.adapters.project_files import ProjectFiles
 from llamastead_server.adapters.task_store import SqlTaskStore
 from llamastead_server.domain.config import ProjectConfig
+from llamastead_server.domain.dataset_actions import DatasetActions
 from llamastead_server.domain.datasets import Datasets
+from llamastead_server.domain.file_removal import FileRemoval
 from llamastead_server.domain.files import DatasetLocks
 from llamastead_server.domain.ingestion import PROCESS_DATASET, Ingestion
 from llamastead_server.domain.names import ProjectRef
@@ -48,6 +50,7 @@ class Stack:
     vectors: MilvusStore
     embedder: Embedder
     datasets: Datasets
+    actions: DatasetActions
     ingestion: Ingestion
     tasks: TaskRunner
 
@@ -114,13 +117,14 @@ async def stack(
         files, chunks, locks = SqlFileStore(database), SqlChunkStore(database), DatasetLocks()
         blobs = FileBlobStore(folder / "projects", max_bytes=max_bytes)
         datasets = Datasets(projects, files, chunks, blobs, vectors, locks, time.time)
+        actions = DatasetActions(projects, files, FileRemoval(files, chunks, blobs, vectors, locks), locks)
         ingestion = Ingestion(projects, files, chunks, blobs, vectors, embedder, reader or real_reader, locks)
         tasks = TaskRunner(
             SqlTaskStore(database), {PROCESS_DATASET: ingestion.run_task}, time.time, alone=True, rules=rules
         )
         await datasets.reconcile()
         try:
-            yield Stack(folder, projects, files, chunks, blobs, vectors, embedder, datasets, ingestion, tasks)
+            yield Stack(folder, projects, files, chunks, blobs, vectors, embedder, datasets, actions, ingestion, tasks)
         finally:
             await tasks.stop()
 

@@ -19,8 +19,10 @@ from fpdf import FPDF
 from fpdf.enums import AccessPermission
 
 from llamastead_server.adapters.document_reader import KreuzbergReader
+from llamastead_server.domain.chunking import ChunkSettings
 from llamastead_server.domain.files import DocumentError
 from llamastead_server.domain.ports import ParsedDocument
+from llamastead_server.domain.reading import ReadSettings
 from tests.running_server import wait_until_gone
 
 WORD = "http://schemas.openxmlformats.org/wordprocessingml/2006/main"
@@ -103,6 +105,7 @@ def xlsx(text: str) -> bytes:
     return package(parts, "xl/workbook.xml", kind)
 
 
+SMALL = ReadSettings(ChunkSettings(50, 25))
 FACT = "The barn gate closes at 21:00."
 MAIL = f"From: ann@farm.test\r\nTo: bo@farm.test\r\nSubject: Gate\r\n\r\n{FACT}\r\n"
 PAGE = f"<html><head><title>Gate</title></head><body><p>{FACT}</p><script>no()</script></body></html>"
@@ -130,10 +133,12 @@ async def reader() -> AsyncIterator[KreuzbergReader]:
         yield reader
 
 
-async def read(reader: KreuzbergReader, folder: Path, name: str, content: bytes, size: int = 500) -> ParsedDocument:
+async def read(
+    reader: KreuzbergReader, folder: Path, name: str, content: bytes, settings: ReadSettings | None = None
+) -> ParsedDocument:
     path = folder / "content"
     path.write_bytes(content)
-    return await reader.read(path, name, chunk_size=size, chunk_overlap=50)
+    return await reader.read(path, name, settings or ReadSettings(), with_text=True)
 
 
 @pytest.mark.asyncio(loop_scope="module")
@@ -261,7 +266,7 @@ async def test_too_little_memory_fails_the_file_alone(tmp_path: Path) -> None:
     text = "The barn gate closes at nine in the evening. " * 400_000
     async with KreuzbergReader(memory_bytes=600 << 20, children=1) as reader:
         with pytest.raises(DocumentError, match="memory"):
-            await read(reader, tmp_path, "huge.html", f"<p>{text}</p>".encode() * 2, 50)
+            await read(reader, tmp_path, "huge.html", f"<p>{text}</p>".encode() * 2, SMALL)
         document = await read(reader, tmp_path, "notes.txt", FACT.encode())
     assert document.pieces[0].text == FACT
 
@@ -284,10 +289,11 @@ SERVING = """
 import asyncio, sys
 from pathlib import Path
 from llamastead_server.adapters.document_reader import KreuzbergReader
+from llamastead_server.domain.reading import ReadSettings
 
 async def main():
     async with KreuzbergReader(children=1) as reader:
-        await reader.read(Path(sys.argv[1]), "notes.txt", chunk_size=500, chunk_overlap=50)
+        await reader.read(Path(sys.argv[1]), "notes.txt", ReadSettings())
         print("read", flush=True)
         await asyncio.sleep(3600)
 

@@ -44,7 +44,7 @@ async def parts(tmp_path: Path, embedder: WorkerEmbedder) -> AsyncIterator[Stack
 async def channel(parts: Stack) -> AsyncIterator[grpc.aio.Channel]:
     server = grpc.aio.server()
     dataset_pb2_grpc.add_DatasetServiceServicer_to_server(
-        DatasetServicer(parts.datasets, parts.ingestion, parts.tasks), server
+        DatasetServicer(parts.datasets, parts.actions, parts.ingestion, parts.tasks), server
     )
     task_pb2_grpc.add_TaskServiceServicer_to_server(TaskServicer(parts.tasks), server)
     port = server.add_insecure_port("127.0.0.1:0")
