@@ -263,7 +263,7 @@ async def test_a_document_that_takes_too_long_is_ended_and_the_next_one_is_read(
 
 
 async def test_too_little_memory_fails_the_file_alone(tmp_path: Path) -> None:
-    text = "The barn gate closes at nine in the evening. " * 400_000
+    text = "The barn gate closes at nine in the evening. " * 330_000
     async with KreuzbergReader(memory_bytes=600 << 20, children=1) as reader:
         with pytest.raises(DocumentError, match="memory"):
             await read(reader, tmp_path, "huge.html", f"<p>{text}</p>".encode() * 2, SMALL)

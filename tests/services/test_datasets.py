@@ -89,7 +89,13 @@ async def test_a_form_and_a_typed_stream_store_the_same_file(channel: grpc.aio.C
     first = await stub.UploadFileHttp(form(TEXT[:10], TEXT[10:]))
     stored = {"filename": "gate.txt", "hash": HASH, "processed": False, "skipped": False, "status": "uploaded"}
     assert as_json(first) == stored
-    assert as_json(await stub.UploadFile(typed(TEXT))) == {**stored, "skipped": True, "status": "skipped"}
+    reason = "The dataset holds this content already, as 'gate.txt'."
+    assert as_json(await stub.UploadFile(typed(TEXT))) == {
+        **stored,
+        "skipped": True,
+        "status": "skipped",
+        "reason": reason,
+    }
     assert (await stub.UploadFile(typed())).hash == hashlib.sha256(b"").hexdigest()
 
 
@@ -122,7 +128,17 @@ async def test_processing_answers_as_documented(channel: grpc.aio.Channel) -> No
         "failed_files": 0,
         "strategy": "universal_processor",
         "database": "main_db",
-        "details": [{**file, "chunks": 1, "chunk_size": 500, "embedder": MODEL}],
+        "details": [
+            {
+                **file,
+                "chunks": 1,
+                "chunk_size": 500,
+                "embedder": MODEL,
+                "file_hash": HASH,
+                "stored_count": 1,
+                "skipped_count": 0,
+            }
+        ],
     }
     again = as_json(await stub.ProcessDataset(pb.ProcessDatasetRequest(**NAMES)))
     assert again["details"][0]["reason"] == "already processed"  # type: ignore[index]
@@ -136,7 +152,8 @@ async def test_asynchronous_processing_answers_a_task_that_can_be_followed(chann
     stub = dataset_pb2_grpc.DatasetServiceStub(channel)
     await stub.UploadFile(typed(TEXT))
     started = as_json(await stub.ProcessDataset(pb.ProcessDatasetRequest(**NAMES, async_processing=True)))
-    assert started["details"] == [{"hash": HASH, "filename": None, "status": "pending", "extractors": []}]
+    counts = {"file_hash": HASH, "stored_count": 0, "skipped_count": 0}
+    assert started["details"] == [{"hash": HASH, "filename": None, "status": "pending", "extractors": [], **counts}]
     names = {"namespace": REF.namespace, "project": REF.name, "task_id": str(started["task_id"])}
     tasks = task_pb2_grpc.TaskServiceStub(channel)
     states = [as_json(task) async for task in tasks.WatchTask(task_pb2.WatchTaskRequest(**names))]
@@ -148,11 +165,24 @@ async def test_asynchronous_processing_answers_a_task_that_can_be_followed(chann
         "total": 1,
         "progress": 100.0,
         "message": "Processed 1 files",
-        "files": [{"index": 0, "file_hash": HASH, "filename": "gate.txt", "state": "success", "chunks": 1}],
+        "files": [
+            {
+                "index": 0,
+                "task_id": last["task_id"],
+                "file_hash": HASH,
+                "filename": "gate.txt",
+                "state": "success",
+                "chunks": 1,
+                "stored_count": 1,
+                "skipped_count": 0,
+            }
+        ],
     }
     result = last["result"]
     assert isinstance(result, dict)
-    assert (result["processed_files"], result["failed_files"], result["details"][0]["filename"]) == (1, 0, "gate.txt")
+    assert (result["processed_files"], result["failed_files"]) == (1, 0)
+    ((ok, detail),) = result["details"]
+    assert (ok, detail["filename"], detail["result"]["filename"]) == (True, "gate.txt", "gate.txt")
 
 
 async def test_an_upload_with_auto_process_is_processed_as_a_task(channel: grpc.aio.Channel) -> None:

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 import logging
+import os
 import socket
 import sys
 from collections.abc import Mapping
@@ -21,6 +22,8 @@ from llamastead_server.workers.parser import HEADER
 _log = logging.getLogger("llamastead.parser")
 _LONGEST_TEXT = 32_000_000
 _LONGEST_FRAME = 64 << 20
+# A child has a small address space, which threads' stacks and arenas would fill, and its place is one CPU.
+_ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OMP_THREAD_LIMIT", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
 
 
 class KreuzbergReader:
@@ -127,7 +130,7 @@ class _Child:
                 "--socket-fd", str(theirs.fileno()),
                 "--memory", str(memory_bytes),
                 "--longest-text", str(longest_text),
-                stdin=asyncio.subprocess.PIPE, pass_fds=[theirs.fileno()],
+                stdin=asyncio.subprocess.PIPE, pass_fds=[theirs.fileno()], env=os.environ | _ONE_THREAD,
             )  # fmt: skip
         except BaseException:
             ours.close()

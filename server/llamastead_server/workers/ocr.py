@@ -58,5 +58,5 @@ class Ocr:
 
     def page(self, path: Path, index: int) -> str:
         """The text of a page of a PDF, counted from 0, as it looks."""
-        image = self._kreuzberg.render_pdf_page(str(path), index, _DPI)
+        image = self._kreuzberg.render_pdf_page(str(path), index, dpi=_DPI)
         return str(self._kreuzberg.extract_bytes_sync(image, "image/png", self._config).content)
