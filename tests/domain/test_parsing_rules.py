@@ -125,26 +125,28 @@ def test_built_in_strategies_always_resolve() -> None:
             assert ParsingRules(rag.processing_strategy(name)).settings("a.pdf")
 
 
-@pytest.mark.parametrize(
-    ("strategy", "path"),
-    [
-        ({"parsers": [{"type": "Nonsense"}]}, "parsers.0.type"),
-        ({"parsers": ["Nonsense"]}, "parsers.0"),
-        ({"parsers": [{"type": "auto", "fallback_parser": "Nonsense"}]}, "parsers.0.fallback_parser"),
-        ({"parsers": [{"type": "PDFParser_PyPDF2", "config": {"chunk_strategy": "rows"}}]}, "parsers.0.config.chunk_strategy"),
-        ({"parsers": [{"type": "PDFParser_PyPDF2", "config": {"clean_text": "yes"}}]}, "parsers.0.config.clean_text"),
-        ({"parsers": [{"type": "TextParser_Python", "config": {"encoding": "klingon"}}]}, "parsers.0.config.encoding"),
-        ({"parsers": [{"type": "auto", "priority": "high"}]}, "parsers.0.priority"),
-        ({"extractors": ["Nonsense"]}, "extractors.0"),
-        ({"extractors": [{"type": "YAKEExtractor", "config": {"max_keywords": 0}}]}, "extractors.0.config.max_keywords"),
-        (
-            {"extractors": [{"type": "PatternExtractor", "config": {"custom_patterns": [{"name": "a", "pattern": "("}]}}]},
-            "extractors.0.config.custom_patterns.0.pattern",
-        ),
-    ],
-)  # fmt: skip
-def test_what_can_have_no_effect_is_refused_by_its_path(strategy: dict[str, Any], path: str) -> None:
+PDF, TEXT = "PDFParser_PyPDF2", "TextParser_Python"
+UNCLOSED = {"custom_patterns": [{"name": "a", "pattern": "("}]}
 
+
+@pytest.mark.parametrize(
+    ("kind", "entry", "path"),
+    [
+        ("parsers", {"type": "Nonsense"}, "type"),
+        ("parsers", "Nonsense", ""),
+        ("parsers", {"type": "auto", "fallback_parser": "Nonsense"}, "fallback_parser"),
+        ("parsers", {"type": PDF, "config": {"chunk_strategy": "rows"}}, "config.chunk_strategy"),
+        ("parsers", {"type": PDF, "config": {"clean_text": "yes"}}, "config.clean_text"),
+        ("parsers", {"type": PDF, "config": {"chunk_sise": 100}}, "config.chunk_sise"),
+        ("parsers", {"type": TEXT, "config": {"encoding": "klingon"}}, "config.encoding"),
+        ("parsers", {"type": "auto", "priority": "high"}, "priority"),
+        ("extractors", "Nonsense", ""),
+        ("extractors", {"type": "YAKEExtractor", "config": {"max_keywords": 0}}, "config.max_keywords"),
+        ("extractors", {"type": "PatternExtractor", "config": UNCLOSED}, "config.custom_patterns.0.pattern"),
+    ],
+)
+def test_what_can_have_no_effect_is_refused_by_its_path(kind: str, entry: object, path: str) -> None:
     with pytest.raises(ValidationError) as refused:
-        DataProcessingStrategy.model_validate({"name": "s", **strategy})
-    assert [".".join(map(str, item["loc"])) for item in refused.value.errors()] == [path]
+        DataProcessingStrategy.model_validate({"name": "s", kind: [entry]})
+    found = [".".join(map(str, item["loc"])) for item in refused.value.errors()]
+    assert found == [f"{kind}.0.{path}".rstrip(".")]

@@ -126,8 +126,8 @@ class Ingestion:
                     ref, run.collection.database, self._embedder.model, run.collection.dimension
                 )
             await self._vectors.create(run.collection)
-            await run.announce()
             work = asyncio.create_task(self._process_files(run))
+            telling = asyncio.create_task(run.keep_telling())
             stopped = asyncio.create_task(stop.wait())
             try:
                 await asyncio.wait([work, stopped], return_when=asyncio.FIRST_COMPLETED)
@@ -135,10 +135,10 @@ class Ingestion:
                     raise Conflict(f"Dataset {dataset!r} was deleted while it was processed.")
                 await work
             finally:
-                stopped.cancel()
-                work.cancel()
-                await asyncio.wait([work, stopped])
-                await run.announce(last=True)
+                for task in (stopped, work, telling):
+                    task.cancel()
+                await asyncio.wait([work, stopped, telling])
+                await run.tell()
         return run.report()
 
     async def _begin(
@@ -188,7 +188,7 @@ class Ingestion:
             async with self._locks.file(stale.project, stale.dataset, stale.hash):
                 record = await self._files.get(stale.project, stale.dataset, stale.hash)
                 if record is None or not record.visible:
-                    await run.note(index, status="skipped", reason="removed meanwhile")
+                    run.note(index, status="skipped", reason="removed meanwhile")
                 else:
                     await self._process_file(run, index, record)
 
@@ -201,7 +201,7 @@ class Ingestion:
         made_with = self._fingerprint(run, readings)
         size = readings[0].chunking.size
         if record.status == "processed" and record.processed_with == made_with:
-            await run.note(
+            run.note(
                 index,
                 status="skipped",
                 reason="already processed",
@@ -212,7 +212,7 @@ class Ingestion:
                 embedder=record.embedding_model,
             )
             return
-        await run.note(index, status="processing", chunk_size=size, embedder=self._embedder.model)
+        run.note(index, status="processing", chunk_size=size, embedder=self._embedder.model)
         working = replace(record, status="processing", error=None, chunk_count=0, processed_with=None)
         await self._files.put(working)
         settled = False
@@ -236,7 +236,7 @@ class Ingestion:
             )
             await self._chunks.complete(run.collection.database, processed, chunks)
             settled = True
-            await run.note(
+            run.note(
                 index,
                 status="processed",
                 parser=document.parser,
@@ -267,18 +267,18 @@ class Ingestion:
             batch = chunks[start : start + self._batch_size]
             vectors = await self._embedder.embed_passages([chunk.text for chunk in batch])
             await self._vectors.upsert(run.collection, batch, vectors)
-            await run.note(index, chunks=start + len(batch))
+            run.note(index, chunks=start + len(batch))
 
     async def _fail(self, run: ProcessingRun, index: int, record: FileRecord, error: LlamasteadError) -> None:
         if record.status == "processed":
             await clear(record, self._chunks, self._vectors)
         await self._files.put(replace(record, status="failed", error=error.message, chunk_count=0, processed_with=None))
-        await run.note(index, status="failed", error=error.message, chunks=None)
+        run.note(index, status="failed", error=error.message, chunks=None)
 
     async def _revert(self, run: ProcessingRun, index: int, working: FileRecord) -> None:
         await clear(working, self._chunks, self._vectors)
         await self._files.put(replace(working, status="uploaded"))
-        await run.note(index, status="pending", chunks=None)
+        run.note(index, status="pending", chunks=None)
 
     def _fingerprint(self, run: ProcessingRun, readings: Sequence[ReadSettings]) -> str:
         made_of = [

@@ -122,27 +122,30 @@ class ProcessingRun:
         self._progress = progress
         self._results = [FileResult(record.hash, record.filename) for record in records]
         self._counts: Counter[FilePhase] = Counter({"pending": len(records)})
-        self._announced_at = -float("inf")
+        self._changed = True
 
-    async def note(self, index: int, **changes: Any) -> None:
+    def note(self, index: int, **changes: Any) -> None:
         """Records how far a file is."""
         before = self._results[index]
         self._results[index] = after = replace(before, **changes)
         self._counts[before.status] -= 1
         self._counts[after.status] += 1
-        await self.announce()
+        self._changed = True
 
-    async def announce(self, *, last: bool = False) -> None:
-        """Tells the task how far the run is, a few times a second at most; its end, and what is `last`, always."""
-        now = asyncio.get_running_loop().time()
-        working = self._counts["pending"] + self._counts["processing"] > 0
+    async def keep_telling(self) -> None:
+        """Tells the task of every change, a few times a second at most, until cancelled."""
         # The more files, the longer what is told, so the rarer.
         pause = _SHORTEST_PAUSE * max(1.0, len(self._results) / 1000)
-        if self._progress is None or (working and not last and now < self._announced_at + pause):
-            return
-        self._announced_at = now
-        meta = self.meta()
-        await self._progress.report(meta["current"], meta["total"], meta["message"], meta["files"])
+        while True:
+            await self.tell()
+            await asyncio.sleep(pause)
+
+    async def tell(self) -> None:
+        """Tells the task how far the run is, if that has changed since the last time."""
+        if self._progress is not None and self._changed:
+            self._changed = False
+            meta = self.meta()
+            await self._progress.report(meta["current"], meta["total"], meta["message"], meta["files"])
 
     def meta(self) -> dict[str, Any]:
         """How far the run is, as a task shows it."""
