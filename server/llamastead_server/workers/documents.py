@@ -243,7 +243,7 @@ class Reader:
     def _check_pages(self, path: Path) -> None:
         try:
             with self._kreuzberg.PdfPageIterator(str(path)) as pages:
-                count = pages.page_count
+                count = len(pages)
         except Exception:
             return  # The reader says better what is wrong.
         if count > _MOST_PAGES:
