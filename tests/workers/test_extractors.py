@@ -163,3 +163,11 @@ def test_what_is_found_stays_small(name: str) -> None:
     whole, chunks = extract(Reading("text", [Part(text)]), [text], [(name, {})])
     for found in (whole, chunks[0]):
         assert len(str(found)) < 20_000
+
+
+@pytest.mark.parametrize("name", ["KeywordExtractor", "YAKEExtractor", "RAKEExtractor", "TFIDFExtractor"])
+def test_a_short_text_has_key_phrases_too_and_numbers_are_none(name: str) -> None:
+    text = "The gate closes at 21:00."
+    (phrases,) = extract(Reading("text", [Part(text)]), [text], [(name, {})])[0].values()
+    assert "gate" in " ".join(phrases)
+    assert not set("0123456789") & set("".join(phrases))

@@ -46,6 +46,8 @@ class KeyPhrases:
 
     def _fits(self, phrase: str, text: str) -> bool:
         words = phrase.lower().split()
+        if not any(letter.isalpha() for letter in phrase):
+            return False
         settings = self._settings
         # Without a range of its own YAKE's n-gram size says how many words there are.
         longest = settings.get("max_length") or settings.get("max_ngram_size") or len(words)
@@ -76,7 +78,8 @@ class _Kreuzberg:
         config = self._kreuzberg.ExtractionConfig(use_cache=False, keywords=self._keywords)
         result = self._kreuzberg.extract_bytes_sync(text.encode(), "text/plain", config)
         ranked = sorted(result.extracted_keywords or (), key=lambda keyword: -keyword.score)
-        return [str(keyword.text) for keyword in ranked][:most]
+        # It finds nothing in texts of a few words, where every word is a key.
+        return [str(keyword.text) for keyword in ranked][:most] or _text_rank_words(text, most)
 
 
 class _Tfidf:
