@@ -10,8 +10,11 @@ from llamastead_server.domain.files import FileRecord
 from llamastead_server.domain.ports import Chunk, ParsedDocument
 
 
-def document_chunks(record: FileRecord, document: ParsedDocument) -> Sequence[Chunk]:
-    """Chunks whose ids follow from file and position, so that processing a file again overwrites them."""
+def document_chunks(record: FileRecord, document: ParsedDocument, start: int, end: int) -> Sequence[Chunk]:
+    """Some chunks of a file, by position.
+
+    Their ids follow from file and position, so that processing a file again overwrites them.
+    """
     shared = {"document_type": PurePath(record.filename).suffix.lower().lstrip("."), **document.metadata}
     return [
         Chunk(
@@ -24,7 +27,7 @@ def document_chunks(record: FileRecord, document: ParsedDocument) -> Sequence[Ch
             page=piece.page,
             metadata={**shared, **piece.metadata},
         )
-        for ordinal, piece in enumerate(document.pieces)
+        for ordinal, piece in enumerate(document.pieces[start:end], start)
     ]
 
 

@@ -220,9 +220,7 @@ class Ingestion:
             if record.status != "uploaded":
                 await clear(record, self._chunks, self._vectors)
             document = await self._read(record, readings)
-            # Tens of thousands of digests for a large file: not on the event loop.
-            chunks = await asyncio.to_thread(document_chunks, record, document)
-            await self._index(run, index, chunks)
+            chunks = await self._index(run, index, record, document)
             processed = replace(
                 working,
                 status="processed",
@@ -262,12 +260,18 @@ class Ingestion:
                     return await self._reader.read(path, record.filename, reading)
             raise
 
-    async def _index(self, run: ProcessingRun, index: int, chunks: Sequence[Chunk]) -> None:
-        for start in range(0, len(chunks), self._batch_size):
-            batch = chunks[start : start + self._batch_size]
+    async def _index(
+        self, run: ProcessingRun, index: int, record: FileRecord, document: ParsedDocument
+    ) -> Sequence[Chunk]:
+        """Embeds and stores a file's chunks, made batch by batch: all at once would hold the event loop."""
+        chunks: list[Chunk] = []
+        for start in range(0, len(document.pieces), self._batch_size):
+            batch = document_chunks(record, document, start, start + self._batch_size)
             vectors = await self._embedder.embed_passages([chunk.text for chunk in batch])
             await self._vectors.upsert(run.collection, batch, vectors)
-            run.note(index, chunks=start + len(batch))
+            chunks += batch
+            run.note(index, chunks=len(chunks))
+        return chunks
 
     async def _fail(self, run: ProcessingRun, index: int, record: FileRecord, error: LlamasteadError) -> None:
         if record.status == "processed":

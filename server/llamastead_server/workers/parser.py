@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import resource
 import socket
 import struct
@@ -24,6 +25,7 @@ from llamastead_server.workers.extractors import extract, wants_outline
 HEADER = struct.Struct("!I")
 # A frame the server takes in one gulp; small, since its event loop decodes it.
 _FRAME_CHARACTERS = 64_000
+_PATIENCE = 10
 
 
 def answer(reader: Reader, request: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
@@ -103,6 +105,8 @@ def main() -> None:
     options.add_argument("--longest-text", type=int, required=True)
     given = options.parse_args()
     die_with_parent()
+    # Reading can wait for the server and for chats; on a busy machine they would wait for it.
+    os.nice(_PATIENCE)
     configure_logging()
     resource.setrlimit(resource.RLIMIT_AS, (given.memory, given.memory))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
