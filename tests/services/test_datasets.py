@@ -193,6 +193,34 @@ async def test_an_upload_with_auto_process_is_processed_as_a_task(channel: grpc.
     assert states[-1] == "SUCCESS"
 
 
+async def test_a_typed_stream_stores_several_files_and_a_bad_one_fails_alone(channel: grpc.aio.Channel) -> None:
+    def files(*named: tuple[str, bytes]) -> AsyncIterator[pb.UploadFilesRequest]:
+        async def requests() -> AsyncIterator[pb.UploadFilesRequest]:
+            yield pb.UploadFilesRequest(header=pb.UploadFilesHeader(**NAMES, auto_process=True))
+            for name, content in named:
+                header = pb.FileHeader(filename=name)
+                if name == "odd.txt":
+                    header.parser_overrides["chunk_size"] = "many"
+                yield pb.UploadFilesRequest(file=header)
+                yield pb.UploadFilesRequest(chunk=content[:5])
+                yield pb.UploadFilesRequest(chunk=content[5:])
+
+        return requests()
+
+    stub = dataset_pb2_grpc.DatasetServiceStub(channel)
+    answer = await stub.UploadFiles(files(("gate.txt", TEXT), ("odd.txt", b"odd text"), ("again.txt", TEXT)))
+    assert (answer.uploaded, answer.skipped, answer.failed, answer.status) == (1, 1, 1, "processing")
+    assert [(file.filename, file.status) for file in answer.files] == [
+        ("gate.txt", "uploaded"),
+        ("odd.txt", "failed"),
+        ("gate.txt", "skipped"),
+    ]
+    assert "parser_overrides.chunk_size" in answer.files[1].error
+    request = task_pb2.WatchTaskRequest(namespace=REF.namespace, project=REF.name, task_id=answer.task_id)
+    states = [task.state async for task in task_pb2_grpc.TaskServiceStub(channel).WatchTask(request)]
+    assert states[-1] == "SUCCESS"
+
+
 async def test_a_dataset_is_created_and_deleted(channel: grpc.aio.Channel) -> None:
     stub = dataset_pb2_grpc.DatasetServiceStub(channel)
     request = pb.CreateDatasetRequest(namespace=REF.namespace, project=REF.name, name="more")
