@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import codecs
 import csv
 import re
 import secrets
@@ -14,56 +13,12 @@ from typing import Any
 from llamastead_server.domain.chunking import ChunkStrategy
 from llamastead_server.domain.reading import ReadSettings
 from llamastead_server.workers import archive, tables
+from llamastead_server.workers.formats import ARCHIVES, GRIDS, TEXT, format_of
 from llamastead_server.workers.markdown import headings, split_sections, without_code
 from llamastead_server.workers.ocr import Ocr
+from llamastead_server.workers.text_files import Unreadable, decoded, reason, unwrapped
 
-_OFFICE = "application/vnd.openxmlformats-officedocument."
-_SHEETS = f"{_OFFICE}spreadsheetml.sheet"
-# kreuzberg's own name for each kind of file it is trusted with here. Source code is not among them: for that it
-# would download grammars.
-_FORMATS: Mapping[str, tuple[str, str]] = {
-    "pdf": ("pdf", "application/pdf"),
-    "docx": ("docx", f"{_OFFICE}wordprocessingml.document"),
-    "docm": ("docx", f"{_OFFICE}wordprocessingml.document"),
-    "pptx": ("pptx", f"{_OFFICE}presentationml.presentation"),
-    "xls": ("xls", "application/vnd.ms-excel"),
-    **dict.fromkeys(("xlsx", "xlsm", "xltx", "xltm"), ("xlsx", _SHEETS)),
-    "odt": ("odt", "application/vnd.oasis.opendocument.text"),
-    "ods": ("ods", "application/vnd.oasis.opendocument.spreadsheet"),
-    "epub": ("epub", "application/epub+zip"),
-    "rtf": ("rtf", "application/rtf"),
-    "msg": ("msg", "application/vnd.ms-outlook"),
-    "eml": ("eml", "message/rfc822"),
-    **dict.fromkeys(("html", "htm"), ("html", "text/html")),
-    **dict.fromkeys(("md", "markdown", "mdown", "mkd", "mdx"), ("markdown", "text/markdown")),
-    "csv": ("csv", "text/csv"),
-    "tsv": ("csv", "text/tab-separated-values"),
-    "png": ("image", "image/png"),
-    **dict.fromkeys(("jpg", "jpeg"), ("image", "image/jpeg")),
-    **dict.fromkeys(("tif", "tiff"), ("image", "image/tiff")),
-    "bmp": ("image", "image/bmp"),
-    "webp": ("image", "image/webp"),
-    "gif": ("image", "image/gif"),
-}
-_TEXT = frozenset({"text", "html", "markdown", "csv"})
-_ARCHIVES = frozenset({"docx", "pptx", "xlsx", "odt", "ods", "epub"})
-_GRIDS = frozenset({"xlsx", "xls", "ods"})
 _MOST_PAGES = 20_000
-_SIGNATURES = (
-    (b"%PDF-", "PDF"),
-    (b"PK\x03\x04", "ZIP archive"),
-    (b"\xd0\xcf\x11\xe0", "old Microsoft Office file"),
-    (b"\x89PNG", "picture"),
-    (b"\xff\xd8\xff", "picture"),
-    (b"GIF8", "picture"),
-    (b"\x7fELF", "program"),
-    (b"MZ", "program"),
-    (b"\x1f\x8b", "compressed file"),
-)
-
-
-class Unreadable(Exception):
-    """The document can't be read; the message is for the person who uploaded it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,19 +88,19 @@ class Reader:
         size = path.stat().st_size
         if size == 0:
             raise Unreadable("The file is empty.")
-        parser, media_type = _format(settings, filename)
-        if parser in _TEXT:
+        parser, media_type = format_of(settings, filename)
+        if parser in TEXT:
             if size > 4 * self._longest_text:
                 raise self._too_long()
-            reading = self._read_text(parser, _decoded(path.read_bytes(), filename, settings), settings, outline)
+            reading = self._read_text(parser, decoded(path.read_bytes(), filename, settings), settings, outline)
         elif parser == "image":
             reading = Reading(parser, [Part(self._picture(path, media_type, settings))])
         else:
-            if parser in _ARCHIVES:
+            if parser in ARCHIVES:
                 try:
                     archive.check(path)
                 except archive.Bomb:
-                    raise Unreadable(_reason("bomb")) from None
+                    raise Unreadable(reason("bomb")) from None
             reading = self._read_binary(parser, path, media_type, settings, outline)
         if sum(len(part.text) for part in reading.parts) > self._longest_text:
             raise self._too_long()
@@ -206,7 +161,7 @@ class Reader:
             reading.parts = self._pdf_parts(path, result, settings)
         elif parser == "pptx":
             reading.parts = list(_slides(result.content, self._slide_mark))
-        elif parser in _GRIDS:
+        elif parser in GRIDS:
             reading.parts = list(_sheets(result, settings))
         if outline:
             reading.headings = headings(self._extract(path, media_type, output_format="markdown").content)
@@ -229,7 +184,7 @@ class Reader:
                 return kreuzberg.extract_bytes_sync(source, media_type, config)
             return kreuzberg.extract_file_sync(source, media_type, config)
         except kreuzberg.KreuzbergError as error:
-            raise Unreadable(_reason(str(error))) from None
+            raise Unreadable(reason(str(error))) from None
 
     def _reading(self, parser: str, result: Any) -> Reading:
         return Reading(
@@ -260,7 +215,7 @@ class Reader:
             number, text = int(page["page_number"]), str(page["content"])
             if not text.strip() and ocr is not None:
                 text = self._recognised(lambda index=number - 1: ocr.page(path, index))
-            parts.append(Part(_unwrapped(text) if unwrap else text, number if numbered else None))
+            parts.append(Part(unwrapped(text) if unwrap else text, number if numbered else None))
         if options.get("combine_pages"):
             return [Part("\n\n".join(part.text for part in parts))]
         return parts or [Part(result.content)]
@@ -275,7 +230,7 @@ class Reader:
         try:
             return str(recognise())
         except (self._kreuzberg.KreuzbergError, RuntimeError, ValueError) as error:
-            raise Unreadable(_reason(str(error))) from None
+            raise Unreadable(reason(str(error))) from None
 
     def _ocr(self, settings: ReadSettings) -> Ocr | None:
         language = settings.options.get("ocr_language", "eng")
@@ -295,21 +250,6 @@ class Reader:
         return Unreadable(
             f"The file holds more text than the {self._longest_text:,} characters one document may have: split it."
         )
-
-
-def _format(settings: ReadSettings, filename: str) -> tuple[str, str]:
-    extension = Path(filename).suffix.lower().lstrip(".")
-    found = _FORMATS.get(extension)
-    match settings.kind:
-        case "auto":
-            return found or ("text", "text/plain")
-        case "text":
-            return "text", "text/plain"
-        case "sheets":
-            return found if found is not None and found[0] in _GRIDS else _FORMATS["xlsx"]
-        case "mail":
-            return _FORMATS["msg" if extension == "msg" else "eml"]
-    return _FORMATS[{"pdf": "pdf", "table": "csv", "word": "docx", "markdown": "md"}[settings.kind]]
 
 
 def _grid(cells: tables.Cells, options: Mapping[str, Any], strategy: ChunkStrategy, **metadata: str) -> list[Part]:
@@ -342,40 +282,6 @@ def _slides(content: str, mark: str) -> Iterator[Part]:
         yield Part(text.strip("\n"), int(number))
 
 
-def _decoded(content: bytes, filename: str, settings: ReadSettings) -> str:
-    """The text of a file in the configured encoding, else UTF-8, UTF-16 with its mark, or Windows-1252."""
-    encoding = settings.options.get("encoding", "utf-8")
-    if codecs.lookup(encoding).name != "utf-8":
-        text = content.decode(encoding, errors="replace")
-    elif content.startswith((b"\xff\xfe", b"\xfe\xff")):
-        text = content.decode("utf-16", errors="replace")
-    else:
-        for signature, kind in _SIGNATURES:
-            if content.startswith(signature):
-                raise Unreadable(f"The content is that of a {kind}, which the name {filename!r} does not say.")
-        try:
-            text = content.decode("utf-8-sig")
-        except UnicodeDecodeError:
-            text = content.decode("cp1252", errors="replace")
-    sample = text[:65536]
-    unprintable = sum(not (letter.isprintable() or letter.isspace()) or letter == "�" for letter in sample)
-    if unprintable > len(sample) // 50:
-        raise Unreadable("The content is not text, and its kind is not one that can be read.")
-    return text
-
-
-def _unwrapped(text: str) -> str:
-    """A PDF's lines joined where a sentence runs on."""
-    lines = text.replace("\r\n", "\n").split("\n")
-    joined = lines[:1]
-    for line in lines[1:]:
-        if line[:1].islower() and joined[-1].strip():
-            joined[-1] = f"{joined[-1].rstrip()} {line}"
-        else:
-            joined.append(line)
-    return "\n".join(joined)
-
-
 def _described(metadata: Mapping[str, Any]) -> dict[str, Any]:
     """What is worth knowing of a document beside its text."""
     known = {
@@ -385,16 +291,3 @@ def _described(metadata: Mapping[str, Any]) -> dict[str, Any]:
         "page_count": metadata.get("page_count"),
     }
     return {key: value[:500] if isinstance(value, str) else value for key, value in known.items() if value}
-
-
-def _reason(message: str) -> str:
-    """kreuzberg's message in words a user understands."""
-    lowered = message.lower()
-    if "password" in lowered or "encrypted" in lowered:
-        return "The file is protected by a password: remove the protection and upload it again."
-    if "security" in lowered or "limit" in lowered or "bomb" in lowered:
-        return "The file expands to far more data than a document should and was refused."
-    if "memory" in lowered:
-        return "Reading the file takes more memory than one document may use."
-    first = message.splitlines()[0][:200] if message else "no details"
-    return f"The file is damaged or not what its name says. ({first})"

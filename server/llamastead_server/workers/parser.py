@@ -19,8 +19,9 @@ from typing import Any
 from llamastead_server.domain.chunking import ChunkSettings, row_spans, spans
 from llamastead_server.domain.reading import ReadSettings
 from llamastead_server.workers.child import configure_logging, die_with_parent
-from llamastead_server.workers.documents import Part, Reader, Reading, Unreadable
+from llamastead_server.workers.documents import Part, Reader, Reading
 from llamastead_server.workers.extractors import extract, wants_outline
+from llamastead_server.workers.text_files import Unreadable
 
 HEADER = struct.Struct("!I")
 # A frame the server takes in one gulp; small, since its event loop decodes it.
