@@ -35,9 +35,11 @@ from llamastead_server.adapters.session_store import SqlSessionStore
 from llamastead_server.adapters.task_store import SqlTaskStore
 from llamastead_server.domain.chat import ChatTurns
 from llamastead_server.domain.databases import Databases
+from llamastead_server.domain.dataset_actions import DatasetActions
 from llamastead_server.domain.datasets import Datasets
 from llamastead_server.domain.errors import AlreadyExists, LlamasteadError
 from llamastead_server.domain.examples import Examples
+from llamastead_server.domain.file_removal import FileRemoval
 from llamastead_server.domain.files import DatasetLocks
 from llamastead_server.domain.ingestion import PROCESS_DATASET, Ingestion
 from llamastead_server.domain.model_routing import ModelRouter
@@ -120,6 +122,7 @@ async def start(stack: AsyncExitStack, settings: Settings, example: str | None) 
     blobs = FileBlobStore(projects_folder, max_bytes=settings.max_upload_bytes)
     configs = ProjectFiles(projects_folder)
     datasets = Datasets(configs, files, chunks, blobs, store, locks, time.time)
+    actions = DatasetActions(configs, files, FileRemoval(files, chunks, blobs, store, locks), locks)
     ingestion = Ingestion(configs, files, chunks, blobs, store, embedder, reader, locks)
     databases = Databases(configs, chunks, SqlDatabaseContents(database), store, embedder, locks)
     reindexing = Reindexing(configs, chunks, store, embedder, locks)
@@ -179,7 +182,7 @@ async def start(stack: AsyncExitStack, settings: Settings, example: str | None) 
     server = build_server(
         [
             ChatServicer(turns, sessions, configs),
-            DatasetServicer(datasets, ingestion, tasks),
+            DatasetServicer(datasets, actions, ingestion, tasks),
             ExampleServicer(examples),
             ModelServicer(configs, models, router),
             ProjectServicer(projects),

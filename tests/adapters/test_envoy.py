@@ -84,7 +84,9 @@ def test_every_variable_of_a_path_is_closed_to_queries() -> None:
 def test_uploads_are_the_only_raw_bodies() -> None:
     raw = {binding.template for binding in contract().bindings if binding.raw}
     assert raw == {
-        f"{prefix}/v1/projects/{{namespace}}/{{project}}/datasets/{{dataset}}/data" for prefix in ("", "/api")
+        f"{prefix}/v1/projects/{{namespace}}/{{project}}/datasets/{{dataset}}/data{bulk}"
+        for prefix in ("", "/api")
+        for bulk in ("", "/bulk")
     }
 
 
