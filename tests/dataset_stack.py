@@ -26,7 +26,9 @@ from llamastead_server.adapters.project_files import ProjectFiles
 from llamastead_server.adapters.task_store import SqlTaskStore
 from llamastead_server.domain.config import ProjectConfig
 from llamastead_server.domain.databases import Databases
+from llamastead_server.domain.dataset_actions import DatasetActions
 from llamastead_server.domain.datasets import Datasets
+from llamastead_server.domain.file_removal import FileRemoval
 from llamastead_server.domain.files import DatasetLocks
 from llamastead_server.domain.ingestion import PROCESS_DATASET, Ingestion
 from llamastead_server.domain.names import ProjectRef
@@ -52,6 +54,7 @@ class Stack:
     vectors: MilvusStore
     embedder: Embedder
     datasets: Datasets
+    actions: DatasetActions
     ingestion: Ingestion
     tasks: TaskRunner
     databases: Databases
@@ -121,6 +124,7 @@ async def stack(
         files, chunks, locks = SqlFileStore(database), SqlChunkStore(database), DatasetLocks()
         blobs = FileBlobStore(folder / "projects", max_bytes=max_bytes)
         datasets = Datasets(projects, files, chunks, blobs, vectors, locks, time.time)
+        actions = DatasetActions(projects, files, FileRemoval(files, chunks, blobs, vectors, locks), locks)
         ingestion = Ingestion(projects, files, chunks, blobs, vectors, embedder, reader or real_reader, locks)
         databases = Databases(projects, chunks, SqlDatabaseContents(database), vectors, embedder, locks)
         reindexing = Reindexing(projects, chunks, vectors, embedder, locks)
@@ -135,8 +139,8 @@ async def stack(
         await datasets.reconcile()
         try:
             yield Stack(
-                folder, projects, files, chunks, blobs, vectors, embedder, datasets, ingestion, tasks, databases,
-                reindexing, previews,
+                folder, projects, files, chunks, blobs, vectors, embedder, datasets, actions, ingestion, tasks,
+                databases, reindexing, previews,
             )  # fmt: skip
         finally:
             await tasks.stop()

@@ -174,8 +174,10 @@ class Generator:
         """Describes a call's body."""
         if uploads := comment.lists.get("Request content type"):
             ((media_type, part),) = uploads.items()
-            file = {"type": "string", "contentMediaType": "application/octet-stream", "description": "The file."}
-            form = {"type": "object", "required": [part], "properties": {part: file}}
+            file: Json = {"type": "string", "contentMediaType": "application/octet-stream", "description": "The file."}
+            name = part.removesuffix("[]")
+            value = file if name == part else {"type": "array", "items": file, "maxItems": 100}
+            form = {"type": "object", "required": [name], "properties": {name: value}}
             return {"required": True, "content": {media_type: {"schema": form}}}
         if body != "*":
             member = self.member(method.input_type, body)

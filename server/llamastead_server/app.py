@@ -33,9 +33,11 @@ from llamastead_server.background import background
 from llamastead_server.domain.chat import ChatTurns
 from llamastead_server.domain.completion import Completions
 from llamastead_server.domain.databases import Databases
+from llamastead_server.domain.dataset_actions import DatasetActions
 from llamastead_server.domain.datasets import Datasets
 from llamastead_server.domain.embeddings import Embeddings
 from llamastead_server.domain.examples import Examples
+from llamastead_server.domain.file_removal import FileRemoval
 from llamastead_server.domain.files import DatasetLocks
 from llamastead_server.domain.ingestion import Ingestion
 from llamastead_server.domain.log_book import LogBook
@@ -137,6 +139,7 @@ async def start(
     blobs = FileBlobStore(projects_folder, max_bytes=settings.max_upload_bytes)
     configs = ProjectFiles(projects_folder)
     datasets = Datasets(configs, files, chunks, blobs, store, locks, time.time)
+    actions = DatasetActions(configs, files, FileRemoval(files, chunks, blobs, store, locks), locks)
     ingestion = Ingestion(configs, files, chunks, blobs, store, embedder, reader, locks)
     databases = Databases(configs, chunks, SqlDatabaseContents(database), store, embedder, locks)
     reindexing = Reindexing(configs, chunks, store, embedder, locks)
@@ -206,7 +209,7 @@ async def start(
             BatchServicer(batches),
             ChatServicer(turns, sessions, configs),
             ConfigServicer(runtime, models),
-            DatasetServicer(datasets, ingestion, tasks),
+            DatasetServicer(datasets, actions, ingestion, tasks),
             ExampleServicer(examples),
             ModelServicer(configs, models, runtime, router),
             OpenAIServicer(ModelChat(turns, sessions, configs), completions, models, embedder, embeddings),

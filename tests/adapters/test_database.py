@@ -8,7 +8,9 @@ import sqlalchemy as sa
 
 from llamastead_server.adapters import schema
 from llamastead_server.adapters.database import Database
+from llamastead_server.adapters.file_store import SqlFileStore
 from llamastead_server.domain.errors import Conflict
+from llamastead_server.domain.names import ProjectRef
 
 TASK = {
     "namespace": "org",
@@ -92,3 +94,28 @@ async def test_an_older_database_gets_what_later_servers_added(tmp_path: Path) -
     async with Database.in_folder(tmp_path) as database:
         assert added <= await database.read(tables)
         assert await database.read(count) == 1
+
+
+async def test_a_database_of_an_older_server_keeps_its_files_and_gets_what_is_new(tmp_path: Path) -> None:
+    new = ("parser_overrides", "extractors", "facts")
+
+    def age(connection: sa.Connection) -> None:
+        for name in new:
+            connection.execute(sa.text(f"ALTER TABLE files DROP COLUMN {name}"))
+        connection.execute(sa.text("DELETE FROM schema_version WHERE version > 1"))
+        connection.execute(
+            sa.text(
+                "INSERT INTO files (namespace, project, dataset, hash, filename, mime_type, size, uploaded_at, status,"
+                " chunk_count) VALUES ('org', 'bot', 'd', 'h', 'a.txt', 'text/plain', 1, 0, 'processed', 1)"
+            )
+        )
+
+    async with Database.in_folder(tmp_path) as database:
+        await database.write(age)
+    async with Database.in_folder(tmp_path) as database:
+        (record,) = await SqlFileStore(database).list_files(ProjectRef("org", "bot"))
+        assert (record.filename, record.parser_overrides, record.extractors, record.facts) == ("a.txt", None, (), {})
+        await SqlFileStore(database).override(record, {"chunk_size": 100})
+        changed = await SqlFileStore(database).get(ProjectRef("org", "bot"), "d", "h")
+        assert changed is not None
+        assert changed.parser_overrides == {"chunk_size": 100}

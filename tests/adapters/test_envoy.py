@@ -83,8 +83,8 @@ def test_every_variable_of_a_path_is_closed_to_queries() -> None:
 
 def test_uploads_are_the_only_raw_bodies() -> None:
     raw = {binding.template for binding in contract().bindings if binding.raw}
-    paths = ("/v1/projects/{namespace}/{project}/datasets/{dataset}/data", "/v1/files")
-    assert raw == {f"{prefix}{path}" for prefix in ("", "/api") for path in paths}
+    data = "/v1/projects/{namespace}/{project}/datasets/{dataset}/data"
+    assert raw == {f"{prefix}{path}" for prefix in ("", "/api") for path in (data, f"{data}/bulk", "/v1/files")}
 
 
 def test_every_public_service_is_served() -> None:

@@ -10,7 +10,6 @@ import pytest
 import pytest_asyncio
 
 from llamastead_server.adapters.embedder import WorkerEmbedder
-from llamastead_server.domain.chunking import ChunkSettings, spans
 from llamastead_server.domain.config import ProjectConfig
 from llamastead_server.domain.errors import (
     AlreadyExists,
@@ -20,8 +19,7 @@ from llamastead_server.domain.errors import (
     ValidationFailed,
 )
 from llamastead_server.domain.names import ProjectRef
-from llamastead_server.domain.ports import ParsedPiece
-from llamastead_server.domain.previews import PreviewRequest, placed
+from llamastead_server.domain.previews import PreviewRequest
 from llamastead_server.domain.retrieval import Retriever
 from llamastead_server.domain.retrieval_health import RetrievalHealth
 from llamastead_server.domain.retrieval_plan import RetrievalQuery
@@ -287,6 +285,9 @@ async def test_a_preview_cuts_as_processing_would(parts: Stack) -> None:
     small = await parts.previews.preview(ref, sent)
     assert (small.filename, small.size) == ("x.txt", len(text))
     assert all(len(chunk.text) <= 100 for chunk in small.chunks)
+    whole = PreviewRequest("main_db", content=text.encode(), chunk_size=100, chunk_strategy="characters")
+    first = (await parts.previews.preview(ref, whole)).chunks[0]
+    assert first.text == text[:100]
 
 
 @pytest.mark.parametrize(
@@ -300,7 +301,7 @@ async def test_a_preview_cuts_as_processing_would(parts: Stack) -> None:
         ({"content": b"x", "strategy": "absent"}, NotFound),
         ({"content": b"x", "chunk_size": 10}, ValidationFailed),
         ({"content": b"x", "chunk_size": 100, "chunk_overlap": 90}, ValidationFailed),
-        ({"content": b"x", "chunk_strategy": "semantic"}, InvalidRequest),
+        ({"content": b"x", "chunk_strategy": "poems"}, ValidationFailed),
         ({"content": b"x", "dataset": "papers"}, InvalidRequest),
         ({"content": b"", "filename": "x.txt"}, InvalidRequest),
     ],
@@ -309,15 +310,6 @@ async def test_a_preview_cuts_as_processing_would(parts: Stack) -> None:
 async def test_what_can_t_be_previewed_is_refused(parts: Stack, fields: dict[str, Any], error: type[Exception]) -> None:
     with pytest.raises(error):
         await parts.previews.preview(REF, PreviewRequest(**{"database": "main_db", **fields}))
-
-
-@pytest.mark.parametrize("overlap", [0, 30, 60])
-async def test_pieces_are_put_together_to_their_text(overlap: int) -> None:
-    text = " ".join(f"Word{number % 7} and more of it{'.' if number % 5 == 0 else ''}" for number in range(200))
-    pieces = [ParsedPiece(text[start:end]) for start, end in spans(text, ChunkSettings(120, overlap))]
-    together, chunks = placed(pieces, overlap)
-    assert together.split() == text.split()
-    assert all(together[chunk.start : chunk.end] == chunk.text for chunk in chunks)
 
 
 async def test_deleting_a_project_s_database_while_nothing_was_ever_written_is_no_error(parts: Stack) -> None:

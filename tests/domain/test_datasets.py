@@ -23,6 +23,7 @@ from llamastead_server.domain.errors import (
     NotFound,
     PayloadTooLarge,
     Unavailable,
+    ValidationFailed,
 )
 from llamastead_server.domain.ingestion import PROCESS_DATASET
 from llamastead_server.domain.names import ProjectRef
@@ -85,7 +86,10 @@ async def test_a_dataset_is_created_listed_and_unique(parts: Stack) -> None:
     for taken in ("more", "MORE"):
         with pytest.raises(AlreadyExists):
             await parts.datasets.create(REF, taken)
-    assert await parts.datasets.strategies(REF) == (["universal_processor"], ["main_db", "other_db"])
+    assert await parts.datasets.strategies(REF) == (
+        ["universal_processor", "universal_rag"],
+        ["main_db", "other_db"],
+    )
 
 
 @pytest.mark.parametrize("wrong", [{"database": "absent"}, {"strategy": "absent"}, {"name": "../x"}, {"name": "con"}])
@@ -280,16 +284,134 @@ async def test_a_dataset_moved_to_another_database_leaves_the_old_one(parts: Sta
     assert len(await parts.found("barn gate", "other_db")) == 1
 
 
-IMPOSSIBLE = [{"chunk_size": 10}, {"chunk_size": "many"}, {"chunk_size": 100, "chunk_overlap": 90}]
+IMPOSSIBLE = [{"chunk_size": 10}, {"chunk_size": "many"}, {"chunk_size": 100, "chunk_overlap": 90}, {"chunk_sise": 9}]
 
 
 @pytest.mark.parametrize("settings", IMPOSSIBLE)
-async def test_impossible_chunk_settings_are_refused_before_any_work(parts: Stack, settings: dict[str, object]) -> None:
+async def test_impossible_chunk_settings_are_refused_when_they_are_written(
+    parts: Stack, settings: dict[str, object]
+) -> None:
+    (field,) = list(settings)[-1:]
+    path = f"rag.data_processing_strategies.0.parsers.0.config.{field}"
+    with pytest.raises(ValidationFailed) as refused:
+        await change_strategy(parts, settings)
+    assert list(refused.value.details) == [path]
+    assert path in refused.value.message
+
+
+async def test_a_file_of_its_own_settings_is_read_by_them_until_they_are_taken_back(parts: Stack) -> None:
+    text = " ".join(f"Sentence number {n} is here." for n in range(40))
+    overrides = {"chunk_size": 100, "chunk_overlap": 0}
+    added = await parts.datasets.add_file(REF, DATASET, "long.txt", None, pieces_of(text.encode()), lambda: overrides)
+    await parts.add("other.txt", text + " ")
+    small, usual = (await parts.ingestion.process(REF, DATASET)).files
+    assert (small.chunk_size, usual.chunk_size) == (100, 500)
+    assert (small.chunks or 0) > 2 * (usual.chunks or 0)
+    again = await parts.ingestion.process(REF, DATASET)
+    assert again.count("skipped") == 2
+    await parts.actions.override_parser(REF, DATASET, added.record.hash, {})
+    back, untouched = (await parts.ingestion.process(REF, DATASET)).files
+    assert (back.status, back.chunks, untouched.status) == ("processed", usual.chunks, "skipped")
+
+
+async def test_settings_the_parser_does_not_have_are_refused_with_the_file(parts: Stack) -> None:
+    for overrides in ({"chunk_size": "many"}, {"delimiter": ";"}):
+        with pytest.raises(ValidationFailed, match="parser_overrides"):
+            await parts.datasets.add_file(
+                REF,
+                DATASET,
+                "a.txt",
+                None,
+                pieces_of(b"text"),
+                lambda overrides=overrides: overrides,  # type: ignore[misc]
+            )
+    assert await parts.left() == (0, 0, 0)
+
+
+@pytest.mark.parametrize("from_disk", [False, True])
+async def test_a_file_two_datasets_hold_survives_its_removal_from_one(parts: Stack, from_disk: bool) -> None:
+    await parts.datasets.create(REF, "more")
     digest = await parts.add("gate.md", GATE)
-    await change_strategy(parts, settings)
-    with pytest.raises(InvalidRequest, match="chunk_"):
-        await parts.ingestion.process(REF, DATASET)
-    assert (await parts.files.get(REF, DATASET, digest)).status == "uploaded"  # type: ignore[union-attr]
+    await parts.add("gate.md", GATE, "more")
+    for dataset in (DATASET, "more"):
+        await parts.ingestion.process(REF, dataset)
+    assert await parts.datasets.remove_file(REF, DATASET, digest, from_disk=from_disk) == 1
+    assert await parts.left() == (1, 1, 1)
+    assert len(await parts.found("barn gate")) == 1
+    assert [record.status for record in (await parts.datasets.get(REF, "more")).files] == ["processed"]
+
+
+async def test_chunks_are_taken_from_one_file_or_from_all_and_files_stay(parts: Stack) -> None:
+    gate = await parts.add("gate.md", GATE)
+    await parts.add("goats.txt", GOATS)
+    await parts.ingestion.process(REF, DATASET)
+    cleared = await parts.actions.clear_chunks(REF, DATASET, gate)
+    assert (cleared.chunks, cleared.files, cleared.failed) == (1, 1, 0)
+    assert await parts.found("barn gate") == []
+    assert await parts.left() == (1, 2, 2)
+    cleared = await parts.actions.clear_chunks(REF, DATASET)
+    assert (cleared.chunks, cleared.files) == (1, 2)
+    assert {record.status for record in await parts.files.list_files(REF)} == {"uploaded"}
+    report = await parts.ingestion.process(REF, DATASET, gate)
+    assert [(file.filename, file.status) for file in report.files] == [("gate.md", "processed")]
+
+
+async def test_a_run_in_which_every_file_fails_is_a_failure_that_says_why(parts: Stack) -> None:
+    await parts.add("broken.pdf", b"%PDF-1.7 nonsense")
+    await parts.add("empty.txt", b"")
+    await parts.tasks.start()
+    task = await parts.tasks.submit(REF, PROCESS_DATASET, {"dataset": DATASET})
+    async for state in parts.tasks.watch(REF, task.id):
+        last = state
+    assert (last.state, last.attempt) == ("FAILURE", 1)
+    assert "None of the 2 files" in (last.error or "")
+    assert last.result is not None
+    assert [(ok, file["filename"]) for ok, file in last.result["details"]] == [
+        (False, "broken.pdf"),
+        (False, "empty.txt"),
+    ]
+
+
+async def test_a_cancelled_task_stops_and_its_file_is_as_uploaded(tmp_path: Path, embedder: WorkerEmbedder) -> None:
+    gated = Gated(embedder)
+    async with stack(tmp_path, gated) as parts:
+        await parts.make_project()
+        await parts.add("gate.md", GATE)
+        await parts.add("goats.txt", GOATS)
+        await parts.tasks.start()
+        run = await parts.ingestion.plan(REF, DATASET)
+        task = await parts.tasks.submit(REF, PROCESS_DATASET, {"dataset": DATASET}, run.meta())
+        await gated.reached.wait()
+        while not (await parts.tasks.get(REF, task.id)).files("processing"):
+            await asyncio.sleep(0.05)
+        cancelled = await parts.tasks.cancel(REF, task.id)
+        assert (cancelled.done, cancelled.stopped, cancelled.not_reverted) == (True, True, 0)
+        assert cancelled.in_work == cancelled.reverted > 0
+        assert cancelled.in_work + cancelled.waiting == 2
+        assert {record.status for record in await parts.files.list_files(REF)} == {"uploaded"}
+        assert (await parts.left())[0] == 0
+        gated.open.set()
+        assert (await parts.ingestion.process(REF, DATASET)).count("processed") == 2
+
+
+async def test_what_extractors_find_is_searched_by_and_shown_with_the_file(parts: Stack) -> None:
+    def change(config: ProjectConfig) -> ProjectConfig:
+        raw = config.plain()
+        raw["rag"]["data_processing_strategies"][0]["extractors"] = ["ContentStatisticsExtractor", "HeadingExtractor"]
+        return ProjectConfig.parse(raw)
+
+    await parts.projects.update(REF, change)
+    digest = await parts.add("gate.md", GATE)
+    report = await parts.ingestion.process(REF, DATASET)
+    assert report.files[0].extractors == ("text", "metadata", "ContentStatisticsExtractor", "HeadingExtractor")
+    assert report.files[0].metadata["headings"] == ["Gate"]
+    record = await parts.files.get(REF, DATASET, digest)
+    assert record is not None
+    assert record.facts == report.files[0].metadata
+    words = int(record.facts["word_count"])
+    for wanted, count in ((words, 1), (words + 1, 0)):
+        found = await parts.vectors.search_keyword(await collection(parts), "gate", 5, {"word_count": wanted})
+        assert len(found) == count
 
 
 async def test_another_embedding_model_is_a_conflict_before_any_work(parts: Stack) -> None:

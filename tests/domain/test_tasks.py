@@ -21,7 +21,7 @@ from llamastead_server.adapters.task_store import SqlTaskStore
 from llamastead_server.domain.errors import InvalidRequest, NotFound, Unavailable
 from llamastead_server.domain.names import ProjectRef
 from llamastead_server.domain.ports import TaskFunction, TaskProgress
-from llamastead_server.domain.task_records import Task
+from llamastead_server.domain.task_records import Task, TaskFailed
 from llamastead_server.domain.tasks import TaskRules, TaskRunner
 
 REF = ProjectRef("my-org", "shop")
@@ -179,14 +179,14 @@ async def test_cancelling_stops_a_running_task_and_keeps_a_queued_one_from_runni
     async with running(tmp_path, job, rules=replace(QUICK, concurrency=1)) as runner:
         first, second = await runner.submit(REF, "job", {}), await runner.submit(REF, "job", {})
         await started.wait()
-        assert (await runner.cancel(REF, second.id))[1]
-        before, done = await runner.cancel(REF, first.id)
-        assert (before.state, done) == ("STARTED", True)
-        await asyncio.wait_for(stopped.wait(), 10)
+        assert (await runner.cancel(REF, second.id)).done
+        cancelled = await runner.cancel(REF, first.id)
+        assert (cancelled.before.state, cancelled.done, cancelled.stopped) == ("STARTED", True, True)
+        assert stopped.is_set()
         for task in (first, second):
             ended = await runner.get(REF, task.id)
             assert (ended.state, ended.cancelled) == ("FAILURE", True)
-        assert not (await runner.cancel(REF, first.id))[1]
+        assert not (await runner.cancel(REF, first.id)).done
         third = await runner.submit(REF, "job", {})
         while (await runner.get(REF, third.id)).state == "PENDING":
             await asyncio.sleep(0.01)
@@ -287,3 +287,13 @@ async def test_a_task_survives_kill_9_of_its_server(tmp_path: Path, alone: bool)
         task = await end_of(runner, stuck)
         await runner.stop()
     assert (task.state, task.result, task.attempt) == ("SUCCESS", {"x": 1}, 2)
+
+
+async def test_a_task_that_came_to_no_good_end_fails_with_its_result(tmp_path: Path) -> None:
+    async def job(ref: ProjectRef, arguments: Mapping[str, Any], progress: TaskProgress) -> Mapping[str, Any]:
+        raise TaskFailed("Nothing could be read.", {"failed_files": 2})
+
+    async with running(tmp_path, job) as runner:
+        task = await end_of(runner, await runner.submit(REF, "job", {}))
+    assert (task.state, task.error, task.attempt) == ("FAILURE", "Nothing could be read.", 1)
+    assert (task.result, task.traceback) == ({"failed_files": 2}, None)

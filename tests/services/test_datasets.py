@@ -44,7 +44,7 @@ async def parts(tmp_path: Path, embedder: WorkerEmbedder) -> AsyncIterator[Stack
 async def channel(parts: Stack) -> AsyncIterator[grpc.aio.Channel]:
     server = grpc.aio.server()
     dataset_pb2_grpc.add_DatasetServiceServicer_to_server(
-        DatasetServicer(parts.datasets, parts.ingestion, parts.tasks), server
+        DatasetServicer(parts.datasets, parts.actions, parts.ingestion, parts.tasks), server
     )
     task_pb2_grpc.add_TaskServiceServicer_to_server(TaskServicer(parts.tasks), server)
     port = server.add_insecure_port("127.0.0.1:0")
@@ -89,7 +89,13 @@ async def test_a_form_and_a_typed_stream_store_the_same_file(channel: grpc.aio.C
     first = await stub.UploadFileHttp(form(TEXT[:10], TEXT[10:]))
     stored = {"filename": "gate.txt", "hash": HASH, "processed": False, "skipped": False, "status": "uploaded"}
     assert as_json(first) == stored
-    assert as_json(await stub.UploadFile(typed(TEXT))) == {**stored, "skipped": True, "status": "skipped"}
+    reason = "The dataset holds this content already, as 'gate.txt'."
+    assert as_json(await stub.UploadFile(typed(TEXT))) == {
+        **stored,
+        "skipped": True,
+        "status": "skipped",
+        "reason": reason,
+    }
     assert (await stub.UploadFile(typed())).hash == hashlib.sha256(b"").hexdigest()
 
 
@@ -122,7 +128,17 @@ async def test_processing_answers_as_documented(channel: grpc.aio.Channel) -> No
         "failed_files": 0,
         "strategy": "universal_processor",
         "database": "main_db",
-        "details": [{**file, "chunks": 1, "chunk_size": 500, "embedder": MODEL}],
+        "details": [
+            {
+                **file,
+                "chunks": 1,
+                "chunk_size": 500,
+                "embedder": MODEL,
+                "file_hash": HASH,
+                "stored_count": 1,
+                "skipped_count": 0,
+            }
+        ],
     }
     again = as_json(await stub.ProcessDataset(pb.ProcessDatasetRequest(**NAMES)))
     assert again["details"][0]["reason"] == "already processed"  # type: ignore[index]
@@ -136,7 +152,8 @@ async def test_asynchronous_processing_answers_a_task_that_can_be_followed(chann
     stub = dataset_pb2_grpc.DatasetServiceStub(channel)
     await stub.UploadFile(typed(TEXT))
     started = as_json(await stub.ProcessDataset(pb.ProcessDatasetRequest(**NAMES, async_processing=True)))
-    assert started["details"] == [{"hash": HASH, "filename": None, "status": "pending", "extractors": []}]
+    counts = {"file_hash": HASH, "stored_count": 0, "skipped_count": 0}
+    assert started["details"] == [{"hash": HASH, "filename": None, "status": "pending", "extractors": [], **counts}]
     names = {"namespace": REF.namespace, "project": REF.name, "task_id": str(started["task_id"])}
     tasks = task_pb2_grpc.TaskServiceStub(channel)
     states = [as_json(task) async for task in tasks.WatchTask(task_pb2.WatchTaskRequest(**names))]
@@ -148,17 +165,58 @@ async def test_asynchronous_processing_answers_a_task_that_can_be_followed(chann
         "total": 1,
         "progress": 100.0,
         "message": "Processed 1 files",
-        "files": [{"index": 0, "file_hash": HASH, "filename": "gate.txt", "state": "success", "chunks": 1}],
+        "files": [
+            {
+                "index": 0,
+                "task_id": last["task_id"],
+                "file_hash": HASH,
+                "filename": "gate.txt",
+                "state": "success",
+                "chunks": 1,
+                "stored_count": 1,
+                "skipped_count": 0,
+            }
+        ],
     }
     result = last["result"]
     assert isinstance(result, dict)
-    assert (result["processed_files"], result["failed_files"], result["details"][0]["filename"]) == (1, 0, "gate.txt")
+    assert (result["processed_files"], result["failed_files"]) == (1, 0)
+    ((ok, detail),) = result["details"]
+    assert (ok, detail["filename"], detail["result"]["filename"]) == (True, "gate.txt", "gate.txt")
 
 
 async def test_an_upload_with_auto_process_is_processed_as_a_task(channel: grpc.aio.Channel) -> None:
     uploaded = await dataset_pb2_grpc.DatasetServiceStub(channel).UploadFileHttp(form(TEXT, auto_process=True))
     assert uploaded.status == "processing"
     request = task_pb2.WatchTaskRequest(namespace=REF.namespace, project=REF.name, task_id=uploaded.task_id)
+    states = [task.state async for task in task_pb2_grpc.TaskServiceStub(channel).WatchTask(request)]
+    assert states[-1] == "SUCCESS"
+
+
+async def test_a_typed_stream_stores_several_files_and_a_bad_one_fails_alone(channel: grpc.aio.Channel) -> None:
+    def files(*named: tuple[str, bytes]) -> AsyncIterator[pb.UploadFilesRequest]:
+        async def requests() -> AsyncIterator[pb.UploadFilesRequest]:
+            yield pb.UploadFilesRequest(header=pb.UploadFilesHeader(**NAMES, auto_process=True))
+            for name, content in named:
+                header = pb.FileHeader(filename=name)
+                if name == "odd.txt":
+                    header.parser_overrides["chunk_size"] = "many"
+                yield pb.UploadFilesRequest(file=header)
+                yield pb.UploadFilesRequest(chunk=content[:5])
+                yield pb.UploadFilesRequest(chunk=content[5:])
+
+        return requests()
+
+    stub = dataset_pb2_grpc.DatasetServiceStub(channel)
+    answer = await stub.UploadFiles(files(("gate.txt", TEXT), ("odd.txt", b"odd text"), ("again.txt", TEXT)))
+    assert (answer.uploaded, answer.skipped, answer.failed, answer.status) == (1, 1, 1, "processing")
+    assert [(file.filename, file.status) for file in answer.files] == [
+        ("gate.txt", "uploaded"),
+        ("odd.txt", "failed"),
+        ("gate.txt", "skipped"),
+    ]
+    assert "parser_overrides.chunk_size" in answer.files[1].error
+    request = task_pb2.WatchTaskRequest(namespace=REF.namespace, project=REF.name, task_id=answer.task_id)
     states = [task.state async for task in task_pb2_grpc.TaskServiceStub(channel).WatchTask(request)]
     assert states[-1] == "SUCCESS"
 

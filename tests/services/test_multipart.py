@@ -79,3 +79,39 @@ async def test_another_content_type_is_refused(content_type: str) -> None:
 async def test_an_unusable_boundary_is_refused(content_type: str) -> None:
     with pytest.raises(InvalidRequest, match="boundary"):
         await read(part(b"x") + END, content_type)
+
+
+FILES = 'form-data; name="files"; filename="{}"'
+
+
+async def names_and_contents(body: bytes, size: int, *, skip: bool = False) -> list[tuple[str, bytes]]:
+    form = MultipartBody(FORM, split(body, size), "files")
+    read = []
+    while (file := await form.next_file()) is not None:
+        read.append((file.filename, b"" if skip else b"".join([data async for data in file.content])))
+    return read
+
+
+@given(st.lists(st.binary(max_size=60), max_size=6), st.integers(1, 50))
+async def test_several_files_come_one_after_another(contents: list[bytes], size: int) -> None:
+    if any(b"\r\n--XXX" in b"\r\n" + content for content in contents):
+        return
+    body = b"".join(part(content, FILES.format(number)) for number, content in enumerate(contents)) + END
+    assert await names_and_contents(body, size) == [(str(n), content) for n, content in enumerate(contents)]
+    assert await names_and_contents(body, size, skip=True) == [(str(n), b"") for n in range(len(contents))]
+
+
+@pytest.mark.parametrize("size", [1, 7, 10_000])
+async def test_a_kept_field_is_known_once_it_has_come(size: int) -> None:
+    body = part(b"early", 'form-data; name="first"') + part(b"x") + part(b"late", 'form-data; name="second"') + END
+    form = MultipartBody(FORM, split(body, size), fields=["first", "second", "third"])
+    file = await form.file()
+    assert form.value("first") == "early"
+    assert b"".join([data async for data in file.content]) == b"x"
+    assert (form.value("second"), form.value("third")) == ("late", None)
+
+
+async def test_a_kept_field_is_bounded() -> None:
+    body = part(b"y" * 11_000, 'form-data; name="note"') + part(b"x") + END
+    with pytest.raises(InvalidRequest, match="longer than 10240 bytes"):
+        await MultipartBody(FORM, split(body, 1000), fields=["note"]).file()

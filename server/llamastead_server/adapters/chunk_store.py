@@ -15,6 +15,7 @@ from llamastead_server.domain.names import ProjectRef
 from llamastead_server.domain.ports import Chunk
 
 _IDS_PER_QUERY = 500
+_ROWS_PER_INSERT = 1000
 
 
 class SqlChunkStore:
@@ -75,8 +76,9 @@ class SqlChunkStore:
     async def complete(self, database: str, record: FileRecord, new: Sequence[Chunk]) -> None:
         """Replaces a file's chunks and its record in one transaction."""
         ref = record.project
-        rows = [
-            {
+
+        def row(chunk: Chunk) -> dict[str, Any]:
+            return {
                 "id": chunk.id,
                 "namespace": ref.namespace,
                 "project": ref.name,
@@ -88,13 +90,12 @@ class SqlChunkStore:
                 "page": chunk.page,
                 "metadata": {**chunk.metadata, "filename": chunk.filename},
             }
-            for chunk in new
-        ]
 
         def work(connection: sa.Connection) -> None:
             connection.execute(chunks.delete().where(*_of_file(ref, record.dataset, record.hash)))
-            if rows:
-                connection.execute(chunks.insert(), rows)
+            # Made here and in parts: for a large file it would hold the event loop, and the memory.
+            for start in range(0, len(new), _ROWS_PER_INSERT):
+                connection.execute(chunks.insert(), [row(chunk) for chunk in new[start : start + _ROWS_PER_INSERT]])
             connection.execute(
                 files.update()
                 .where(

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 import logging
+import os
 import socket
 import sys
 from collections.abc import Mapping
@@ -15,11 +16,14 @@ from typing import Any
 
 from llamastead_server.domain.files import DocumentError
 from llamastead_server.domain.ports import ParsedDocument, ParsedPiece
+from llamastead_server.domain.reading import ReadSettings
 from llamastead_server.workers.parser import HEADER
 
 _log = logging.getLogger("llamastead.parser")
 _LONGEST_TEXT = 32_000_000
 _LONGEST_FRAME = 64 << 20
+# A child has a small address space, which threads' stacks and arenas would fill, and its place is one CPU.
+_ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OMP_THREAD_LIMIT", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
 
 
 class KreuzbergReader:
@@ -60,8 +64,16 @@ class KreuzbergReader:
         while self._idle:
             await self._idle.pop().end()
 
-    async def read(self, path: Path, filename: str, *, chunk_size: int, chunk_overlap: int) -> ParsedDocument:
-        """Parses a file and cuts it into chunks.
+    async def read(
+        self, path: Path, filename: str, settings: ReadSettings, *, with_text: bool = False
+    ) -> ParsedDocument:
+        """Parses a file, cuts it into chunks and draws metadata from it.
+
+        Args:
+            path: The file.
+            filename: Its name, which tells its kind.
+            settings: How it is read and cut.
+            with_text: Whether the answer carries the whole text, which the pieces' positions are about.
 
         Raises:
             DocumentError: The file can't be read; the message says why.
@@ -69,8 +81,8 @@ class KreuzbergReader:
         request = {
             "path": str(path),
             "filename": filename,
-            "chunk_size": chunk_size,
-            "chunk_overlap": chunk_overlap,
+            "settings": settings.plain(),
+            "with_text": with_text,
         }
         async with self._places:
             child = self._idle.pop() if self._idle else await _Child.start(self._memory_bytes, self._longest_text)
@@ -118,7 +130,7 @@ class _Child:
                 "--socket-fd", str(theirs.fileno()),
                 "--memory", str(memory_bytes),
                 "--longest-text", str(longest_text),
-                stdin=asyncio.subprocess.PIPE, pass_fds=[theirs.fileno()],
+                stdin=asyncio.subprocess.PIPE, pass_fds=[theirs.fileno()], env=os.environ | _ONE_THREAD,
             )  # fmt: skip
         except BaseException:
             ours.close()
@@ -138,13 +150,23 @@ class _Child:
         header = await self._frame()
         if "error" in header:
             raise DocumentError(header["error"])
+        text: list[str] = []
+        missing = header["characters"]
+        while missing > 0:
+            text.append((await self._frame())["text"])
+            missing -= len(text[-1])
         pieces: list[ParsedPiece] = []
         while len(pieces) < header["pieces"]:
-            frame = await self._frame()
-            pieces += [ParsedPiece(text, page) for page, text in frame["pieces"]]
+            pieces += [ParsedPiece(**piece) for piece in (await self._frame())["pieces"]]
         metadata = header["metadata"]
-        extractors = ("text", "metadata") if metadata else ("text",)
-        return ParsedDocument(header["parser"], pieces, metadata, extractors)
+        return ParsedDocument(
+            header["parser"],
+            pieces,
+            metadata,
+            ("text", *(["metadata"] if metadata else []), *header["extractors"]),
+            header["facts"],
+            "".join(text),
+        )
 
     async def _frame(self) -> dict[str, Any]:
         (length,) = HEADER.unpack(await self._reader.readexactly(HEADER.size))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import sqlalchemy as sa
@@ -50,6 +50,11 @@ class SqlFileStore:
         change = files.update().where(*_key(record)).values(row_of(record))
         await self._database.write(lambda connection: connection.execute(change))
 
+    async def override(self, record: FileRecord, overrides: Mapping[str, Any]) -> None:
+        """Sets the parser settings of one file."""
+        change = files.update().where(*_key(record)).values(parser_overrides=dict(overrides))
+        await self._database.write(lambda connection: connection.execute(change))
+
     async def mark(self, ref: ProjectRef, dataset: str, status: FileStatus) -> None:
         """Sets the status of all files of a dataset."""
         change = files.update().where(*_in_project(ref), files.c.dataset == dataset).values(status=status)
@@ -89,11 +94,16 @@ def row_of(record: FileRecord) -> dict[str, Any]:
         "chunk_size": record.chunk_size,
         "embedding_model": record.embedding_model,
         "processed_with": record.processed_with,
+        "parser_overrides": None if record.parser_overrides is None else dict(record.parser_overrides),
+        "extractors": list(record.extractors),
+        "facts": dict(record.facts),
     }
 
 
 def _record(row: sa.Row[Any]) -> FileRecord:
     values = dict(row._mapping)
+    # Rows from before these columns existed hold nothing in them.
+    values |= {"extractors": tuple(row.extractors or ()), "facts": row.facts or {}}
     return FileRecord(project=ProjectRef(values.pop("namespace"), values.pop("project")), **values)
 
 

@@ -29,6 +29,9 @@ files = sa.Table(
     sa.Column("chunk_size", sa.Integer),
     sa.Column("embedding_model", sa.String(255)),
     sa.Column("processed_with", sa.String(64)),
+    sa.Column("parser_overrides", sa.JSON(none_as_null=True)),
+    sa.Column("extractors", sa.JSON(none_as_null=True)),
+    sa.Column("facts", sa.JSON(none_as_null=True)),
 )
 
 chunks = sa.Table(
@@ -171,7 +174,15 @@ def _add_batches(connection: sa.Connection) -> None:
     metadata.create_all(connection, tables=[batch_files, batches])
 
 
-_STEPS = (_create_all, _add_tokens, _add_batches)
+def _describe_files(connection: sa.Connection) -> None:
+    """Adds what extractors find, and a file's own parser settings; a new database has the columns already."""
+    there = {column["name"] for column in sa.inspect(connection).get_columns("files")}
+    for name in ("parser_overrides", "extractors", "facts"):
+        if name not in there:
+            connection.execute(sa.text(f"ALTER TABLE files ADD COLUMN {name} JSON"))
+
+
+_STEPS = (_create_all, _add_tokens, _describe_files, _add_batches)
 
 
 def migrate(engine: sa.Engine) -> None:

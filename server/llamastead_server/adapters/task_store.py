@@ -98,6 +98,11 @@ class SqlTaskStore:
         )
         return await self._database.write(lambda connection: connection.execute(change).rowcount == 1)
 
+    async def annotate(self, task_id: str, meta: Mapping[str, Any]) -> None:
+        """Records how far a cancelled task was when it had stopped."""
+        change = tasks.update().where(tasks.c.id == task_id, tasks.c.cancelled).values(meta=dict(meta))
+        await self._database.write(lambda connection: connection.execute(change))
+
     async def release_others(self, owner: str) -> int:
         """Ends the leases of all other owners and returns how many there were."""
         change = (

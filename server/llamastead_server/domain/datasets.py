@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import mimetypes
-from collections.abc import AsyncIterator, Callable, Collection, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -15,8 +15,10 @@ from typing import Any
 from llamastead_server.domain import names
 from llamastead_server.domain.config import DatasetConfig, ProjectConfig
 from llamastead_server.domain.errors import AlreadyExists, Conflict, InvalidRequest, LlamasteadError, NotFound
+from llamastead_server.domain.file_removal import FileRemoval
 from llamastead_server.domain.files import BlobStore, DatasetLocks, FileRecord, FileStore, IndexedChunks, Upload
 from llamastead_server.domain.names import ProjectRef
+from llamastead_server.domain.parsing_rules import rules_of
 from llamastead_server.domain.ports import Clock, ProjectStore, VectorStore
 
 _log = logging.getLogger("llamastead.datasets")
@@ -41,6 +43,10 @@ class AddedFile:
 
     record: FileRecord
     skipped: bool
+
+
+Overrides = Callable[[], Mapping[str, Any] | None]
+"""Settings that replace those of a file's parser; `None` leaves the file's as they are."""
 
 
 class Datasets:
@@ -73,6 +79,7 @@ class Datasets:
         self._vectors = vectors
         self._locks = locks
         self._clock = clock
+        self._removal = FileRemoval(files, chunks, blobs, vectors, locks)
 
     async def list_datasets(self, ref: ProjectRef) -> Sequence[Dataset]:
         """A project's datasets, in the order of its configuration."""
@@ -144,15 +151,30 @@ class Datasets:
         return await self.get(ref, name)
 
     async def add_file(
-        self, ref: ProjectRef, dataset: str, filename: str, mime_type: str | None, content: AsyncIterator[bytes]
+        self,
+        ref: ProjectRef,
+        dataset: str,
+        filename: str,
+        mime_type: str | None,
+        content: AsyncIterator[bytes],
+        parser_overrides: Overrides = lambda: None,
     ) -> AddedFile:
-        """Stores a file; content the dataset holds already changes nothing.
+        """Stores a file; of content the dataset holds already, only the parser overrides are taken.
 
         The file is durable when this returns, and leaves no trace when it fails.
+
+        Args:
+            ref: The project.
+            dataset: The dataset.
+            filename: Name of the file.
+            mime_type: Its media type, if the client named one.
+            content: Its content as it comes.
+            parser_overrides: Asked after the content for settings that replace those of the file's parser.
 
         Raises:
             NotFound: There is no such project or dataset; raised before any content is read.
             PayloadTooLarge: The content is longer than the server accepts.
+            ValidationFailed: The overrides are not settings of the parser that takes the file.
         """
         await self._open_dataset(ref, dataset)
         shown = names.file_name(filename)
@@ -171,6 +193,9 @@ class Datasets:
                 uploaded_at=self._clock(),
                 status="uploading",
             )
+            if (overrides := parser_overrides()) is not None:
+                rules_of(await self._projects.config(ref), dataset).settings(shown, record.mime_type, overrides)
+                record = replace(record, parser_overrides=overrides)
             added = await self._shelve(record, upload)
             if added is None:
                 # The same content is just being removed: when that is done, it can be added again.
@@ -198,7 +223,7 @@ class Datasets:
             record = await self._files.get(ref, dataset, digest)
             if record is None or record.status == "uploading":
                 raise NotFound(f"Dataset {dataset!r} holds no file with the hash {digest}.")
-            return await self._remove(record, erase=from_disk or record.status == "erasing")
+            return await self._removal.remove(record, erase=from_disk or record.status == "erasing")
 
     async def delete(self, ref: ProjectRef, name: str) -> Dataset:
         """Deletes a dataset with its chunks and files and returns it as it was; a run over it is stopped."""
@@ -212,7 +237,7 @@ class Datasets:
                 for record in await self._files.list_files(ref, name):
                     async with self._locks.file(ref, name, record.hash):
                         await self._chunks.remove_file(ref, name, record.hash)
-                        await self._forget(record, erase=True)
+                        await self._removal.forget(record, erase=True)
                 await self._projects.update(ref, _without(name))
         return dataset
 
@@ -231,25 +256,12 @@ class Datasets:
         await self._blobs.sweep()
         for record in await self._files.interrupted():
             try:
-                await self._put_right(record)
+                await self._removal.put_right(record)
             except LlamasteadError as error:
                 _log.warning(
                     "file %s of %s/%s stays %s: %s",
                     record.hash, record.project, record.dataset, record.status, error.message,
                 )  # fmt: skip
-
-    async def _put_right(self, record: FileRecord) -> None:
-        match record.status:
-            case "uploading" if not await self._blobs.exists(record.project, record.hash):
-                await self._files.remove(record.project, record.dataset, record.hash)
-            case "uploading":
-                await self._files.put(replace(record, status="uploaded"))
-            case "processing":
-                await clear(record, self._chunks, self._vectors)
-                await self._files.put(replace(record, status="uploaded", chunk_count=0, processed_with=None))
-            case "deleting" | "erasing":
-                await self._remove(record, erase=record.status == "erasing")
-        _log.info("file %s of %s/%s was %s", record.hash, record.project, record.dataset, record.status)
 
     async def _open_dataset(self, ref: ProjectRef, name: str) -> None:
         (await self._projects.config(ref)).dataset(names.segment("dataset", name))
@@ -264,34 +276,13 @@ class Datasets:
             if existing is not None and existing.status in ("deleting", "erasing"):
                 return None
             if existing is not None and existing.visible:
+                if record.parser_overrides is not None:
+                    await self._files.override(existing, record.parser_overrides)
                 return AddedFile(existing, skipped=True)
             await upload.keep()
             stored = replace(record, status="uploaded")
             await self._files.put(stored)
             return AddedFile(stored, skipped=False)
-
-    async def _remove(self, record: FileRecord, *, erase: bool) -> int:
-        await self._files.put(replace(record, status="erasing" if erase else "deleting"))
-        removed = await clear(record, self._chunks, self._vectors)
-        await self._forget(record, erase=erase)
-        return removed
-
-    async def _forget(self, record: FileRecord, *, erase: bool) -> None:
-        ref = record.project
-        async with self._locks.blobs(ref):
-            if erase and not any(
-                other.hash == record.hash and other.dataset != record.dataset
-                for other in await self._files.list_files(ref)
-            ):
-                await self._blobs.remove(ref, record.hash)
-            await self._files.remove(ref, record.dataset, record.hash)
-
-
-async def clear(record: FileRecord, chunks: IndexedChunks, vectors: VectorStore) -> int:
-    """Removes a file's chunks from every database of its project, vectors first; returns how many there were."""
-    for database in await chunks.databases(record.project):
-        await vectors.delete_file(record.project, database, record.dataset, record.hash)
-    return await chunks.remove_file(record.project, record.dataset, record.hash)
 
 
 def _without(name: str) -> Callable[[ProjectConfig], ProjectConfig]:

@@ -11,11 +11,11 @@ leaves behind is known and `Datasets.reconcile` can put it right:
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 from llamastead_server.domain.errors import InvalidRequest
 from llamastead_server.domain.names import ProjectRef
@@ -47,6 +47,9 @@ class FileRecord:
         chunk_size: Target size of a chunk, in characters.
         embedding_model: What embedded it.
         processed_with: Fingerprint of the settings it was processed with.
+        parser_overrides: Settings that replace those of its parser, for this file alone.
+        extractors: What was drawn from it.
+        facts: What extractors found in it as a whole.
     """
 
     project: ProjectRef
@@ -63,6 +66,9 @@ class FileRecord:
     chunk_size: int | None = None
     embedding_model: str | None = None
     processed_with: str | None = None
+    parser_overrides: Mapping[str, Any] | None = None
+    extractors: Sequence[str] = ()
+    facts: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def visible(self) -> bool:
@@ -87,6 +93,10 @@ class FileStore(Protocol):
 
     async def put(self, record: FileRecord) -> None:
         """Replaces a record, unless it is gone."""
+        ...
+
+    async def override(self, record: FileRecord, overrides: Mapping[str, Any]) -> None:
+        """Sets the parser settings of one file."""
         ...
 
     async def mark(self, ref: ProjectRef, dataset: str, status: FileStatus) -> None:

@@ -2,64 +2,123 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from fnmatch import fnmatch
 from pathlib import PurePath
+from typing import Any
 
-from llamastead_server.domain.chunking import ChunkSettings
+from pydantic import ValidationError
+
+from llamastead_server.domain.config import ProjectConfig
 from llamastead_server.domain.errors import ValidationFailed
+from llamastead_server.domain.extractor_config import EXTRACTOR_TYPES
 from llamastead_server.domain.files import DocumentError
-from llamastead_server.domain.processing_config import (
-    DEFAULT_CHUNK_OVERLAP,
-    DEFAULT_CHUNK_SIZE,
-    DataProcessingStrategy,
-    Parser,
-)
+from llamastead_server.domain.parser_config import PARSER_TYPES, ParserSettings
+from llamastead_server.domain.processing_config import DataProcessingStrategy, Extractor, Parser
+from llamastead_server.domain.reading import ReadSettings
 
 
 class ParsingRules:
-    """A strategy's parsers, the one of highest priority first.
-
-    Raises:
-        ValidationFailed: A parser's chunk settings are impossible.
-    """
+    """A strategy's parsers and extractors, those of highest priority first."""
 
     def __init__(self, strategy: DataProcessingStrategy) -> None:
         self.name = strategy.name
         parsers = [parser if isinstance(parser, Parser) else Parser(type=parser) for parser in strategy.parsers]
         self._parsers = sorted(parsers or [Parser()], key=lambda parser: -parser.priority)
-        self._settings = [_chunk_settings(strategy.name, parser) for parser in self._parsers]
+        extractors = [entry if isinstance(entry, Extractor) else Extractor(type=entry) for entry in strategy.extractors]
+        self._extractors = sorted(extractors, key=lambda extractor: -extractor.priority)
 
-    def settings(self, filename: str) -> ChunkSettings:
-        """The settings of the first parser that takes the file.
+    def settings(
+        self, filename: str, mime_type: str = "", overrides: Mapping[str, Any] | None = None
+    ) -> Sequence[ReadSettings]:
+        """The settings of the first parser that takes the file, then those of its fallback.
+
+        Args:
+            filename: The file's name.
+            mime_type: The file's media type.
+            overrides: Settings that replace the parser's own for this file.
 
         Raises:
             DocumentError: No parser of the strategy takes it.
+            ValidationFailed: The overrides are not settings of the parser that takes it.
         """
-        for parser, settings in zip(self._parsers, self._settings, strict=True):
-            if _takes(parser, filename):
-                return settings
-        taken = sorted(
-            {kind for parser in self._parsers for kind in [*parser.file_extensions, *parser.file_include_patterns]}
-        )
+        parser = self._parser(filename, mime_type)
+        settings = _overridden(parser, overrides or {}, filename)
+        extractors = [
+            (extractor.type, extractor.config) for extractor in self._extractors if _runs(extractor, filename)
+        ]
+        readings = [ReadSettings.of_parser(parser.type, settings, extractors)]
+        if parser.fallback_parser is not None:
+            fallback = PARSER_TYPES[parser.fallback_parser].settings
+            shared = {
+                key: value
+                for key, value in settings.model_dump(exclude_unset=True).items()
+                if key in fallback.model_fields and key in ("chunk_size", "chunk_overlap")
+            }
+            try:
+                kept = fallback.model_validate(shared)
+            except ValidationError:
+                kept = fallback()
+            readings.append(ReadSettings.of_parser(parser.fallback_parser, kept, extractors))
+        return readings
+
+    def _parser(self, filename: str, mime_type: str) -> Parser:
+        for parser in self._parsers:
+            if _takes(parser, filename, mime_type):
+                return parser
+        taken = sorted({kind for parser in self._parsers for kind in _kinds(parser)})
         raise DocumentError(
             f"No parser of the strategy {self.name!r} takes this kind of file; it takes {', '.join(taken)}."
         )
 
 
-def _chunk_settings(strategy: str, parser: Parser) -> ChunkSettings:
-    size = parser.config.get("chunk_size", DEFAULT_CHUNK_SIZE)
-    default_overlap = min(DEFAULT_CHUNK_OVERLAP, size // 2) if isinstance(size, int) else DEFAULT_CHUNK_OVERLAP
-    overlap = parser.config.get("chunk_overlap", default_overlap)
-    if not all(isinstance(value, int) and not isinstance(value, bool) for value in (size, overlap)):
-        raise ValidationFailed(f"Strategy {strategy!r}: chunk_size and chunk_overlap must be whole numbers.")
-    return ChunkSettings(size, overlap)
+def rules_of(config: ProjectConfig, dataset: str) -> ParsingRules:
+    """How the files of a dataset are read.
+
+    Raises:
+        NotFound: There is no such dataset or strategy.
+    """
+    return ParsingRules(config.rag.processing_strategy(config.dataset(dataset).data_processing_strategy))
 
 
-def _takes(parser: Parser, filename: str) -> bool:
-    if not parser.file_extensions and not parser.file_include_patterns:
-        return True
-    name = filename.lower()
-    extension = PurePath(name).suffix.lstrip(".")
-    return any(extension == listed.lower().lstrip(".") for listed in parser.file_extensions) or any(
-        fnmatch(name, pattern.lower()) for pattern in parser.file_include_patterns
+def _overridden(parser: Parser, overrides: Mapping[str, Any], filename: str) -> ParserSettings:
+    try:
+        return PARSER_TYPES[parser.type].settings.model_validate({**parser.config, **overrides})
+    except ValidationError as error:
+        reasons = {
+            ".".join(["parser_overrides", *(str(part) for part in item["loc"])]): item["msg"]
+            for item in error.errors(include_url=False, include_context=False, include_input=False)
+        }
+        summary = "; ".join(f"{path}: {reason}" for path, reason in reasons.items())
+        raise ValidationFailed(
+            f"The file {filename!r} is read by the parser {parser.type}, which has no such settings: {summary}.",
+            details=reasons,
+        ) from None
+
+
+def _takes(parser: Parser, filename: str, mime_type: str) -> bool:
+    extension = PurePath(filename.lower()).suffix.lstrip(".")
+    own = PARSER_TYPES[parser.type].extensions
+    listed = {entry.lower().lstrip(".") for entry in parser.file_extensions}
+    fits = not own or extension in own
+    if not (listed or parser.file_include_patterns or parser.mime_types):
+        return fits
+    return (
+        extension in listed
+        or (_matches(filename, parser.file_include_patterns) and (fits or bool(listed)))
+        or any(fnmatch(mime_type.lower(), pattern.lower()) for pattern in parser.mime_types)
     )
+
+
+def _runs(extractor: Extractor, filename: str) -> bool:
+    enabled = EXTRACTOR_TYPES[extractor.type].model_validate(extractor.config).enabled
+    return enabled and (not extractor.file_include_patterns or _matches(filename, extractor.file_include_patterns))
+
+
+def _matches(filename: str, patterns: Sequence[str]) -> bool:
+    return any(fnmatch(filename.lower(), pattern.lower()) for pattern in patterns)
+
+
+def _kinds(parser: Parser) -> Sequence[str]:
+    listed = [*parser.file_extensions, *parser.file_include_patterns, *parser.mime_types]
+    return listed or [f".{extension}" for extension in sorted(PARSER_TYPES[parser.type].extensions)]

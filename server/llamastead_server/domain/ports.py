@@ -12,6 +12,7 @@ from typing import Any, Protocol
 from llamastead_server.domain.config import ProjectConfig
 from llamastead_server.domain.generation import GenerationEvent, GenerationRequest, Message, ModelCard, TokenCount
 from llamastead_server.domain.names import ProjectRef
+from llamastead_server.domain.reading import ReadSettings
 
 Clock = Callable[[], float]
 """Seconds since the epoch; tests pass a fake one."""
@@ -200,27 +201,37 @@ class VectorStore(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class ParsedPiece:
-    """A chunk as the document reader cut it."""
+    """A chunk as the document reader cut it, and where it stands in the document's text."""
 
     text: str
     page: int | None = None
     metadata: Mapping[str, Any] = field(default_factory=dict)
+    start: int = 0
+    end: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class ParsedDocument:
-    """A document cut into chunks."""
+    """A document cut into chunks.
+
+    `metadata` is what every chunk is to know, `facts` what extractors found in the file as a whole; `text` is
+    empty unless it was asked for, and is what the pieces' `start` and `end` are about.
+    """
 
     parser: str
     pieces: Sequence[ParsedPiece]
     metadata: Mapping[str, Any] = field(default_factory=dict)
     extractors: Sequence[str] = ()
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    text: str = ""
 
 
 class DocumentReader(Protocol):
     """Parses and chunks a hostile file in a child process with time and memory limits."""
 
-    async def read(self, path: Path, filename: str, *, chunk_size: int, chunk_overlap: int) -> ParsedDocument:
+    async def read(
+        self, path: Path, filename: str, settings: ReadSettings, *, with_text: bool = False
+    ) -> ParsedDocument:
         """Raises `domain.files.DocumentError` with a reason a user understands when the file can't be read."""
         ...
 

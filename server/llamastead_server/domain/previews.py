@@ -4,21 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from llamastead_server.domain import names
 from llamastead_server.domain.chunking import ChunkSettings
-from llamastead_server.domain.errors import InvalidRequest, NotFound
+from llamastead_server.domain.errors import InvalidRequest, NotFound, ValidationFailed
 from llamastead_server.domain.files import BlobStore, FileStore
 from llamastead_server.domain.names import ProjectRef
 from llamastead_server.domain.parsing_rules import ParsingRules
 from llamastead_server.domain.ports import DocumentReader, ParsedPiece, ProjectStore
-
-CHUNK_STRATEGY = "sentences"
-"""How chunks are cut: they end where sentences end."""
+from llamastead_server.domain.reading import ReadSettings
 
 _MOST_CHUNKS = 1000
 _LONGEST_TEXT = 1_000_000
@@ -52,16 +49,6 @@ class PreviewRequest:
 
 
 @dataclass(frozen=True, slots=True)
-class PreviewChunk:
-    """A chunk and where it is in the text."""
-
-    text: str
-    start: int
-    end: int
-    metadata: Mapping[str, Any]
-
-
-@dataclass(frozen=True, slots=True)
 class Preview:
     """How a document would be cut.
 
@@ -70,7 +57,7 @@ class Preview:
         size: Bytes.
         parser: What read it.
         settings: Sizes of chunks.
-        text: Its text, put together from the chunks.
+        text: Its text.
         chunks: The first of them.
         lengths: Lengths of all of them, in characters.
         warnings: What is left out.
@@ -81,7 +68,7 @@ class Preview:
     parser: str
     settings: ChunkSettings
     text: str
-    chunks: Sequence[PreviewChunk]
+    chunks: Sequence[ParsedPiece]
     lengths: Sequence[int]
     warnings: Sequence[str]
 
@@ -112,12 +99,6 @@ class Previews:
         """
         config = await self._projects.config(ref)
         config.rag.database(request.database)
-        if request.chunk_strategy not in (None, CHUNK_STRATEGY):
-            raise InvalidRequest(
-                f"chunk_strategy {request.chunk_strategy!r} is not available: chunks end where sentences end, which is "
-                f"{CHUNK_STRATEGY!r}.",
-                details={"field": "chunk_strategy"},
-            )
         own = config.rag.strategy_names()[0]
         if request.dataset is not None:
             own = config.dataset(request.dataset).data_processing_strategy
@@ -140,64 +121,42 @@ class Previews:
         settings = _settings(rules, record.filename, request)
         return await self._cut(self._blobs.path(ref, digest), record.filename, settings)
 
-    async def _cut(self, path: Path, filename: str, settings: ChunkSettings) -> Preview:
+    async def _cut(self, path: Path, filename: str, settings: ReadSettings) -> Preview:
         size = (await asyncio.to_thread(path.stat)).st_size
-        document = await self._reader.read(
-            path, filename, chunk_size=settings.size, chunk_overlap=settings.overlap
-        )  # fmt: skip
-        text, chunks = placed(document.pieces, settings.overlap)
+        document = await self._reader.read(path, filename, settings, with_text=True)
+        pieces = document.pieces
         warnings = []
-        if len(chunks) > _MOST_CHUNKS:
-            warnings.append(f"Only the first {_MOST_CHUNKS} of {len(chunks)} chunks are shown.")
-        if len(text) > _LONGEST_TEXT:
-            warnings.append(f"Only the first {_LONGEST_TEXT} of {len(text)} characters of the text are shown.")
-        if not chunks:
-            warnings.append("The document holds no text.")
-        lengths = [len(chunk.text) for chunk in chunks]
+        if len(pieces) > _MOST_CHUNKS:
+            warnings.append(f"Only the first {_MOST_CHUNKS} of {len(pieces)} chunks are shown.")
+        if len(document.text) > _LONGEST_TEXT:
+            warnings.append(f"Only the first {_LONGEST_TEXT} of {len(document.text)} characters of the text are shown.")
         return Preview(
-            filename, size, document.parser, settings, text[:_LONGEST_TEXT], chunks[:_MOST_CHUNKS], lengths, warnings
+            filename,
+            size,
+            document.parser,
+            settings.chunking,
+            document.text[:_LONGEST_TEXT],
+            pieces[:_MOST_CHUNKS],
+            [len(piece.text) for piece in pieces],
+            warnings,
         )
 
 
-def placed(pieces: Sequence[ParsedPiece], overlap: int) -> tuple[str, Sequence[PreviewChunk]]:
-    """Puts pieces together to the text they were cut from, and tells where each is in it.
-
-    White space between two pieces that share nothing is not known any more; it becomes one line break.
-    """
-    text: list[str] = []
-    length = 0
-    chunks: list[PreviewChunk] = []
-    before: ParsedPiece | None = None
-    for piece in pieces:
-        shared = 0 if before is None else _shared(before, piece, overlap)
-        if before is not None and not shared:
-            text.append("\n")
-            length += 1
-        start = length - shared
-        text.append(piece.text[shared:])
-        length += len(piece.text) - shared
-        page = {} if piece.page is None else {"page": piece.page}
-        chunks.append(PreviewChunk(piece.text, start, length, {**piece.metadata, **page}))
-        before = piece
-    return "".join(text), chunks
-
-
-def _shared(before: ParsedPiece, piece: ParsedPiece, overlap: int) -> int:
-    """How many characters at the end of one piece are the beginning of the next; chunks overlap by whole words."""
-    if before.page != piece.page:
-        return 0
-    for size in range(min(overlap, len(before.text) - 1, len(piece.text)), 0, -1):
-        at = len(before.text) - size
-        if before.text[at - 1].isspace() and before.text.endswith(piece.text[:size]):
-            return size
-    return 0
-
-
-def _settings(rules: ParsingRules, filename: str, request: PreviewRequest) -> ChunkSettings:
-    configured = rules.settings(filename)
-    size = configured.size if request.chunk_size is None else request.chunk_size
-    overlap = request.chunk_overlap
-    if overlap is None:
+def _settings(rules: ParsingRules, filename: str, request: PreviewRequest) -> ReadSettings:
+    """The settings of the file's parser, with those of the request in their place."""
+    wanted = {
+        "chunk_size": request.chunk_size,
+        "chunk_overlap": request.chunk_overlap,
+        "chunk_strategy": request.chunk_strategy,
+    }
+    given = {name: value for name, value in wanted.items() if value is not None}
+    if request.chunk_size is not None and request.chunk_overlap is None:
         # A smaller chunk than configured still has a sensible overlap.
-        overlap = min(configured.overlap, size // 2)
-    return ChunkSettings(size, overlap)
+        configured = rules.settings(filename)[0].chunking
+        if configured.overlap > request.chunk_size // 2:
+            given["chunk_overlap"] = request.chunk_size // 2
+    try:
+        return rules.settings(filename, overrides=given)[0]
+    except ValidationFailed as error:
+        details = {path.removeprefix("parser_overrides."): reason for path, reason in error.details.items()}
+        raise ValidationFailed(error.message.replace("parser_overrides.", ""), details=details) from None

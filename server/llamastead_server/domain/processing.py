@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
 from llamastead_server.domain.files import FileRecord
 from llamastead_server.domain.parsing_rules import ParsingRules
 from llamastead_server.domain.ports import Collection, Embedder, TaskProgress
+from llamastead_server.domain.task_records import TaskFailed
 
 FilePhase = Literal["pending", "processing", "processed", "skipped", "failed"]
 _TASK_STATES: Mapping[str, str] = {"processed": "success", "failed": "failure"}
@@ -32,6 +33,7 @@ class FileResult:
         embedder: Embedding model.
         error: Why it failed.
         reason: Why it was skipped.
+        metadata: What extractors found in it as a whole.
     """
 
     hash: str
@@ -44,6 +46,23 @@ class FileResult:
     embedder: str | None = None
     error: str | None = None
     reason: str | None = None
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def stored_count(self) -> int:
+        """Chunks this run stored."""
+        return (self.chunks or 0) if self.status == "processed" else 0
+
+    @property
+    def skipped_count(self) -> int:
+        """Chunks that were stored before."""
+        return (self.chunks or 0) if self.status == "skipped" else 0
+
+    def plain(self) -> dict[str, Any]:
+        """What is known, as a task's result shows it."""
+        known = {key: value for key, value in asdict(self).items() if value is not None and value != {}}
+        counts = {"file_hash": self.hash, "stored_count": self.stored_count, "skipped_count": self.skipped_count}
+        return {**known, "extractors": list(self.extractors), **counts}
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,15 +78,32 @@ class ProcessingReport:
         return sum(result.status == status for result in self.files)
 
     def plain(self) -> dict[str, Any]:
-        """The report as a task's result."""
+        """The report as a task's result; each file as LlamaFarm's clients read it: whether it went well, and how."""
         return {
             **{f"{status}_files": self.count(status) for status in ("processed", "skipped", "failed")},
+            "stored_count": sum(result.stored_count for result in self.files),
+            "skipped_count": sum(result.skipped_count for result in self.files),
             "strategy": self.strategy,
             "database": self.database,
             "details": [
-                {key: value for key, value in asdict(result).items() if value is not None} for result in self.files
+                [result.status != "failed", {**result.plain(), "result": {"filename": result.filename}}]
+                for result in self.files
             ],
         }
+
+
+class EveryFileFailed(TaskFailed):
+    """No file of a run could be processed."""
+
+    def __init__(self, report: ProcessingReport) -> None:
+        count = len(report.files)
+        first = next(result.error for result in report.files if result.error)
+        message = (
+            f"The file could not be processed: {first}"
+            if count == 1
+            else (f"None of the {count} files could be processed. The first: {first}")
+        )
+        super().__init__(message, report.plain())
 
 
 class ProcessingRun:
@@ -87,22 +123,36 @@ class ProcessingRun:
         self.records = records
         self._progress = progress
         self._results = [FileResult(record.hash, record.filename) for record in records]
-        self._announced_at = -_SHORTEST_PAUSE
+        self._counts: Counter[FilePhase] = Counter({"pending": len(records)})
+        self._changed = True
 
-    async def note(self, index: int, **changes: Any) -> None:
+    def note(self, index: int, **changes: Any) -> None:
         """Records how far a file is."""
-        self._results[index] = replace(self._results[index], **changes)
-        await self.announce()
+        before = self._results[index]
+        self._results[index] = after = replace(before, **changes)
+        self._counts[before.status] -= 1
+        self._counts[after.status] += 1
+        self._changed = True
 
-    async def announce(self) -> None:
-        """Tells the task how far the run is, a few times a second at most; its end always."""
-        now = asyncio.get_running_loop().time()
-        done = Counter(result.status for result in self._results)
-        working = done["pending"] + done["processing"] > 0
-        if self._progress is None or (working and now < self._announced_at + _SHORTEST_PAUSE):
-            return
-        self._announced_at = now
-        ended = done["processed"] + done["skipped"] + done["failed"]
+    async def keep_telling(self) -> None:
+        """Tells the task of every change, a few times a second at most, until cancelled."""
+        # The more files, the longer what is told, so the rarer.
+        pause = _SHORTEST_PAUSE * max(1.0, len(self._results) / 1000)
+        while True:
+            await self.tell()
+            await asyncio.sleep(pause)
+
+    async def tell(self) -> None:
+        """Tells the task how far the run is, if that has changed since the last time."""
+        if self._progress is not None and self._changed:
+            self._changed = False
+            meta = self.meta()
+            await self._progress.report(meta["current"], meta["total"], meta["message"], meta["files"])
+
+    def meta(self) -> dict[str, Any]:
+        """How far the run is, as a task shows it."""
+        working = self._counts["pending"] + self._counts["processing"] > 0
+        ended = self._counts["processed"] + self._counts["skipped"] + self._counts["failed"]
         total = len(self._results)
         files = [
             {
@@ -111,12 +161,14 @@ class ProcessingRun:
                 "filename": result.filename,
                 "state": _TASK_STATES.get(result.status, result.status),
                 "chunks": result.chunks or 0,
+                "stored_count": result.stored_count,
+                "skipped_count": result.skipped_count,
                 **({"error": result.error} if result.error else {}),
             }
             for index, result in enumerate(self._results)
         ]
         message = f"Processing {ended + 1} of {total} files" if working else f"Processed {total} files"
-        await self._progress.report(ended, total, message, files)
+        return {"current": ended, "total": total, "message": message, "files": files}
 
     def report(self) -> ProcessingReport:
         """The results so far."""

@@ -9,7 +9,7 @@ from pydantic import Field, field_validator, model_validator
 
 from llamastead_server.domain.config_section import Name, Section
 from llamastead_server.domain.errors import NotFound
-from llamastead_server.domain.processing_config import UNIVERSAL_STRATEGY, DataProcessingStrategy, Parser
+from llamastead_server.domain.processing_config import BUILT_IN_STRATEGIES, DataProcessingStrategy
 from llamastead_server.domain.retrieval_settings import METRICS, Metric
 from llamastead_server.domain.strategy_config import Components, EmbeddingStrategy, RetrievalStrategy
 
@@ -158,14 +158,15 @@ class Rag(Section):
         return database.model_copy(update=change)
 
     def strategy_names(self) -> Sequence[str]:
-        """Processing strategies a dataset may name: the configured ones, or the built-in one."""
-        return [strategy.name for strategy in self.data_processing_strategies] or [UNIVERSAL_STRATEGY]
+        """Processing strategies a dataset may name: the configured ones, then the built-in ones."""
+        configured = [strategy.name for strategy in self.data_processing_strategies]
+        return [*configured, *(name for name in BUILT_IN_STRATEGIES if name not in configured)]
 
     def processing_strategy(self, name: str) -> DataProcessingStrategy:
         """Raises `NotFound` when neither configured nor built in."""
         for strategy in self.data_processing_strategies:
             if strategy.name == name:
                 return strategy
-        if name == UNIVERSAL_STRATEGY:
-            return DataProcessingStrategy(name=UNIVERSAL_STRATEGY, parsers=[Parser(type="auto")])
+        if name in BUILT_IN_STRATEGIES:
+            return BUILT_IN_STRATEGIES[name]
         raise NotFound(f"Data processing strategy {name!r} not found. Available: {', '.join(self.strategy_names())}.")

@@ -6,9 +6,23 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
+from llamastead_server.domain.errors import LlamasteadError
 from llamastead_server.domain.names import ProjectRef
 
 TaskState = Literal["PENDING", "STARTED", "RETRY", "SUCCESS", "FAILURE"]
+
+
+class TaskFailed(LlamasteadError):
+    """A task came to its end, but to no good one.
+
+    Args:
+        message: Why, one sentence.
+        result: What came of it all the same.
+    """
+
+    def __init__(self, message: str, result: Mapping[str, Any]) -> None:
+        super().__init__(message)
+        self.result = result
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +62,47 @@ class Task:
         """Whether nothing more will happen to it."""
         return self.state in ("SUCCESS", "FAILURE")
 
+    def files(self, state: str) -> Sequence[str]:
+        """Hashes of its files of one state, as far as it has reported them."""
+        return [file["file_hash"] for file in self.meta.get("files", ()) if file["state"] == state]
+
+
+@dataclass(frozen=True, slots=True)
+class Cancellation:
+    """What cancelling a task did.
+
+    Attributes:
+        before: The task as it was.
+        after: The task when its work had stopped.
+        done: Whether this call ended it.
+        stopped: Whether its work has stopped; when another server runs it, that takes until its next heartbeat.
+    """
+
+    before: Task
+    after: Task
+    done: bool
+    stopped: bool
+
+    @property
+    def waiting(self) -> int:
+        """Files that had not been started."""
+        return len(self.before.files("pending")) if self.done else 0
+
+    @property
+    def in_work(self) -> int:
+        """Files that were in work."""
+        return len(self.before.files("processing")) if self.done else 0
+
+    @property
+    def reverted(self) -> int:
+        """Files in work that are again as they were uploaded."""
+        return len(set(self.before.files("processing")) & set(self.after.files("pending"))) if self.done else 0
+
+    @property
+    def not_reverted(self) -> int:
+        """Files in work whose chunks may still be there."""
+        return len(set(self.before.files("processing")) & set(self.after.files("processing"))) if self.done else 0
+
 
 class TaskStore(Protocol):
     """The rows. Every change by a runner names its owner and fails when the task is no longer its own."""
@@ -74,6 +129,10 @@ class TaskStore(Protocol):
 
     async def cancel(self, ref: ProjectRef, task_id: str, now: float) -> bool:
         """Ends a task that has not ended, as cancelled."""
+        ...
+
+    async def annotate(self, task_id: str, meta: Mapping[str, Any]) -> None:
+        """Records how far a cancelled task was when it had stopped."""
         ...
 
     async def release_others(self, owner: str) -> int:

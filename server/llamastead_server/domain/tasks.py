@@ -19,13 +19,15 @@ from typing import Any
 from llamastead_server.domain.errors import LlamasteadError, NotFound, Overloaded, RequestTimeout, Unavailable
 from llamastead_server.domain.names import ProjectRef
 from llamastead_server.domain.ports import Clock, TaskFunction
-from llamastead_server.domain.task_records import Task, TaskStore
+from llamastead_server.domain.task_records import Cancellation, Task, TaskFailed, TaskStore
 
 _log = logging.getLogger("llamastead.tasks")
 
 _WORTH_RETRYING = (Unavailable, Overloaded, RequestTimeout)
 _LONGEST_PAUSE = 60.0
 _SWEEP_INTERVAL = 3600.0
+_LONGEST_STOP = 20.0
+"""Seconds that cancelling waits for the work to stop."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,11 +98,20 @@ class TaskRunner:
         if loops:
             await asyncio.wait(loops)
 
-    async def submit(self, ref: ProjectRef, kind: str, arguments: Mapping[str, Any]) -> Task:
-        """Queues a task; it is durable when this returns."""
+    async def submit(
+        self, ref: ProjectRef, kind: str, arguments: Mapping[str, Any], meta: Mapping[str, Any] | None = None
+    ) -> Task:
+        """Queues a task; it is durable when this returns.
+
+        Args:
+            ref: The project.
+            kind: Which function runs it.
+            arguments: What the function gets.
+            meta: What is known of its progress before it begins.
+        """
         if kind not in self._functions:
             raise ValueError(f"no function runs tasks of the kind {kind!r}")
-        task = Task(str(uuid.uuid4()), ref, kind, dict(arguments), self._clock())
+        task = Task(str(uuid.uuid4()), ref, kind, dict(arguments), self._clock(), meta=dict(meta or {}))
         await self._store.add(task)
         self._submitted.set()
         return task
@@ -133,16 +144,25 @@ class TaskRunner:
                 task = now
                 yield task
 
-    async def cancel(self, ref: ProjectRef, task_id: str) -> tuple[Task, bool]:
-        """Ends a task; returns it as it was before and whether this call ended it.
+    async def cancel(self, ref: ProjectRef, task_id: str) -> Cancellation:
+        """Ends a task, and waits until its work has stopped when this server runs it.
 
-        A running task is stopped at its next heartbeat, or at once when this server runs it.
+        A task that another server runs stops at its next heartbeat. One that has ended stays as it is.
+
+        Raises:
+            NotFound: The project has no such task.
         """
         before = await self.get(ref, task_id)
         done = await self._store.cancel(ref, task_id, self._clock())
-        if task_id in self._running:
-            self._running[task_id].lost.set()
-        return before, done
+        lease = self._running.get(task_id)
+        stopped = not done or before.state != "STARTED"
+        if lease is not None:
+            lease.lost.set()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(_LONGEST_STOP):
+                    await lease.stopped.wait()
+                    stopped = True
+        return Cancellation(before, await self.get(ref, task_id), done, stopped)
 
     async def delete_project(self, ref: ProjectRef) -> None:
         """Removes a project's tasks and stops those that run here."""
@@ -196,6 +216,9 @@ class TaskRunner:
             beat.cancel()
             work.cancel()
             await asyncio.wait([work, beat])
+            if settled and lease.lost.is_set():
+                await asyncio.shield(self._store.annotate(task.id, lease.meta))
+            lease.stopped.set()
             if not settled:
                 given_back = replace(task, state="PENDING", meta=lease.meta, attempt=task.attempt - 1)
                 await asyncio.shield(self._settle(given_back))
@@ -212,6 +235,7 @@ class TaskRunner:
             task,
             state="RETRY" if again else "FAILURE",
             meta=meta,
+            result=error.result if isinstance(error, TaskFailed) else None,
             error=error.message if isinstance(error, LlamasteadError) else f"{type(error).__name__}: {error}",
             traceback=None if expected else "".join(traceback.format_exception(error)),
         )
@@ -234,6 +258,7 @@ class _Lease:
         self._clock = clock
         self.meta: Mapping[str, Any] = task.meta
         self.lost = asyncio.Event()
+        self.stopped = asyncio.Event()
 
     async def report(
         self, current: int, total: int, message: str = "", files: Sequence[Mapping[str, Any]] = ()

@@ -44,10 +44,11 @@ class BatchServicer(pb_grpc.BatchServiceServicer):
         part = await form.file()
 
         def purpose() -> str:
-            if "purpose" not in form.values:
+            stated = form.value("purpose")
+            if stated is None:
                 reason = f"Field required: {PURPOSE!r}"
                 raise ValidationFailed("The form has no field 'purpose'.", details={"purpose": reason})
-            return form.values["purpose"]
+            return stated
 
         return _file(await self._batches.add_file(part.filename, part.content, purpose))
 

@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 
 from llamastead.v1 import retrieval_pb2 as pb
 from llamastead_server.domain.database_views import DatabaseView, Document, Stats
-from llamastead_server.domain.previews import CHUNK_STRATEGY, Preview
+from llamastead_server.domain.previews import Preview
 from llamastead_server.services.plain import to_struct
 
 _FLOAT_BYTES = 4
@@ -89,14 +89,14 @@ def preview_message(preview: Preview) -> pb.PreviewChunksResponse:
                 end_position=chunk.end,
                 char_count=len(chunk.text),
                 word_count=len(chunk.text.split()),
-                metadata=to_struct(chunk.metadata),
+                metadata=to_struct(chunk.metadata if chunk.page is None else {**chunk.metadata, "page": chunk.page}),
             )
             for index, chunk in enumerate(preview.chunks)
         ],
         filename=preview.filename,
         size_bytes=preview.size,
         parser_used=preview.parser,
-        chunk_strategy=CHUNK_STRATEGY,
+        chunk_strategy=preview.settings.strategy,
         chunk_size=preview.settings.size,
         chunk_overlap=preview.settings.overlap,
         total_chunks=len(preview.lengths),

@@ -3,31 +3,44 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from typing import TypeVar
 
 import grpc
-from google.protobuf import struct_pb2
 
 from llamastead.v1 import dataset_pb2 as pb
 from llamastead.v1 import dataset_pb2_grpc as pb_grpc
 from llamastead_server.domain import names
-from llamastead_server.domain.datasets import AddedFile, Dataset, Datasets
-from llamastead_server.domain.errors import InvalidRequest
-from llamastead_server.domain.files import FileRecord
+from llamastead_server.domain.dataset_actions import DatasetActions
+from llamastead_server.domain.datasets import AddedFile, Datasets
+from llamastead_server.domain.errors import InvalidRequest, ValidationFailed
 from llamastead_server.domain.ingestion import PROCESS_DATASET, Ingestion
 from llamastead_server.domain.names import ProjectRef, project_ref
-from llamastead_server.domain.processing import FileResult, ProcessingReport
 from llamastead_server.domain.tasks import TaskRunner
+from llamastead_server.services.bulk_upload import BulkUpload
+from llamastead_server.services.dataset_messages import dataset_message, report_message, upload_message
+from llamastead_server.services.metadata import CallMetadata
 from llamastead_server.services.multipart import MultipartBody
+from llamastead_server.services.plain import from_struct
+from llamastead_server.services.uploads import (
+    TypedFiles,
+    chunks_of,
+    first_of,
+    overrides_of,
+    parsed_overrides,
+    prepended,
+)
 
-_T = TypeVar("_T")
+_OVERRIDES = "parser_overrides"
+_DELETIONS = ("delete_file_chunks", "delete_dataset_chunks")
+# Of a form with several files: past them it is refused as a whole.
+_MOST_PARTS = 1000
 
 
 class DatasetServicer(pb_grpc.DatasetServiceServicer):
     """Datasets over gRPC and, through the gateway, REST."""
 
-    def __init__(self, datasets: Datasets, ingestion: Ingestion, tasks: TaskRunner) -> None:
+    def __init__(self, datasets: Datasets, actions: DatasetActions, ingestion: Ingestion, tasks: TaskRunner) -> None:
         self._datasets = datasets
+        self._actions = actions
         self._ingestion = ingestion
         self._tasks = tasks
 
@@ -74,12 +87,20 @@ class DatasetServicer(pb_grpc.DatasetServiceServicer):
         context: grpc.aio.ServicerContext[object, object],
     ) -> pb.UploadFileResponse:
         """Stores a file sent as a form."""
-        first = await _first(request_iterator)
+        first = await first_of(request_iterator)
         ref = project_ref(first.namespace, first.project)
         dataset = await self._datasets.get(ref, first.dataset)
-        body = _prepended(first.body.data, (request.body.data async for request in request_iterator))
-        part = await MultipartBody(first.body.content_type, body).file()
-        added = await self._datasets.add_file(ref, first.dataset, part.filename, part.content_type, part.content)
+        body = prepended(first.body.data, (request.body.data async for request in request_iterator))
+        form = MultipartBody(first.body.content_type, body, fields=[_OVERRIDES])
+        part = await form.file()
+        added = await self._datasets.add_file(
+            ref,
+            first.dataset,
+            part.filename,
+            part.content_type,
+            part.content,
+            lambda: parsed_overrides(form.value(_OVERRIDES)),
+        )
         wanted = first.auto_process if first.HasField("auto_process") else dataset.auto_process
         return await self._uploaded(ref, added, process=wanted)
 
@@ -87,17 +108,54 @@ class DatasetServicer(pb_grpc.DatasetServiceServicer):
         self, request_iterator: AsyncIterator[pb.UploadFileRequest], context: grpc.aio.ServicerContext[object, object]
     ) -> pb.UploadFileResponse:
         """Stores a file sent as a header and chunks."""
-        first = await _first(request_iterator)
+        first = await first_of(request_iterator)
         if first.WhichOneof("part") != "header":
             raise InvalidRequest("The first message must carry the header.")
         header = first.header
         ref = project_ref(header.namespace, header.project)
         dataset = await self._datasets.get(ref, header.dataset)
         added = await self._datasets.add_file(
-            ref, header.dataset, header.filename, header.content_type or None, _chunks(request_iterator)
+            ref,
+            header.dataset,
+            header.filename,
+            header.content_type or None,
+            chunks_of(request_iterator),
+            lambda: overrides_of(header),
         )
         wanted = header.auto_process if header.HasField("auto_process") else dataset.auto_process
         return await self._uploaded(ref, added, process=wanted)
+
+    async def UploadFilesHttp(  # noqa: N802
+        self,
+        request_iterator: AsyncIterator[pb.UploadFilesHttpRequest],
+        context: grpc.aio.ServicerContext[object, object],
+    ) -> pb.UploadFilesResponse:
+        """Stores several files sent as a form."""
+        first = await first_of(request_iterator)
+        ref = project_ref(first.namespace, first.project)
+        await self._datasets.get(ref, first.dataset)
+        body = prepended(first.body.data, (request.body.data async for request in request_iterator))
+        form = MultipartBody(first.body.content_type, body, field="files", most_parts=_MOST_PARTS)
+        bulk = BulkUpload(self._datasets, ref, first.dataset)
+        while (part := await form.next_file()) is not None:
+            await bulk.add(part.filename, part.content_type, part.content)
+        form.require_file()
+        return await self._all_uploaded(bulk, process=first.auto_process)
+
+    async def UploadFiles(  # noqa: N802
+        self, request_iterator: AsyncIterator[pb.UploadFilesRequest], context: grpc.aio.ServicerContext[object, object]
+    ) -> pb.UploadFilesResponse:
+        """Stores several files sent as headers and chunks."""
+        first = await first_of(request_iterator)
+        if first.WhichOneof("part") != "header":
+            raise InvalidRequest("The first message must name the dataset.")
+        header = first.header
+        ref = project_ref(header.namespace, header.project)
+        await self._datasets.get(ref, header.dataset)
+        files, bulk = TypedFiles(request_iterator), BulkUpload(self._datasets, ref, header.dataset)
+        while (file := await files.next()) is not None:
+            await bulk.add(file.filename, file.content_type or None, files.content(), overrides_of(file))
+        return await self._all_uploaded(bulk, process=header.auto_process)
 
     async def RemoveFile(  # noqa: N802
         self, request: pb.RemoveFileRequest, context: grpc.aio.ServicerContext[object, object]
@@ -117,111 +175,71 @@ class DatasetServicer(pb_grpc.DatasetServiceServicer):
         if not request.async_processing:
             report = await self._ingestion.process(ref, dataset)
             return report_message("Dataset processing completed", report)
-        report = await self._ingestion.plan(ref, dataset)
-        task = await self._tasks.submit(ref, PROCESS_DATASET, {"dataset": dataset})
-        answer = report_message("Dataset processing started asynchronously", report)
+        run = await self._ingestion.plan(ref, dataset)
+        task = await self._tasks.submit(ref, PROCESS_DATASET, {"dataset": dataset}, run.meta())
+        answer = report_message("Dataset processing started asynchronously", run.report())
         answer.task_id = task.id
         return answer
 
+    async def RunDatasetAction(  # noqa: N802
+        self, request: pb.RunDatasetActionRequest, context: grpc.aio.ServicerContext[object, object]
+    ) -> pb.RunDatasetActionResponse:
+        """Runs an action on a dataset."""
+        ref = project_ref(request.namespace, request.project)
+        dataset = names.segment("dataset", request.dataset)
+        digest = names.file_hash(request.file_hash) if request.file_hash else None
+        overrides = from_struct(request.parser_overrides) if request.HasField("parser_overrides") else None
+        if request.action_type in ("process", "ingest"):
+            if overrides is not None:
+                await self._actions.override_parser(ref, dataset, digest, overrides)
+            run = await self._ingestion.plan(ref, dataset, digest)
+            arguments = {"dataset": dataset, "file_hash": digest}
+            task = await self._tasks.submit(ref, PROCESS_DATASET, arguments, run.meta())
+            uri = _base_url(context) + f"/v1/projects/{ref}/tasks/{task.id}"
+            return pb.RunDatasetActionResponse(message="Accepted", task_uri=uri, task_id=task.id)
+        if overrides is not None and request.action_type in _DELETIONS:
+            raise _wrong("parser_overrides", "only the action process takes them")
+        if request.action_type == "delete_file_chunks":
+            if digest is None:
+                raise _wrong("file_hash", "Field required")
+            cleared = await self._actions.clear_chunks(ref, dataset, digest)
+            message = f"Deleted {cleared.chunks} chunks of the file."
+            return pb.RunDatasetActionResponse(message=message, file_hash=digest, deleted_chunks=cleared.chunks)
+        if request.action_type == "delete_dataset_chunks":
+            if digest is not None:
+                raise _wrong("file_hash", "the action is about every file; use delete_file_chunks for one")
+            cleared = await self._actions.clear_chunks(ref, dataset)
+            return pb.RunDatasetActionResponse(
+                message=f"Deleted {cleared.chunks} chunks of {cleared.files} files.",
+                total_deleted_chunks=cleared.chunks,
+                total_files_cleared=cleared.files,
+                total_files_failed=cleared.failed,
+            )
+        raise _wrong("action_type", f"use process, ingest, {' or '.join(_DELETIONS)}")
+
     async def _uploaded(self, ref: ProjectRef, added: AddedFile, *, process: bool) -> pb.UploadFileResponse:
-        record = added.record
-        processed = record.status == "processed"
-        answer = pb.UploadFileResponse(
-            filename=record.filename,
-            hash=record.hash,
-            processed=processed,
-            skipped=added.skipped,
-            status="skipped" if added.skipped else "uploaded",
-        )
-        if process and not processed:
-            task = await self._tasks.submit(ref, PROCESS_DATASET, {"dataset": record.dataset})
+        answer = upload_message(added)
+        if process and not answer.processed:
+            arguments = {"dataset": added.record.dataset, "file_hash": added.record.hash}
+            answer.task_id = (await self._tasks.submit(ref, PROCESS_DATASET, arguments)).id
+            answer.status = "processing"
+        return answer
+
+    async def _all_uploaded(self, bulk: BulkUpload, *, process: bool) -> pb.UploadFilesResponse:
+        answer = bulk.answer()
+        if process and answer.uploaded + answer.skipped > 0:
+            task = await self._tasks.submit(bulk.project, PROCESS_DATASET, {"dataset": bulk.dataset})
             answer.task_id = task.id
             answer.status = "processing"
         return answer
 
 
-def dataset_message(dataset: Dataset, *, detailed: bool = False) -> pb.Dataset:
-    """A dataset as the API shows it."""
-    message = pb.Dataset(
-        name=dataset.config.name,
-        database=dataset.config.database,
-        data_processing_strategy=dataset.config.data_processing_strategy,
-        files=[record.hash for record in dataset.files],
-        auto_process=dataset.auto_process,
-    )
-    if detailed:
-        message.details.total_files = len(dataset.files)
-        message.details.total_size_bytes = sum(record.size for record in dataset.files)
-        message.details.file_details.extend(_file_detail(record) for record in dataset.files)
-        message.details.files_metadata.extend(_file_metadata(record) for record in dataset.files)
-    return message
+def _wrong(field: str, reason: str) -> ValidationFailed:
+    return ValidationFailed(f"{field}: {reason}.", details={field: reason})
 
 
-def report_message(text: str, report: ProcessingReport) -> pb.ProcessDatasetResponse:
-    """How processing went, as the API shows it."""
-    return pb.ProcessDatasetResponse(
-        message=text,
-        processed_files=report.count("processed"),
-        skipped_files=report.count("skipped"),
-        failed_files=report.count("failed"),
-        strategy=report.strategy,
-        database=report.database,
-        details=[_file_result(result) for result in report.files],
-    )
-
-
-def _file_detail(record: FileRecord) -> pb.FileDetail:
-    return pb.FileDetail(
-        hash=record.hash, original_filename=record.filename, size=record.size, timestamp=record.uploaded_at
-    )
-
-
-def _file_metadata(record: FileRecord) -> pb.FileMetadata:
-    return pb.FileMetadata(
-        original_file_name=record.filename,
-        resolved_file_name=record.hash,
-        timestamp=record.uploaded_at,
-        size=record.size,
-        mime_type=record.mime_type,
-        hash=record.hash,
-        chunk_count=record.chunk_count if record.status == "processed" else None,
-        status=record.status,
-    )
-
-
-def _file_result(result: FileResult) -> pb.FileProcessingResult:
-    waiting = result.status == "pending"
-    return pb.FileProcessingResult(
-        hash=result.hash,
-        filename=struct_pb2.Value(null_value=struct_pb2.NULL_VALUE)
-        if waiting
-        else struct_pb2.Value(string_value=result.filename),
-        status=result.status,
-        parser=result.parser,
-        extractors=result.extractors,
-        chunks=result.chunks,
-        chunk_size=result.chunk_size,
-        embedder=result.embedder,
-        error=result.error,
-        reason=result.reason,
-    )
-
-
-async def _first(requests: AsyncIterator[_T]) -> _T:
-    try:
-        return await anext(requests)
-    except StopAsyncIteration:
-        raise InvalidRequest("The upload is empty: it has no first message.") from None
-
-
-async def _prepended(first: bytes, rest: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
-    yield first
-    async for data in rest:
-        yield data
-
-
-async def _chunks(requests: AsyncIterator[pb.UploadFileRequest]) -> AsyncIterator[bytes]:
-    async for request in requests:
-        if request.WhichOneof("part") != "chunk":
-            raise InvalidRequest("Only the first message may carry the header; the others carry chunks.")
-        yield request.chunk
+def _base_url(context: grpc.aio.ServicerContext[object, object]) -> str:
+    """Where the request was sent to; empty for callers that came past the gateway."""
+    metadata = CallMetadata(context.invocation_metadata())
+    host = metadata.get("x-forwarded-host")
+    return f"{metadata.get('x-forwarded-proto') or 'http'}://{host}" if host else ""

@@ -1,8 +1,9 @@
-"""Reads one uploaded file from a multipart/form-data body as a stream."""
+"""Reads uploaded files from a multipart/form-data body as a stream."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections import deque
+from collections.abc import AsyncIterator, Collection
 from dataclasses import dataclass
 
 from python_multipart.exceptions import FormParserError
@@ -12,7 +13,11 @@ from llamastead_server.domain.errors import InvalidRequest, UnsupportedMediaType
 
 _LONGEST_BOUNDARY = 200
 _MOST_PARTS = 100
-_LONGEST_VALUE = 1024
+_LONGEST_VALUE = 10 * 1024
+
+
+class MalformedBody(InvalidRequest):
+    """The body can't be read to its end."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,16 +30,14 @@ class FilePart:
 
 
 class MultipartBody:
-    """A multipart/form-data body with one file.
-
-    Attributes:
-        values: Values of the short fields that have come by now.
+    """A multipart/form-data body.
 
     Args:
         content_type: The request's Content-Type, boundary included.
         body: The body's bytes as they come.
-        field: Name of the part that carries the file.
-        fields: Names of short text fields to keep; others are skipped.
+        field: Name of the parts that carry files.
+        fields: Names of parts whose value is kept, up to 10 KB; other parts are skipped.
+        most_parts: Parts the body may have.
 
     Raises:
         UnsupportedMediaType: The body is something else.
@@ -42,7 +45,13 @@ class MultipartBody:
     """
 
     def __init__(
-        self, content_type: str, body: AsyncIterator[bytes], field: str = "file", fields: Sequence[str] = ()
+        self,
+        content_type: str,
+        body: AsyncIterator[bytes],
+        field: str = "file",
+        *,
+        fields: Collection[str] = (),
+        most_parts: int = _MOST_PARTS,
     ) -> None:
         kind, options = parse_options_header(content_type)
         if kind != b"multipart/form-data":
@@ -54,17 +63,19 @@ class MultipartBody:
         if not 0 < len(boundary) <= _LONGEST_BOUNDARY:
             raise InvalidRequest("The content type multipart/form-data has no usable boundary.")
         self._body = body
-        self.values: dict[str, str] = {}
-        self._fields = frozenset(name.encode() for name in fields)
-        self._value: tuple[str, bytearray] | None = None
         self._field = field.encode()
         self._headers: dict[bytes, bytes] = {}
         self._header_name = bytearray()
         self._header_value = bytearray()
         self._parts = 0
-        self._file: tuple[str, str | None] | None = None
+        self._most_parts = most_parts
+        self._values: dict[str, bytearray] = {name: bytearray() for name in fields}
+        self._seen: set[str] = set()
+        self._value: str | None = None
         self._in_file = False
-        self._pending: list[bytes] = []
+        self._file_count = 0
+        # What the parser found and nobody has taken yet: a file's beginning, its bytes, `None` for its end.
+        self._found: deque[tuple[str, str | None] | bytes | None] = deque()
         self._complete = False
         self._parser = MultipartParser(
             boundary,
@@ -81,31 +92,68 @@ class MultipartBody:
         )
 
     async def file(self) -> FilePart:
-        """Reads up to the file's content.
+        """Reads up to the content of the only file.
 
         Raises:
             ValidationFailed: There is no such part.
-            InvalidRequest: The body is malformed; the content's iterator raises it too.
+            InvalidRequest: The body is malformed or has a second file; the content's iterator raises it too.
         """
-        while self._file is None and await self._feed():
-            pass
-        if self._file is None:
-            self._require_complete()
+        file = await self.next_file()
+        self.require_file()
+        assert file is not None
+        return FilePart(file.filename, file.content_type, self._only(file.content))
+
+    async def next_file(self) -> FilePart | None:
+        """Passes over what is left of a file and reads up to the content of the next; `None` at the body's end.
+
+        Raises:
+            MalformedBody: The body is malformed; the content's iterator raises it too.
+        """
+        while True:
+            while self._found:
+                found = self._found.popleft()
+                if isinstance(found, tuple):
+                    return FilePart(*found, self._content())
+            if not await self._feed():
+                self._require_complete()
+                return None
+
+    def value(self, name: str) -> str | None:
+        """The value of a kept field; `None` when no such part has come so far."""
+        return self._values[name].decode(errors="replace") if name in self._seen else None
+
+    def require_file(self) -> None:
+        """Raises `ValidationFailed` when no file has come."""
+        if not self._file_count:
             name = self._field.decode()
             raise ValidationFailed(
-                f"The form has no file in the field {name!r}: send it as `curl -F {name}=@paper.pdf` does.",
+                f"There is no file in the field {name!r}: send it as `curl -F {name}=@paper.pdf` does.",
                 details={name: "Field required"},
             )
-        return FilePart(*self._file, self._content())
+
+    async def _only(self, content: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+        async for data in content:
+            yield data
+        if await self.next_file() is not None:
+            raise MalformedBody("The form has two files: send one per request.")
 
     async def _content(self) -> AsyncIterator[bytes]:
         while True:
-            pending, self._pending = self._pending, []
+            pending: list[bytes] = []
+            ended = False
+            while self._found and not ended:
+                found = self._found.popleft()
+                if isinstance(found, bytes):
+                    pending.append(found)
+                else:
+                    ended = True
             if pending:
                 yield b"".join(pending)
-            elif not await self._feed():
-                break
-        self._require_complete()
+            if ended:
+                return
+            if not self._found and not await self._feed():
+                self._require_complete()
+                return
 
     async def _feed(self) -> bool:
         try:
@@ -115,17 +163,17 @@ class MultipartBody:
         try:
             self._parser.write(data)
         except FormParserError as error:
-            raise InvalidRequest(f"The multipart body is malformed: {error}.") from None
+            raise MalformedBody(f"The multipart body is malformed: {error}.") from None
         return True
 
     def _require_complete(self) -> None:
         if not self._complete:
-            raise InvalidRequest("The multipart body ends before its last boundary: the upload was cut off.")
+            raise MalformedBody("The multipart body ends before its last boundary: the upload was cut off.")
 
     def _on_part_begin(self) -> None:
         self._parts += 1
-        if self._parts > _MOST_PARTS:
-            raise InvalidRequest(f"The form has more than {_MOST_PARTS} parts.")
+        if self._parts > self._most_parts:
+            raise MalformedBody(f"The form has more than {self._most_parts} parts.")
         self._headers = {}
 
     def _on_header_field(self, data: bytes, start: int, end: int) -> None:
@@ -142,9 +190,11 @@ class MultipartBody:
     def _on_headers_finished(self) -> None:
         _, options = parse_options_header(self._headers.get(b"content-disposition", b""))
         name = options.get(b"name", b"")
-        if name in self._fields and b"filename" not in options:
-            self._value = name.decode(), bytearray()
         if name != self._field:
+            shown = name.decode(errors="replace")
+            if shown in self._values:
+                self._value = shown
+                self._seen.add(shown)
             return
         if b"filename" not in options:
             shown = self._field.decode()
@@ -152,25 +202,25 @@ class MultipartBody:
                 f"The field {shown!r} is not a file: send it as `curl -F {shown}=@paper.pdf` does.",
                 details={shown: "Expected a file"},
             )
-        if self._file is not None:
-            raise InvalidRequest("The form has two files: send one per request.")
         content_type = self._headers.get(b"content-type", b"").decode("latin-1").split(";")[0].strip()
-        self._file = (_unescaped(options[b"filename"].decode(errors="replace")), content_type or None)
+        self._found.append((_unescaped(options[b"filename"].decode(errors="replace")), content_type or None))
+        self._file_count += 1
         self._in_file = True
 
     def _on_part_data(self, data: bytes, start: int, end: int) -> None:
         if self._in_file:
-            self._pending.append(data[start:end])
+            self._found.append(data[start:end])
         elif self._value is not None:
-            self._value[1].extend(data[start:end])
-            if len(self._value[1]) > _LONGEST_VALUE:
-                raise InvalidRequest(f"The field {self._value[0]!r} is longer than {_LONGEST_VALUE} bytes.")
+            value = self._values[self._value]
+            value += data[start:end]
+            if len(value) > _LONGEST_VALUE:
+                raise MalformedBody(f"The field {self._value!r} is longer than {_LONGEST_VALUE} bytes.")
 
     def _on_part_end(self) -> None:
+        if self._in_file:
+            self._found.append(None)
         self._in_file = False
-        if self._value is not None:
-            self.values[self._value[0]] = self._value[1].decode(errors="replace")
-            self._value = None
+        self._value = None
 
     def _on_end(self) -> None:
         self._complete = True

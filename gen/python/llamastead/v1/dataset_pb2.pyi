@@ -156,6 +156,13 @@ class FileMetadata(_message.Message):
     HASH_FIELD_NUMBER: _builtins.int
     CHUNK_COUNT_FIELD_NUMBER: _builtins.int
     STATUS_FIELD_NUMBER: _builtins.int
+    PARSER_FIELD_NUMBER: _builtins.int
+    EXTRACTORS_FIELD_NUMBER: _builtins.int
+    CHUNK_SIZE_FIELD_NUMBER: _builtins.int
+    EMBEDDER_FIELD_NUMBER: _builtins.int
+    ERROR_FIELD_NUMBER: _builtins.int
+    METADATA_FIELD_NUMBER: _builtins.int
+    PARSER_OVERRIDES_FIELD_NUMBER: _builtins.int
     original_file_name: _builtins.str
     """Name the file was uploaded under."""
     resolved_file_name: _builtins.str
@@ -172,6 +179,26 @@ class FileMetadata(_message.Message):
     """Number of chunks indexed. Absent before the file is processed."""
     status: _builtins.str
     """`uploaded`, `processing`, `processed` or `failed`."""
+    parser: _builtins.str
+    """Parser that read it. Absent before the file is processed."""
+    chunk_size: _builtins.int
+    """Target size of a chunk, in characters. Absent before the file is processed."""
+    embedder: _builtins.str
+    """Embedding model. Absent before the file is processed."""
+    error: _builtins.str
+    """Why it failed. Absent otherwise."""
+    @_builtins.property
+    def extractors(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Extractors that ran over it."""
+
+    @_builtins.property
+    def metadata(self) -> _struct_pb2.Struct:
+        """What the extractors found in it as a whole. Absent when none ran."""
+
+    @_builtins.property
+    def parser_overrides(self) -> _struct_pb2.Struct:
+        """Settings that replace those of its parser, for this file alone. Absent when there are none."""
+
     def __init__(
         self,
         *,
@@ -183,14 +210,38 @@ class FileMetadata(_message.Message):
         hash: _builtins.str = ...,
         chunk_count: _builtins.int | None = ...,
         status: _builtins.str = ...,
+        parser: _builtins.str | None = ...,
+        extractors: _abc.Iterable[_builtins.str] | None = ...,
+        chunk_size: _builtins.int | None = ...,
+        embedder: _builtins.str | None = ...,
+        error: _builtins.str | None = ...,
+        metadata: _struct_pb2.Struct | None = ...,
+        parser_overrides: _struct_pb2.Struct | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_chunk_count", b"_chunk_count", "chunk_count", b"chunk_count"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_chunk_count", b"_chunk_count", "_chunk_size", b"_chunk_size", "_embedder", b"_embedder", "_error", b"_error", "_parser", b"_parser", "chunk_count", b"chunk_count", "chunk_size", b"chunk_size", "embedder", b"embedder", "error", b"error", "metadata", b"metadata", "parser", b"parser", "parser_overrides", b"parser_overrides"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_chunk_count", b"_chunk_count", "chunk_count", b"chunk_count", "hash", b"hash", "mime_type", b"mime_type", "original_file_name", b"original_file_name", "resolved_file_name", b"resolved_file_name", "size", b"size", "status", b"status", "timestamp", b"timestamp"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_chunk_count", b"_chunk_count", "_chunk_size", b"_chunk_size", "_embedder", b"_embedder", "_error", b"_error", "_parser", b"_parser", "chunk_count", b"chunk_count", "chunk_size", b"chunk_size", "embedder", b"embedder", "error", b"error", "extractors", b"extractors", "hash", b"hash", "metadata", b"metadata", "mime_type", b"mime_type", "original_file_name", b"original_file_name", "parser", b"parser", "parser_overrides", b"parser_overrides", "resolved_file_name", b"resolved_file_name", "size", b"size", "status", b"status", "timestamp", b"timestamp"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__chunk_count: _TypeAlias = _typing.Literal["chunk_count"]  # noqa: Y015
     _WhichOneofArgType__chunk_count: _TypeAlias = _typing.Literal["_chunk_count", b"_chunk_count"]  # noqa: Y015
+    _WhichOneofReturnType__chunk_size: _TypeAlias = _typing.Literal["chunk_size"]  # noqa: Y015
+    _WhichOneofArgType__chunk_size: _TypeAlias = _typing.Literal["_chunk_size", b"_chunk_size"]  # noqa: Y015
+    _WhichOneofReturnType__embedder: _TypeAlias = _typing.Literal["embedder"]  # noqa: Y015
+    _WhichOneofArgType__embedder: _TypeAlias = _typing.Literal["_embedder", b"_embedder"]  # noqa: Y015
+    _WhichOneofReturnType__error: _TypeAlias = _typing.Literal["error"]  # noqa: Y015
+    _WhichOneofArgType__error: _TypeAlias = _typing.Literal["_error", b"_error"]  # noqa: Y015
+    _WhichOneofReturnType__parser: _TypeAlias = _typing.Literal["parser"]  # noqa: Y015
+    _WhichOneofArgType__parser: _TypeAlias = _typing.Literal["_parser", b"_parser"]  # noqa: Y015
+    @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__chunk_count) -> _WhichOneofReturnType__chunk_count | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__chunk_size) -> _WhichOneofReturnType__chunk_size | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__embedder) -> _WhichOneofReturnType__embedder | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__error) -> _WhichOneofReturnType__error | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__parser) -> _WhichOneofReturnType__parser | None: ...
 
 Global___FileMetadata: _TypeAlias = FileMetadata  # noqa: Y015
 
@@ -525,6 +576,7 @@ class UploadFileHeader(_message.Message):
     FILENAME_FIELD_NUMBER: _builtins.int
     CONTENT_TYPE_FIELD_NUMBER: _builtins.int
     AUTO_PROCESS_FIELD_NUMBER: _builtins.int
+    PARSER_OVERRIDES_FIELD_NUMBER: _builtins.int
     namespace: _builtins.str
     """Namespace that holds the project: 1 to 100 letters, digits, `.`, `_` or `-`, starting with a letter or digit."""
     project: _builtins.str
@@ -537,6 +589,12 @@ class UploadFileHeader(_message.Message):
     """Media type of the file. Default: guessed from the name and the content."""
     auto_process: _builtins.bool
     """Whether the file is processed at once, as a task. Default: the dataset's `auto_process`."""
+    @_builtins.property
+    def parser_overrides(self) -> _struct_pb2.Struct:
+        """Settings that replace those of the parser that takes the file, such as `chunk_size`. They hold for this file
+        until they are given again.
+        """
+
     def __init__(
         self,
         *,
@@ -546,10 +604,11 @@ class UploadFileHeader(_message.Message):
         filename: _builtins.str = ...,
         content_type: _builtins.str | None = ...,
         auto_process: _builtins.bool | None = ...,
+        parser_overrides: _struct_pb2.Struct | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_auto_process", b"_auto_process", "_content_type", b"_content_type", "auto_process", b"auto_process", "content_type", b"content_type"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_auto_process", b"_auto_process", "_content_type", b"_content_type", "auto_process", b"auto_process", "content_type", b"content_type", "parser_overrides", b"parser_overrides"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_auto_process", b"_auto_process", "_content_type", b"_content_type", "auto_process", b"auto_process", "content_type", b"content_type", "dataset", b"dataset", "filename", b"filename", "namespace", b"namespace", "project", b"project"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_auto_process", b"_auto_process", "_content_type", b"_content_type", "auto_process", b"auto_process", "content_type", b"content_type", "dataset", b"dataset", "filename", b"filename", "namespace", b"namespace", "parser_overrides", b"parser_overrides", "project", b"project"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__auto_process: _TypeAlias = _typing.Literal["auto_process"]  # noqa: Y015
     _WhichOneofArgType__auto_process: _TypeAlias = _typing.Literal["_auto_process", b"_auto_process"]  # noqa: Y015
@@ -574,8 +633,9 @@ class UploadFileResponse(_message.Message):
     SKIPPED_FIELD_NUMBER: _builtins.int
     TASK_ID_FIELD_NUMBER: _builtins.int
     STATUS_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
     filename: _builtins.str
-    """Name of the file, as it will be shown."""
+    """Name of the file, as it will be shown; for content the dataset held before, the name it was first stored under."""
     hash: _builtins.str
     """SHA-256 of the content, in hex."""
     processed: _builtins.bool
@@ -586,6 +646,8 @@ class UploadFileResponse(_message.Message):
     """Task that processes the file. Absent when it is only stored."""
     status: _builtins.str
     """`uploaded`, `processing` or `skipped`."""
+    reason: _builtins.str
+    """Why nothing was stored, one sentence. Absent otherwise."""
     def __init__(
         self,
         *,
@@ -595,16 +657,277 @@ class UploadFileResponse(_message.Message):
         skipped: _builtins.bool = ...,
         task_id: _builtins.str | None = ...,
         status: _builtins.str = ...,
+        reason: _builtins.str | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_reason", b"_reason", "_task_id", b"_task_id", "reason", b"reason", "task_id", b"task_id"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_reason", b"_reason", "_task_id", b"_task_id", "filename", b"filename", "hash", b"hash", "processed", b"processed", "reason", b"reason", "skipped", b"skipped", "status", b"status", "task_id", b"task_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__reason: _TypeAlias = _typing.Literal["reason"]  # noqa: Y015
+    _WhichOneofArgType__reason: _TypeAlias = _typing.Literal["_reason", b"_reason"]  # noqa: Y015
+    _WhichOneofReturnType__task_id: _TypeAlias = _typing.Literal["task_id"]  # noqa: Y015
+    _WhichOneofArgType__task_id: _TypeAlias = _typing.Literal["_task_id", b"_task_id"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__reason) -> _WhichOneofReturnType__reason | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__task_id) -> _WhichOneofReturnType__task_id | None: ...
+
+Global___UploadFileResponse: _TypeAlias = UploadFileResponse  # noqa: Y015
+
+@_typing.final
+class UploadFilesHttpRequest(_message.Message):
+    """A part of a multipart upload of several files. The first message carries the names and the content type with its
+    boundary.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAMESPACE_FIELD_NUMBER: _builtins.int
+    PROJECT_FIELD_NUMBER: _builtins.int
+    DATASET_FIELD_NUMBER: _builtins.int
+    BODY_FIELD_NUMBER: _builtins.int
+    AUTO_PROCESS_FIELD_NUMBER: _builtins.int
+    namespace: _builtins.str
+    """Namespace that holds the project: 1 to 100 letters, digits, `.`, `_` or `-`, starting with a letter or digit."""
+    project: _builtins.str
+    """Name of the project, under the same rule as the namespace."""
+    dataset: _builtins.str
+    """Name of the dataset."""
+    auto_process: _builtins.bool
+    """Whether the dataset is processed when all files are stored, as a task. Default: false."""
+    @_builtins.property
+    def body(self) -> _httpbody_pb2.HttpBody:
+        """The raw body."""
+
+    def __init__(
+        self,
+        *,
+        namespace: _builtins.str = ...,
+        project: _builtins.str = ...,
+        dataset: _builtins.str = ...,
+        body: _httpbody_pb2.HttpBody | None = ...,
+        auto_process: _builtins.bool | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_auto_process", b"_auto_process", "auto_process", b"auto_process", "body", b"body"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_auto_process", b"_auto_process", "auto_process", b"auto_process", "body", b"body", "dataset", b"dataset", "namespace", b"namespace", "project", b"project"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__auto_process: _TypeAlias = _typing.Literal["auto_process"]  # noqa: Y015
+    _WhichOneofArgType__auto_process: _TypeAlias = _typing.Literal["_auto_process", b"_auto_process"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__auto_process) -> _WhichOneofReturnType__auto_process | None: ...
+
+Global___UploadFilesHttpRequest: _TypeAlias = UploadFilesHttpRequest  # noqa: Y015
+
+@_typing.final
+class UploadFilesRequest(_message.Message):
+    """A part of an upload of several files."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    HEADER_FIELD_NUMBER: _builtins.int
+    FILE_FIELD_NUMBER: _builtins.int
+    CHUNK_FIELD_NUMBER: _builtins.int
+    chunk: _builtins.bytes
+    """The next bytes of the file that was begun last, at most 1 MiB."""
+    @_builtins.property
+    def header(self) -> Global___UploadFilesHeader:
+        """Where the files go. First message only."""
+
+    @_builtins.property
+    def file(self) -> Global___FileHeader:
+        """Begins a file."""
+
+    def __init__(
+        self,
+        *,
+        header: Global___UploadFilesHeader | None = ...,
+        file: Global___FileHeader | None = ...,
+        chunk: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["chunk", b"chunk", "file", b"file", "header", b"header", "part", b"part"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["chunk", b"chunk", "file", b"file", "header", b"header", "part", b"part"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_part: _TypeAlias = _typing.Literal["header", "file", "chunk"]  # noqa: Y015
+    _WhichOneofArgType_part: _TypeAlias = _typing.Literal["part", b"part"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_part) -> _WhichOneofReturnType_part | None: ...
+
+Global___UploadFilesRequest: _TypeAlias = UploadFilesRequest  # noqa: Y015
+
+@_typing.final
+class UploadFilesHeader(_message.Message):
+    """Says where uploaded files go."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAMESPACE_FIELD_NUMBER: _builtins.int
+    PROJECT_FIELD_NUMBER: _builtins.int
+    DATASET_FIELD_NUMBER: _builtins.int
+    AUTO_PROCESS_FIELD_NUMBER: _builtins.int
+    namespace: _builtins.str
+    """Namespace that holds the project: 1 to 100 letters, digits, `.`, `_` or `-`, starting with a letter or digit."""
+    project: _builtins.str
+    """Name of the project, under the same rule as the namespace."""
+    dataset: _builtins.str
+    """Name of the dataset."""
+    auto_process: _builtins.bool
+    """Whether the dataset is processed when all files are stored, as a task. Default: false."""
+    def __init__(
+        self,
+        *,
+        namespace: _builtins.str = ...,
+        project: _builtins.str = ...,
+        dataset: _builtins.str = ...,
+        auto_process: _builtins.bool | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_auto_process", b"_auto_process", "auto_process", b"auto_process"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_auto_process", b"_auto_process", "auto_process", b"auto_process", "dataset", b"dataset", "namespace", b"namespace", "project", b"project"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__auto_process: _TypeAlias = _typing.Literal["auto_process"]  # noqa: Y015
+    _WhichOneofArgType__auto_process: _TypeAlias = _typing.Literal["_auto_process", b"_auto_process"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__auto_process) -> _WhichOneofReturnType__auto_process | None: ...
+
+Global___UploadFilesHeader: _TypeAlias = UploadFilesHeader  # noqa: Y015
+
+@_typing.final
+class FileHeader(_message.Message):
+    """Begins one of several files."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FILENAME_FIELD_NUMBER: _builtins.int
+    CONTENT_TYPE_FIELD_NUMBER: _builtins.int
+    PARSER_OVERRIDES_FIELD_NUMBER: _builtins.int
+    filename: _builtins.str
+    """Name of the file; folders in it are cut off."""
+    content_type: _builtins.str
+    """Media type of the file. Default: guessed from the name and the content."""
+    @_builtins.property
+    def parser_overrides(self) -> _struct_pb2.Struct:
+        """Settings that replace those of the parser that takes the file, such as `chunk_size`. They hold for this file
+        until they are given again.
+        """
+
+    def __init__(
+        self,
+        *,
+        filename: _builtins.str = ...,
+        content_type: _builtins.str | None = ...,
+        parser_overrides: _struct_pb2.Struct | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_content_type", b"_content_type", "content_type", b"content_type", "parser_overrides", b"parser_overrides"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_content_type", b"_content_type", "content_type", b"content_type", "filename", b"filename", "parser_overrides", b"parser_overrides"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__content_type: _TypeAlias = _typing.Literal["content_type"]  # noqa: Y015
+    _WhichOneofArgType__content_type: _TypeAlias = _typing.Literal["_content_type", b"_content_type"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__content_type) -> _WhichOneofReturnType__content_type | None: ...
+
+Global___FileHeader: _TypeAlias = FileHeader  # noqa: Y015
+
+@_typing.final
+class UploadFilesResponse(_message.Message):
+    """How storing several files went."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    UPLOADED_FIELD_NUMBER: _builtins.int
+    SKIPPED_FIELD_NUMBER: _builtins.int
+    FAILED_FIELD_NUMBER: _builtins.int
+    TASK_ID_FIELD_NUMBER: _builtins.int
+    STATUS_FIELD_NUMBER: _builtins.int
+    FILES_FIELD_NUMBER: _builtins.int
+    uploaded: _builtins.int
+    """Number of files stored."""
+    skipped: _builtins.int
+    """Number of files whose content the dataset held before."""
+    failed: _builtins.int
+    """Number of files that could not be stored."""
+    task_id: _builtins.str
+    """Task that processes the dataset. Absent when the files are only stored."""
+    status: _builtins.str
+    """`processing` when a task was started, else `uploaded` when a file was stored, else `skipped` or `failed`."""
+    @_builtins.property
+    def files(self) -> _containers.RepeatedCompositeFieldContainer[Global___UploadedFile]:
+        """How each file went, in the order they were sent."""
+
+    def __init__(
+        self,
+        *,
+        uploaded: _builtins.int = ...,
+        skipped: _builtins.int = ...,
+        failed: _builtins.int = ...,
+        task_id: _builtins.str | None = ...,
+        status: _builtins.str = ...,
+        files: _abc.Iterable[Global___UploadedFile] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_task_id", b"_task_id", "task_id", b"task_id"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_task_id", b"_task_id", "filename", b"filename", "hash", b"hash", "processed", b"processed", "skipped", b"skipped", "status", b"status", "task_id", b"task_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_task_id", b"_task_id", "failed", b"failed", "files", b"files", "skipped", b"skipped", "status", b"status", "task_id", b"task_id", "uploaded", b"uploaded"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__task_id: _TypeAlias = _typing.Literal["task_id"]  # noqa: Y015
     _WhichOneofArgType__task_id: _TypeAlias = _typing.Literal["_task_id", b"_task_id"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType__task_id) -> _WhichOneofReturnType__task_id | None: ...
 
-Global___UploadFileResponse: _TypeAlias = UploadFileResponse  # noqa: Y015
+Global___UploadFilesResponse: _TypeAlias = UploadFilesResponse  # noqa: Y015
+
+@_typing.final
+class UploadedFile(_message.Message):
+    """How storing one of several files went."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FILENAME_FIELD_NUMBER: _builtins.int
+    HASH_FIELD_NUMBER: _builtins.int
+    PROCESSED_FIELD_NUMBER: _builtins.int
+    SKIPPED_FIELD_NUMBER: _builtins.int
+    STATUS_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    ERROR_FIELD_NUMBER: _builtins.int
+    filename: _builtins.str
+    """Name of the file, as it will be shown; for content the dataset held before, the name it was first stored under."""
+    hash: _builtins.str
+    """SHA-256 of the content, in hex. Absent when the file could not be stored."""
+    processed: _builtins.bool
+    """Whether the file is indexed already."""
+    skipped: _builtins.bool
+    """Whether the dataset held the same content before."""
+    status: _builtins.str
+    """`uploaded`, `skipped` or `failed`."""
+    reason: _builtins.str
+    """Why nothing was stored, one sentence. Absent otherwise."""
+    error: _builtins.str
+    """Why the file could not be stored, one sentence. Absent otherwise."""
+    def __init__(
+        self,
+        *,
+        filename: _builtins.str = ...,
+        hash: _builtins.str | None = ...,
+        processed: _builtins.bool = ...,
+        skipped: _builtins.bool = ...,
+        status: _builtins.str = ...,
+        reason: _builtins.str | None = ...,
+        error: _builtins.str | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_error", b"_error", "_hash", b"_hash", "_reason", b"_reason", "error", b"error", "hash", b"hash", "reason", b"reason"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_error", b"_error", "_hash", b"_hash", "_reason", b"_reason", "error", b"error", "filename", b"filename", "hash", b"hash", "processed", b"processed", "reason", b"reason", "skipped", b"skipped", "status", b"status"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__error: _TypeAlias = _typing.Literal["error"]  # noqa: Y015
+    _WhichOneofArgType__error: _TypeAlias = _typing.Literal["_error", b"_error"]  # noqa: Y015
+    _WhichOneofReturnType__hash: _TypeAlias = _typing.Literal["hash"]  # noqa: Y015
+    _WhichOneofArgType__hash: _TypeAlias = _typing.Literal["_hash", b"_hash"]  # noqa: Y015
+    _WhichOneofReturnType__reason: _TypeAlias = _typing.Literal["reason"]  # noqa: Y015
+    _WhichOneofArgType__reason: _TypeAlias = _typing.Literal["_reason", b"_reason"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__error) -> _WhichOneofReturnType__error | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__hash) -> _WhichOneofReturnType__hash | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__reason) -> _WhichOneofReturnType__reason | None: ...
+
+Global___UploadedFile: _TypeAlias = UploadedFile  # noqa: Y015
 
 @_typing.final
 class RemoveFileRequest(_message.Message):
@@ -778,6 +1101,10 @@ class FileProcessingResult(_message.Message):
     EMBEDDER_FIELD_NUMBER: _builtins.int
     ERROR_FIELD_NUMBER: _builtins.int
     REASON_FIELD_NUMBER: _builtins.int
+    FILE_HASH_FIELD_NUMBER: _builtins.int
+    STORED_COUNT_FIELD_NUMBER: _builtins.int
+    SKIPPED_COUNT_FIELD_NUMBER: _builtins.int
+    METADATA_FIELD_NUMBER: _builtins.int
     hash: _builtins.str
     """SHA-256 of the file's content, in hex."""
     status: _builtins.str
@@ -793,14 +1120,24 @@ class FileProcessingResult(_message.Message):
     error: _builtins.str
     """Why the file failed."""
     reason: _builtins.str
-    """Why the file was skipped, such as `duplicate`."""
+    """Why the file was skipped, such as `already processed`."""
+    file_hash: _builtins.str
+    """The hash again, under the name that other LlamaFarm clients read."""
+    stored_count: _builtins.int
+    """Number of chunks this run stored."""
+    skipped_count: _builtins.int
+    """Number of chunks that were stored before."""
     @_builtins.property
     def filename(self) -> _struct_pb2.Value:
         """Name of the file; null while it waits."""
 
     @_builtins.property
     def extractors(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Extractors used."""
+        """What was drawn from the file: `text`, `metadata` of the document, and each configured extractor by its name."""
+
+    @_builtins.property
+    def metadata(self) -> _struct_pb2.Struct:
+        """What the extractors found in the file as a whole. Absent when none ran."""
 
     def __init__(
         self,
@@ -815,10 +1152,14 @@ class FileProcessingResult(_message.Message):
         embedder: _builtins.str | None = ...,
         error: _builtins.str | None = ...,
         reason: _builtins.str | None = ...,
+        file_hash: _builtins.str = ...,
+        stored_count: _builtins.int = ...,
+        skipped_count: _builtins.int = ...,
+        metadata: _struct_pb2.Struct | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_chunk_size", b"_chunk_size", "_chunks", b"_chunks", "_embedder", b"_embedder", "_error", b"_error", "_parser", b"_parser", "_reason", b"_reason", "chunk_size", b"chunk_size", "chunks", b"chunks", "embedder", b"embedder", "error", b"error", "filename", b"filename", "parser", b"parser", "reason", b"reason"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_chunk_size", b"_chunk_size", "_chunks", b"_chunks", "_embedder", b"_embedder", "_error", b"_error", "_parser", b"_parser", "_reason", b"_reason", "chunk_size", b"chunk_size", "chunks", b"chunks", "embedder", b"embedder", "error", b"error", "filename", b"filename", "metadata", b"metadata", "parser", b"parser", "reason", b"reason"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_chunk_size", b"_chunk_size", "_chunks", b"_chunks", "_embedder", b"_embedder", "_error", b"_error", "_parser", b"_parser", "_reason", b"_reason", "chunk_size", b"chunk_size", "chunks", b"chunks", "embedder", b"embedder", "error", b"error", "extractors", b"extractors", "filename", b"filename", "hash", b"hash", "parser", b"parser", "reason", b"reason", "status", b"status"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_chunk_size", b"_chunk_size", "_chunks", b"_chunks", "_embedder", b"_embedder", "_error", b"_error", "_parser", b"_parser", "_reason", b"_reason", "chunk_size", b"chunk_size", "chunks", b"chunks", "embedder", b"embedder", "error", b"error", "extractors", b"extractors", "file_hash", b"file_hash", "filename", b"filename", "hash", b"hash", "metadata", b"metadata", "parser", b"parser", "reason", b"reason", "skipped_count", b"skipped_count", "status", b"status", "stored_count", b"stored_count"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__chunk_size: _TypeAlias = _typing.Literal["chunk_size"]  # noqa: Y015
     _WhichOneofArgType__chunk_size: _TypeAlias = _typing.Literal["_chunk_size", b"_chunk_size"]  # noqa: Y015
@@ -858,6 +1199,7 @@ class RunDatasetActionRequest(_message.Message):
     DATASET_FIELD_NUMBER: _builtins.int
     ACTION_TYPE_FIELD_NUMBER: _builtins.int
     FILE_HASH_FIELD_NUMBER: _builtins.int
+    PARSER_OVERRIDES_FIELD_NUMBER: _builtins.int
     namespace: _builtins.str
     """Namespace that holds the project: 1 to 100 letters, digits, `.`, `_` or `-`, starting with a letter or digit."""
     project: _builtins.str
@@ -867,7 +1209,15 @@ class RunDatasetActionRequest(_message.Message):
     action_type: _builtins.str
     """`process` (or its old name `ingest`), `delete_file_chunks` or `delete_dataset_chunks`."""
     file_hash: _builtins.str
-    """File that `delete_file_chunks` is about: the SHA-256 of its content."""
+    """File the action is about: the SHA-256 of its content. Required by `delete_file_chunks`. Default for `process`:
+    every file.
+    """
+    @_builtins.property
+    def parser_overrides(self) -> _struct_pb2.Struct:
+        """`process`: settings that replace those of the parser that takes a file, such as `chunk_size`. They hold for the
+        files of this action until they are given again; `{}` brings back the configured ones.
+        """
+
     def __init__(
         self,
         *,
@@ -876,10 +1226,11 @@ class RunDatasetActionRequest(_message.Message):
         dataset: _builtins.str = ...,
         action_type: _builtins.str = ...,
         file_hash: _builtins.str | None = ...,
+        parser_overrides: _struct_pb2.Struct | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_file_hash", b"_file_hash", "file_hash", b"file_hash"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_file_hash", b"_file_hash", "file_hash", b"file_hash", "parser_overrides", b"parser_overrides"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_file_hash", b"_file_hash", "action_type", b"action_type", "dataset", b"dataset", "file_hash", b"file_hash", "namespace", b"namespace", "project", b"project"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_file_hash", b"_file_hash", "action_type", b"action_type", "dataset", b"dataset", "file_hash", b"file_hash", "namespace", b"namespace", "parser_overrides", b"parser_overrides", "project", b"project"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__file_hash: _TypeAlias = _typing.Literal["file_hash"]  # noqa: Y015
     _WhichOneofArgType__file_hash: _TypeAlias = _typing.Literal["_file_hash", b"_file_hash"]  # noqa: Y015

@@ -67,6 +67,16 @@ class DatasetServiceStub:
                 request_serializer=llamastead_dot_v1_dot_dataset__pb2.UploadFileRequest.SerializeToString,
                 response_deserializer=llamastead_dot_v1_dot_dataset__pb2.UploadFileResponse.FromString,
                 _registered_method=True)
+        self.UploadFilesHttp = channel.stream_unary(
+                '/llamastead.v1.DatasetService/UploadFilesHttp',
+                request_serializer=llamastead_dot_v1_dot_dataset__pb2.UploadFilesHttpRequest.SerializeToString,
+                response_deserializer=llamastead_dot_v1_dot_dataset__pb2.UploadFilesResponse.FromString,
+                _registered_method=True)
+        self.UploadFiles = channel.stream_unary(
+                '/llamastead.v1.DatasetService/UploadFiles',
+                request_serializer=llamastead_dot_v1_dot_dataset__pb2.UploadFilesRequest.SerializeToString,
+                response_deserializer=llamastead_dot_v1_dot_dataset__pb2.UploadFilesResponse.FromString,
+                _registered_method=True)
         self.RemoveFile = channel.unary_unary(
                 '/llamastead.v1.DatasetService/RemoveFile',
                 request_serializer=llamastead_dot_v1_dot_dataset__pb2.RemoveFileRequest.SerializeToString,
@@ -140,15 +150,21 @@ class DatasetServiceServicer:
         """Stores a file in a dataset. The body is `multipart/form-data` with the file in the part `file`; it is
         read as a stream, so its size is bounded by the server's upload limit only.
 
+        Content that the dataset holds already, under whatever name, is not stored again: the answer then carries
+        `skipped`, the name it was first stored under, and a sentence in `reason`.
+
+        The part `parser_overrides` may hold a JSON object of at most 10 KB: settings that replace those of the parser
+        that takes the file, such as `{"chunk_size": 200}`. They hold for this file until they are given again.
+
         Request content type:
         - multipart/form-data: file
 
         Errors:
-        - 400: A name is not valid, or the form is malformed or cut off.
+        - 400: A name is not valid, the body is malformed, or `parser_overrides` is not a JSON object.
         - 404: The project or the dataset does not exist.
         - 413: The file is larger than the server accepts.
         - 415: The body is not `multipart/form-data`.
-        - 422: The form has no field `file`, or it is not a file.
+        - 422: The body has no part `file`, or the file's parser has no settings as in `parser_overrides`.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -164,8 +180,40 @@ class DatasetServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def UploadFilesHttp(self, request_iterator, context):
+        """Stores up to 100 files in a dataset, each in a part `files` of a `multipart/form-data` body, which is read as a
+        stream. A file that cannot be stored does not stop the others: the answer says how each went. When the body
+        itself turns out malformed, the files before that are stored all the same.
+
+        Request content type:
+        - multipart/form-data: files[]
+
+        Errors:
+        - 400: A name is not valid, or the body is malformed.
+        - 404: The project or the dataset does not exist.
+        - 415: The body is not `multipart/form-data`.
+        - 422: The body has no part `files`.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def UploadFiles(self, request_iterator, context):
+        """Stores up to 100 files in a dataset. For gRPC clients: the first message names the dataset; then each file is a
+        message with its header, followed by messages with its content in chunks of at most 1 MiB.
+
+        Fails with NOT_FOUND or INVALID_ARGUMENT where `UploadFilesHttp` answers 404 or 400.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def RemoveFile(self, request, context):
-        """Removes a file and its chunks from a dataset.
+        """Removes a file and its chunks from a dataset. Other datasets that hold the same content keep it, with their
+        chunks, whether or not `remove_from_disk` is set.
+
+        Without `remove_from_disk` the content stays in the project's folder, where it costs disk space, until the project
+        is deleted or the same content is added again and removed with `remove_from_disk`. No search finds it meanwhile.
 
         Errors:
         - 400: A name or the hash is not valid.
@@ -176,8 +224,8 @@ class DatasetServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ProcessDataset(self, request, context):
-        """Parses, chunks, embeds and indexes the files of a dataset. Files already indexed are skipped; a file that
-        fails does not stop the others.
+        """Parses, chunks, embeds and indexes the files of a dataset. Files already indexed with the present settings are
+        skipped; a file that fails does not stop the others, and says why in `details`.
 
         With `async_processing` the answer comes at once and carries a `task_id` to follow.
 
@@ -191,12 +239,18 @@ class DatasetServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def RunDatasetAction(self, request, context):
-        """Starts an action on a dataset, as newer LlamaFarm clients ask for it. `process` always runs as a task.
+        """Runs an action on a dataset, as newer LlamaFarm clients ask for it:
+
+        - `process` (its old name: `ingest`) starts a task that processes the dataset, or the file `file_hash` names.
+        - `delete_file_chunks` removes the chunks of the file `file_hash` names; the file stays, as it was uploaded.
+        - `delete_dataset_chunks` does so for every file.
 
         Errors:
-        - 400: A name or `action_type` is not valid, or `file_hash` is missing.
+        - 400: A name or `file_hash` is not valid.
         - 404: The project, the dataset or the file does not exist.
         - 409: The dataset is being processed, or the database was made with another embedding model.
+        - 422: `action_type` is unknown, `file_hash` is missing, or `parser_overrides` has no place in the action or does
+        not fit a file's parser.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -234,6 +288,16 @@ def add_DatasetServiceServicer_to_server(servicer, server):
                     servicer.UploadFile,
                     request_deserializer=llamastead_dot_v1_dot_dataset__pb2.UploadFileRequest.FromString,
                     response_serializer=llamastead_dot_v1_dot_dataset__pb2.UploadFileResponse.SerializeToString,
+            ),
+            'UploadFilesHttp': grpc.stream_unary_rpc_method_handler(
+                    servicer.UploadFilesHttp,
+                    request_deserializer=llamastead_dot_v1_dot_dataset__pb2.UploadFilesHttpRequest.FromString,
+                    response_serializer=llamastead_dot_v1_dot_dataset__pb2.UploadFilesResponse.SerializeToString,
+            ),
+            'UploadFiles': grpc.stream_unary_rpc_method_handler(
+                    servicer.UploadFiles,
+                    request_deserializer=llamastead_dot_v1_dot_dataset__pb2.UploadFilesRequest.FromString,
+                    response_serializer=llamastead_dot_v1_dot_dataset__pb2.UploadFilesResponse.SerializeToString,
             ),
             'RemoveFile': grpc.unary_unary_rpc_method_handler(
                     servicer.RemoveFile,
@@ -416,6 +480,60 @@ class DatasetService:
             '/llamastead.v1.DatasetService/UploadFile',
             llamastead_dot_v1_dot_dataset__pb2.UploadFileRequest.SerializeToString,
             llamastead_dot_v1_dot_dataset__pb2.UploadFileResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def UploadFilesHttp(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_unary(
+            request_iterator,
+            target,
+            '/llamastead.v1.DatasetService/UploadFilesHttp',
+            llamastead_dot_v1_dot_dataset__pb2.UploadFilesHttpRequest.SerializeToString,
+            llamastead_dot_v1_dot_dataset__pb2.UploadFilesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def UploadFiles(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_unary(
+            request_iterator,
+            target,
+            '/llamastead.v1.DatasetService/UploadFiles',
+            llamastead_dot_v1_dot_dataset__pb2.UploadFilesRequest.SerializeToString,
+            llamastead_dot_v1_dot_dataset__pb2.UploadFilesResponse.FromString,
             options,
             channel_credentials,
             insecure,

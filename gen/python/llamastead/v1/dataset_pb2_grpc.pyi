@@ -70,15 +70,21 @@ class DatasetServiceStub:
     """Stores a file in a dataset. The body is `multipart/form-data` with the file in the part `file`; it is
     read as a stream, so its size is bounded by the server's upload limit only.
 
+    Content that the dataset holds already, under whatever name, is not stored again: the answer then carries
+    `skipped`, the name it was first stored under, and a sentence in `reason`.
+
+    The part `parser_overrides` may hold a JSON object of at most 10 KB: settings that replace those of the parser
+    that takes the file, such as `{"chunk_size": 200}`. They hold for this file until they are given again.
+
     Request content type:
     - multipart/form-data: file
 
     Errors:
-    - 400: A name is not valid, or the form is malformed or cut off.
+    - 400: A name is not valid, the body is malformed, or `parser_overrides` is not a JSON object.
     - 404: The project or the dataset does not exist.
     - 413: The file is larger than the server accepts.
     - 415: The body is not `multipart/form-data`.
-    - 422: The form has no field `file`, or it is not a file.
+    - 422: The body has no part `file`, or the file's parser has no settings as in `parser_overrides`.
     """
     UploadFile: _grpc.StreamUnaryMultiCallable[_dataset_pb2.UploadFileRequest, _dataset_pb2.UploadFileResponse]
     """Stores a file in a dataset. For gRPC clients: the first message carries the header, the others the content
@@ -86,16 +92,40 @@ class DatasetServiceStub:
 
     Fails with NOT_FOUND, INVALID_ARGUMENT or RESOURCE_EXHAUSTED where `UploadFileHttp` answers 404, 400 or 413.
     """
+    UploadFilesHttp: _grpc.StreamUnaryMultiCallable[_dataset_pb2.UploadFilesHttpRequest, _dataset_pb2.UploadFilesResponse]
+    """Stores up to 100 files in a dataset, each in a part `files` of a `multipart/form-data` body, which is read as a
+    stream. A file that cannot be stored does not stop the others: the answer says how each went. When the body
+    itself turns out malformed, the files before that are stored all the same.
+
+    Request content type:
+    - multipart/form-data: files[]
+
+    Errors:
+    - 400: A name is not valid, or the body is malformed.
+    - 404: The project or the dataset does not exist.
+    - 415: The body is not `multipart/form-data`.
+    - 422: The body has no part `files`.
+    """
+    UploadFiles: _grpc.StreamUnaryMultiCallable[_dataset_pb2.UploadFilesRequest, _dataset_pb2.UploadFilesResponse]
+    """Stores up to 100 files in a dataset. For gRPC clients: the first message names the dataset; then each file is a
+    message with its header, followed by messages with its content in chunks of at most 1 MiB.
+
+    Fails with NOT_FOUND or INVALID_ARGUMENT where `UploadFilesHttp` answers 404 or 400.
+    """
     RemoveFile: _grpc.UnaryUnaryMultiCallable[_dataset_pb2.RemoveFileRequest, _dataset_pb2.RemoveFileResponse]
-    """Removes a file and its chunks from a dataset.
+    """Removes a file and its chunks from a dataset. Other datasets that hold the same content keep it, with their
+    chunks, whether or not `remove_from_disk` is set.
+
+    Without `remove_from_disk` the content stays in the project's folder, where it costs disk space, until the project
+    is deleted or the same content is added again and removed with `remove_from_disk`. No search finds it meanwhile.
 
     Errors:
     - 400: A name or the hash is not valid.
     - 404: The project, the dataset or the file does not exist.
     """
     ProcessDataset: _grpc.UnaryUnaryMultiCallable[_dataset_pb2.ProcessDatasetRequest, _dataset_pb2.ProcessDatasetResponse]
-    """Parses, chunks, embeds and indexes the files of a dataset. Files already indexed are skipped; a file that
-    fails does not stop the others.
+    """Parses, chunks, embeds and indexes the files of a dataset. Files already indexed with the present settings are
+    skipped; a file that fails does not stop the others, and says why in `details`.
 
     With `async_processing` the answer comes at once and carries a `task_id` to follow.
 
@@ -105,12 +135,18 @@ class DatasetServiceStub:
     - 409: The dataset is being processed, or the database was made with another embedding model.
     """
     RunDatasetAction: _grpc.UnaryUnaryMultiCallable[_dataset_pb2.RunDatasetActionRequest, _dataset_pb2.RunDatasetActionResponse]
-    """Starts an action on a dataset, as newer LlamaFarm clients ask for it. `process` always runs as a task.
+    """Runs an action on a dataset, as newer LlamaFarm clients ask for it:
+
+    - `process` (its old name: `ingest`) starts a task that processes the dataset, or the file `file_hash` names.
+    - `delete_file_chunks` removes the chunks of the file `file_hash` names; the file stays, as it was uploaded.
+    - `delete_dataset_chunks` does so for every file.
 
     Errors:
-    - 400: A name or `action_type` is not valid, or `file_hash` is missing.
+    - 400: A name or `file_hash` is not valid.
     - 404: The project, the dataset or the file does not exist.
     - 409: The dataset is being processed, or the database was made with another embedding model.
+    - 422: `action_type` is unknown, `file_hash` is missing, or `parser_overrides` has no place in the action or does
+      not fit a file's parser.
     """
 
 @_typing.type_check_only
@@ -155,15 +191,21 @@ class DatasetServiceAsyncStub(DatasetServiceStub):
     """Stores a file in a dataset. The body is `multipart/form-data` with the file in the part `file`; it is
     read as a stream, so its size is bounded by the server's upload limit only.
 
+    Content that the dataset holds already, under whatever name, is not stored again: the answer then carries
+    `skipped`, the name it was first stored under, and a sentence in `reason`.
+
+    The part `parser_overrides` may hold a JSON object of at most 10 KB: settings that replace those of the parser
+    that takes the file, such as `{"chunk_size": 200}`. They hold for this file until they are given again.
+
     Request content type:
     - multipart/form-data: file
 
     Errors:
-    - 400: A name is not valid, or the form is malformed or cut off.
+    - 400: A name is not valid, the body is malformed, or `parser_overrides` is not a JSON object.
     - 404: The project or the dataset does not exist.
     - 413: The file is larger than the server accepts.
     - 415: The body is not `multipart/form-data`.
-    - 422: The form has no field `file`, or it is not a file.
+    - 422: The body has no part `file`, or the file's parser has no settings as in `parser_overrides`.
     """
     UploadFile: _aio.StreamUnaryMultiCallable[_dataset_pb2.UploadFileRequest, _dataset_pb2.UploadFileResponse]  # type: ignore[assignment]
     """Stores a file in a dataset. For gRPC clients: the first message carries the header, the others the content
@@ -171,16 +213,40 @@ class DatasetServiceAsyncStub(DatasetServiceStub):
 
     Fails with NOT_FOUND, INVALID_ARGUMENT or RESOURCE_EXHAUSTED where `UploadFileHttp` answers 404, 400 or 413.
     """
+    UploadFilesHttp: _aio.StreamUnaryMultiCallable[_dataset_pb2.UploadFilesHttpRequest, _dataset_pb2.UploadFilesResponse]  # type: ignore[assignment]
+    """Stores up to 100 files in a dataset, each in a part `files` of a `multipart/form-data` body, which is read as a
+    stream. A file that cannot be stored does not stop the others: the answer says how each went. When the body
+    itself turns out malformed, the files before that are stored all the same.
+
+    Request content type:
+    - multipart/form-data: files[]
+
+    Errors:
+    - 400: A name is not valid, or the body is malformed.
+    - 404: The project or the dataset does not exist.
+    - 415: The body is not `multipart/form-data`.
+    - 422: The body has no part `files`.
+    """
+    UploadFiles: _aio.StreamUnaryMultiCallable[_dataset_pb2.UploadFilesRequest, _dataset_pb2.UploadFilesResponse]  # type: ignore[assignment]
+    """Stores up to 100 files in a dataset. For gRPC clients: the first message names the dataset; then each file is a
+    message with its header, followed by messages with its content in chunks of at most 1 MiB.
+
+    Fails with NOT_FOUND or INVALID_ARGUMENT where `UploadFilesHttp` answers 404 or 400.
+    """
     RemoveFile: _aio.UnaryUnaryMultiCallable[_dataset_pb2.RemoveFileRequest, _dataset_pb2.RemoveFileResponse]  # type: ignore[assignment]
-    """Removes a file and its chunks from a dataset.
+    """Removes a file and its chunks from a dataset. Other datasets that hold the same content keep it, with their
+    chunks, whether or not `remove_from_disk` is set.
+
+    Without `remove_from_disk` the content stays in the project's folder, where it costs disk space, until the project
+    is deleted or the same content is added again and removed with `remove_from_disk`. No search finds it meanwhile.
 
     Errors:
     - 400: A name or the hash is not valid.
     - 404: The project, the dataset or the file does not exist.
     """
     ProcessDataset: _aio.UnaryUnaryMultiCallable[_dataset_pb2.ProcessDatasetRequest, _dataset_pb2.ProcessDatasetResponse]  # type: ignore[assignment]
-    """Parses, chunks, embeds and indexes the files of a dataset. Files already indexed are skipped; a file that
-    fails does not stop the others.
+    """Parses, chunks, embeds and indexes the files of a dataset. Files already indexed with the present settings are
+    skipped; a file that fails does not stop the others, and says why in `details`.
 
     With `async_processing` the answer comes at once and carries a `task_id` to follow.
 
@@ -190,12 +256,18 @@ class DatasetServiceAsyncStub(DatasetServiceStub):
     - 409: The dataset is being processed, or the database was made with another embedding model.
     """
     RunDatasetAction: _aio.UnaryUnaryMultiCallable[_dataset_pb2.RunDatasetActionRequest, _dataset_pb2.RunDatasetActionResponse]  # type: ignore[assignment]
-    """Starts an action on a dataset, as newer LlamaFarm clients ask for it. `process` always runs as a task.
+    """Runs an action on a dataset, as newer LlamaFarm clients ask for it:
+
+    - `process` (its old name: `ingest`) starts a task that processes the dataset, or the file `file_hash` names.
+    - `delete_file_chunks` removes the chunks of the file `file_hash` names; the file stays, as it was uploaded.
+    - `delete_dataset_chunks` does so for every file.
 
     Errors:
-    - 400: A name or `action_type` is not valid, or `file_hash` is missing.
+    - 400: A name or `file_hash` is not valid.
     - 404: The project, the dataset or the file does not exist.
     - 409: The dataset is being processed, or the database was made with another embedding model.
+    - 422: `action_type` is unknown, `file_hash` is missing, or `parser_overrides` has no place in the action or does
+      not fit a file's parser.
     """
 
 class DatasetServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -267,15 +339,21 @@ class DatasetServiceServicer(metaclass=_abc_1.ABCMeta):
         """Stores a file in a dataset. The body is `multipart/form-data` with the file in the part `file`; it is
         read as a stream, so its size is bounded by the server's upload limit only.
 
+        Content that the dataset holds already, under whatever name, is not stored again: the answer then carries
+        `skipped`, the name it was first stored under, and a sentence in `reason`.
+
+        The part `parser_overrides` may hold a JSON object of at most 10 KB: settings that replace those of the parser
+        that takes the file, such as `{"chunk_size": 200}`. They hold for this file until they are given again.
+
         Request content type:
         - multipart/form-data: file
 
         Errors:
-        - 400: A name is not valid, or the form is malformed or cut off.
+        - 400: A name is not valid, the body is malformed, or `parser_overrides` is not a JSON object.
         - 404: The project or the dataset does not exist.
         - 413: The file is larger than the server accepts.
         - 415: The body is not `multipart/form-data`.
-        - 422: The form has no field `file`, or it is not a file.
+        - 422: The body has no part `file`, or the file's parser has no settings as in `parser_overrides`.
         """
 
     @_abc_1.abstractmethod
@@ -291,12 +369,48 @@ class DatasetServiceServicer(metaclass=_abc_1.ABCMeta):
         """
 
     @_abc_1.abstractmethod
+    def UploadFilesHttp(
+        self,
+        request_iterator: _MaybeAsyncIterator[_dataset_pb2.UploadFilesHttpRequest],
+        context: _ServicerContext,
+    ) -> _typing.Union[_dataset_pb2.UploadFilesResponse, _abc.Awaitable[_dataset_pb2.UploadFilesResponse]]:
+        """Stores up to 100 files in a dataset, each in a part `files` of a `multipart/form-data` body, which is read as a
+        stream. A file that cannot be stored does not stop the others: the answer says how each went. When the body
+        itself turns out malformed, the files before that are stored all the same.
+
+        Request content type:
+        - multipart/form-data: files[]
+
+        Errors:
+        - 400: A name is not valid, or the body is malformed.
+        - 404: The project or the dataset does not exist.
+        - 415: The body is not `multipart/form-data`.
+        - 422: The body has no part `files`.
+        """
+
+    @_abc_1.abstractmethod
+    def UploadFiles(
+        self,
+        request_iterator: _MaybeAsyncIterator[_dataset_pb2.UploadFilesRequest],
+        context: _ServicerContext,
+    ) -> _typing.Union[_dataset_pb2.UploadFilesResponse, _abc.Awaitable[_dataset_pb2.UploadFilesResponse]]:
+        """Stores up to 100 files in a dataset. For gRPC clients: the first message names the dataset; then each file is a
+        message with its header, followed by messages with its content in chunks of at most 1 MiB.
+
+        Fails with NOT_FOUND or INVALID_ARGUMENT where `UploadFilesHttp` answers 404 or 400.
+        """
+
+    @_abc_1.abstractmethod
     def RemoveFile(
         self,
         request: _dataset_pb2.RemoveFileRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_dataset_pb2.RemoveFileResponse, _abc.Awaitable[_dataset_pb2.RemoveFileResponse]]:
-        """Removes a file and its chunks from a dataset.
+        """Removes a file and its chunks from a dataset. Other datasets that hold the same content keep it, with their
+        chunks, whether or not `remove_from_disk` is set.
+
+        Without `remove_from_disk` the content stays in the project's folder, where it costs disk space, until the project
+        is deleted or the same content is added again and removed with `remove_from_disk`. No search finds it meanwhile.
 
         Errors:
         - 400: A name or the hash is not valid.
@@ -309,8 +423,8 @@ class DatasetServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _dataset_pb2.ProcessDatasetRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_dataset_pb2.ProcessDatasetResponse, _abc.Awaitable[_dataset_pb2.ProcessDatasetResponse]]:
-        """Parses, chunks, embeds and indexes the files of a dataset. Files already indexed are skipped; a file that
-        fails does not stop the others.
+        """Parses, chunks, embeds and indexes the files of a dataset. Files already indexed with the present settings are
+        skipped; a file that fails does not stop the others, and says why in `details`.
 
         With `async_processing` the answer comes at once and carries a `task_id` to follow.
 
@@ -326,12 +440,18 @@ class DatasetServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _dataset_pb2.RunDatasetActionRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_dataset_pb2.RunDatasetActionResponse, _abc.Awaitable[_dataset_pb2.RunDatasetActionResponse]]:
-        """Starts an action on a dataset, as newer LlamaFarm clients ask for it. `process` always runs as a task.
+        """Runs an action on a dataset, as newer LlamaFarm clients ask for it:
+
+        - `process` (its old name: `ingest`) starts a task that processes the dataset, or the file `file_hash` names.
+        - `delete_file_chunks` removes the chunks of the file `file_hash` names; the file stays, as it was uploaded.
+        - `delete_dataset_chunks` does so for every file.
 
         Errors:
-        - 400: A name or `action_type` is not valid, or `file_hash` is missing.
+        - 400: A name or `file_hash` is not valid.
         - 404: The project, the dataset or the file does not exist.
         - 409: The dataset is being processed, or the database was made with another embedding model.
+        - 422: `action_type` is unknown, `file_hash` is missing, or `parser_overrides` has no place in the action or does
+          not fit a file's parser.
         """
 
 def add_DatasetServiceServicer_to_server(servicer: DatasetServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -1084,7 +1084,9 @@ class PreviewChunksRequest(_message.Message):
     chunk_overlap: _builtins.int
     """Characters that neighbouring chunks share, in place of the strategy's. Range: 0 to half of the size."""
     chunk_strategy: _builtins.str
-    """How chunks are cut: `sentences`, which is how it is done here; another value is refused. Default: that."""
+    """Where chunks end, in place of the strategy's: a value the file's parser takes, such as `sentences`, `paragraphs`,
+    `characters`, `semantic` or, for tables, `rows`.
+    """
     def __init__(
         self,
         *,

@@ -44,7 +44,10 @@ class Task(_message.Message):
 
     @_builtins.property
     def result(self) -> _struct_pb2.Value:
-        """What came of it: for a processed dataset the counts and `details` of `ProcessDatasetResponse`; null before the end."""
+        """What came of it: for a processed dataset the counts of `ProcessDatasetResponse`, and in `details` for each file a
+        pair: whether it went well, and the fields of its `FileProcessingResult`; null before the end. A run that could
+        process none of its files ends in `FAILURE` and has a result too.
+        """
 
     @_builtins.property
     def error(self) -> _struct_pb2.Value:
@@ -125,6 +128,9 @@ class TaskFile(_message.Message):
     STATE_FIELD_NUMBER: _builtins.int
     CHUNKS_FIELD_NUMBER: _builtins.int
     ERROR_FIELD_NUMBER: _builtins.int
+    TASK_ID_FIELD_NUMBER: _builtins.int
+    STORED_COUNT_FIELD_NUMBER: _builtins.int
+    SKIPPED_COUNT_FIELD_NUMBER: _builtins.int
     index: _builtins.int
     """Place of the file in the task, from 0."""
     file_hash: _builtins.str
@@ -137,6 +143,12 @@ class TaskFile(_message.Message):
     """Number of chunks made so far."""
     error: _builtins.str
     """Why it failed. Absent otherwise."""
+    task_id: _builtins.str
+    """Id of the task again: files are worked off by the task itself."""
+    stored_count: _builtins.int
+    """Number of chunks the task stored."""
+    skipped_count: _builtins.int
+    """Number of chunks that were stored before."""
     def __init__(
         self,
         *,
@@ -146,10 +158,13 @@ class TaskFile(_message.Message):
         state: _builtins.str = ...,
         chunks: _builtins.int = ...,
         error: _builtins.str | None = ...,
+        task_id: _builtins.str = ...,
+        stored_count: _builtins.int = ...,
+        skipped_count: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_error", b"_error", "error", b"error"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_error", b"_error", "chunks", b"chunks", "error", b"error", "file_hash", b"file_hash", "filename", b"filename", "index", b"index", "state", b"state"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_error", b"_error", "chunks", b"chunks", "error", b"error", "file_hash", b"file_hash", "filename", b"filename", "index", b"index", "skipped_count", b"skipped_count", "state", b"state", "stored_count", b"stored_count", "task_id", b"task_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__error: _TypeAlias = _typing.Literal["error"]  # noqa: Y015
     _WhichOneofArgType__error: _TypeAlias = _typing.Literal["_error", b"_error"]  # noqa: Y015

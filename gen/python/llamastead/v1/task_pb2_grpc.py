@@ -82,8 +82,8 @@ class TaskServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def CancelTask(self, request, context):
-        """Cancels a task. Files already indexed stay; those in work are reverted. Cancelling a task that has ended
-        changes nothing and says so.
+        """Cancels a task and answers when its work has stopped. Files already indexed stay; those in work are again as they
+        were uploaded. Cancelling a task that has ended, or was cancelled before, changes nothing and says so.
 
         Errors:
         - 400: A name is not valid.

@@ -50,8 +50,8 @@ class TaskServiceStub:
     Fails with NOT_FOUND when the project or the task does not exist.
     """
     CancelTask: _grpc.UnaryUnaryMultiCallable[_task_pb2.CancelTaskRequest, _task_pb2.CancelTaskResponse]
-    """Cancels a task. Files already indexed stay; those in work are reverted. Cancelling a task that has ended
-    changes nothing and says so.
+    """Cancels a task and answers when its work has stopped. Files already indexed stay; those in work are again as they
+    were uploaded. Cancelling a task that has ended, or was cancelled before, changes nothing and says so.
 
     Errors:
     - 400: A name is not valid.
@@ -80,8 +80,8 @@ class TaskServiceAsyncStub(TaskServiceStub):
     Fails with NOT_FOUND when the project or the task does not exist.
     """
     CancelTask: _aio.UnaryUnaryMultiCallable[_task_pb2.CancelTaskRequest, _task_pb2.CancelTaskResponse]  # type: ignore[assignment]
-    """Cancels a task. Files already indexed stay; those in work are reverted. Cancelling a task that has ended
-    changes nothing and says so.
+    """Cancels a task and answers when its work has stopped. Files already indexed stay; those in work are again as they
+    were uploaded. Cancelling a task that has ended, or was cancelled before, changes nothing and says so.
 
     Errors:
     - 400: A name is not valid.
@@ -125,8 +125,8 @@ class TaskServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _task_pb2.CancelTaskRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_task_pb2.CancelTaskResponse, _abc.Awaitable[_task_pb2.CancelTaskResponse]]:
-        """Cancels a task. Files already indexed stay; those in work are reverted. Cancelling a task that has ended
-        changes nothing and says so.
+        """Cancels a task and answers when its work has stopped. Files already indexed stay; those in work are again as they
+        were uploaded. Cancelling a task that has ended, or was cancelled before, changes nothing and says so.
 
         Errors:
         - 400: A name is not valid.

@@ -11,13 +11,13 @@ import { file_google_api_httpbody } from "../../google/api/httpbody_pb.js";
 import type { Value } from "@bufbuild/protobuf/wkt";
 import { file_google_protobuf_struct } from "@bufbuild/protobuf/wkt";
 import { file_llamastead_v1_access } from "./access_pb.js";
-import type { Message } from "@bufbuild/protobuf";
+import type { JsonObject, Message } from "@bufbuild/protobuf";
 
 /**
  * Describes the file llamastead/v1/dataset.proto.
  */
 export const file_llamastead_v1_dataset: GenFile = /*@__PURE__*/
-  fileDesc("ChtsbGFtYXN0ZWFkL3YxL2RhdGFzZXQucHJvdG8SDWxsYW1hc3RlYWQudjEitgEKB0RhdGFzZXQSDAoEbmFtZRgBIAEoCRIQCghkYXRhYmFzZRgCIAEoCRIgChhkYXRhX3Byb2Nlc3Npbmdfc3RyYXRlZ3kYAyABKAkSDQoFZmlsZXMYBCADKAkSLgoHZGV0YWlscxgFIAEoCzIdLmxsYW1hc3RlYWQudjEuRGF0YXNldERldGFpbHMSGQoMYXV0b19wcm9jZXNzGAYgASgISACIAQFCDwoNX2F1dG9fcHJvY2VzcyKlAQoORGF0YXNldERldGFpbHMSEwoLdG90YWxfZmlsZXMYASABKA0SGAoQdG90YWxfc2l6ZV9ieXRlcxgCIAEoARIvCgxmaWxlX2RldGFpbHMYAyADKAsyGS5sbGFtYXN0ZWFkLnYxLkZpbGVEZXRhaWwSMwoOZmlsZXNfbWV0YWRhdGEYBCADKAsyGy5sbGFtYXN0ZWFkLnYxLkZpbGVNZXRhZGF0YSJWCgpGaWxlRGV0YWlsEgwKBGhhc2gYASABKAkSGQoRb3JpZ2luYWxfZmlsZW5hbWUYAiABKAkSDAoEc2l6ZRgDIAEoARIRCgl0aW1lc3RhbXAYBCABKAEiwgEKDEZpbGVNZXRhZGF0YRIaChJvcmlnaW5hbF9maWxlX25hbWUYASABKAkSGgoScmVzb2x2ZWRfZmlsZV9uYW1lGAIgASgJEhEKCXRpbWVzdGFtcBgDIAEoARIMCgRzaXplGAQgASgBEhEKCW1pbWVfdHlwZRgFIAEoCRIMCgRoYXNoGAYgASgJEhgKC2NodW5rX2NvdW50GAcgASgNSACIAQESDgoGc3RhdHVzGAggASgJQg4KDF9jaHVua19jb3VudCKDAQoTTGlzdERhdGFzZXRzUmVxdWVzdBIXCgluYW1lc3BhY2UYASABKAlCBOJBAQISFQoHcHJvamVjdBgCIAEoCUIE4kEBAhIiChVpbmNsdWRlX2V4dHJhX2RldGFpbHMYAyABKAhIAIgBAUIYChZfaW5jbHVkZV9leHRyYV9kZXRhaWxzIk8KFExpc3REYXRhc2V0c1Jlc3BvbnNlEg0KBXRvdGFsGAEgASgNEigKCGRhdGFzZXRzGAIgAygLMhYubGxhbWFzdGVhZC52MS5EYXRhc2V0Iu4BChRDcmVhdGVEYXRhc2V0UmVxdWVzdBIXCgluYW1lc3BhY2UYASABKAlCBOJBAQISFQoHcHJvamVjdBgCIAEoCUIE4kEBAhISCgRuYW1lGAMgASgJQgTiQQECEiUKGGRhdGFfcHJvY2Vzc2luZ19zdHJhdGVneRgEIAEoCUgAiAEBEhUKCGRhdGFiYXNlGAUgASgJSAGIAQESGQoMYXV0b19wcm9jZXNzGAYgASgISAKIAQFCGwoZX2RhdGFfcHJvY2Vzc2luZ19zdHJhdGVneUILCglfZGF0YWJhc2VCDwoNX2F1dG9fcHJvY2VzcyJAChVDcmVhdGVEYXRhc2V0UmVzcG9uc2USJwoHZGF0YXNldBgBIAEoCzIWLmxsYW1hc3RlYWQudjEuRGF0YXNldCJHChVMaXN0U3RyYXRlZ2llc1JlcXVlc3QSFwoJbmFtZXNwYWNlGAEgASgJQgTiQQECEhUKB3Byb2plY3QYAiABKAlCBOJBAQIiTwoWTGlzdFN0cmF0ZWdpZXNSZXNwb25zZRIiChpkYXRhX3Byb2Nlc3Npbmdfc3RyYXRlZ2llcxgBIAMoCRIRCglkYXRhYmFzZXMYAiADKAkiXQoURGVsZXRlRGF0YXNldFJlcXVlc3QSFwoJbmFtZXNwYWNlGAEgASgJQgTiQQECEhUKB3Byb2plY3QYAiABKAlCBOJBAQISFQoHZGF0YXNldBgDIAEoCUIE4kEBAiJAChVEZWxldGVEYXRhc2V0UmVzcG9uc2USJwoHZGF0YXNldBgBIAEoCzIWLmxsYW1hc3RlYWQudjEuRGF0YXNldCK0AQoVVXBsb2FkRmlsZUh0dHBSZXF1ZXN0EhcKCW5hbWVzcGFjZRgBIAEoCUIE4kEBAhIVCgdwcm9qZWN0GAIgASgJQgTiQQECEhUKB2RhdGFzZXQYAyABKAlCBOJBAQISKAoEYm9keRgEIAEoCzIULmdvb2dsZS5hcGkuSHR0cEJvZHlCBOJBAQISGQoMYXV0b19wcm9jZXNzGAUgASgISACIAQFCDwoNX2F1dG9fcHJvY2VzcyJfChFVcGxvYWRGaWxlUmVxdWVzdBIxCgZoZWFkZXIYASABKAsyHy5sbGFtYXN0ZWFkLnYxLlVwbG9hZEZpbGVIZWFkZXJIABIPCgVjaHVuaxgCIAEoDEgAQgYKBHBhcnQiyQEKEFVwbG9hZEZpbGVIZWFkZXISFwoJbmFtZXNwYWNlGAEgASgJQgTiQQECEhUKB3Byb2plY3QYAiABKAlCBOJBAQISFQoHZGF0YXNldBgDIAEoCUIE4kEBAhIWCghmaWxlbmFtZRgEIAEoCUIE4kEBAhIZCgxjb250ZW50X3R5cGUYBSABKAlIAIgBARIZCgxhdXRvX3Byb2Nlc3MYBiABKAhIAYgBAUIPCg1fY29udGVudF90eXBlQg8KDV9hdXRvX3Byb2Nlc3MiigEKElVwbG9hZEZpbGVSZXNwb25zZRIQCghmaWxlbmFtZRgBIAEoCRIMCgRoYXNoGAIgASgJEhEKCXByb2Nlc3NlZBgDIAEoCBIPCgdza2lwcGVkGAQgASgIEhQKB3Rhc2tfaWQYBSABKAlIAIgBARIOCgZzdGF0dXMYBiABKAlCCgoIX3Rhc2tfaWQipwEKEVJlbW92ZUZpbGVSZXF1ZXN0EhcKCW5hbWVzcGFjZRgBIAEoCUIE4kEBAhIVCgdwcm9qZWN0GAIgASgJQgTiQQECEhUKB2RhdGFzZXQYAyABKAlCBOJBAQISFwoJZmlsZV9oYXNoGAQgASgJQgTiQQECEh0KEHJlbW92ZV9mcm9tX2Rpc2sYBSABKAhIAIgBAUITChFfcmVtb3ZlX2Zyb21fZGlzayI/ChJSZW1vdmVGaWxlUmVzcG9uc2USEQoJZmlsZV9oYXNoGAEgASgJEhYKDmRlbGV0ZWRfY2h1bmtzGAIgASgNIpIBChVQcm9jZXNzRGF0YXNldFJlcXVlc3QSFwoJbmFtZXNwYWNlGAEgASgJQgTiQQECEhUKB3Byb2plY3QYAiABKAlCBOJBAQISFQoHZGF0YXNldBgDIAEoCUIE4kEBAhIdChBhc3luY19wcm9jZXNzaW5nGAQgASgISACIAQFCEwoRX2FzeW5jX3Byb2Nlc3Npbmci6wEKFlByb2Nlc3NEYXRhc2V0UmVzcG9uc2USDwoHbWVzc2FnZRgBIAEoCRIXCg9wcm9jZXNzZWRfZmlsZXMYAiABKA0SFQoNc2tpcHBlZF9maWxlcxgDIAEoDRIUCgxmYWlsZWRfZmlsZXMYBCABKA0SEAoIc3RyYXRlZ3kYBSABKAkSEAoIZGF0YWJhc2UYBiABKAkSNAoHZGV0YWlscxgHIAMoCzIjLmxsYW1hc3RlYWQudjEuRmlsZVByb2Nlc3NpbmdSZXN1bHQSFAoHdGFza19pZBgIIAEoCUgAiAEBQgoKCF90YXNrX2lkIrwCChRGaWxlUHJvY2Vzc2luZ1Jlc3VsdBIMCgRoYXNoGAEgASgJEigKCGZpbGVuYW1lGAIgASgLMhYuZ29vZ2xlLnByb3RvYnVmLlZhbHVlEg4KBnN0YXR1cxgDIAEoCRITCgZwYXJzZXIYBCABKAlIAIgBARISCgpleHRyYWN0b3JzGAUgAygJEhMKBmNodW5rcxgGIAEoDUgBiAEBEhcKCmNodW5rX3NpemUYByABKA1IAogBARIVCghlbWJlZGRlchgIIAEoCUgDiAEBEhIKBWVycm9yGAkgASgJSASIAQESEwoGcmVhc29uGAogASgJSAWIAQFCCQoHX3BhcnNlckIJCgdfY2h1bmtzQg0KC19jaHVua19zaXplQgsKCV9lbWJlZGRlckIICgZfZXJyb3JCCQoHX3JlYXNvbiKhAQoXUnVuRGF0YXNldEFjdGlvblJlcXVlc3QSFwoJbmFtZXNwYWNlGAEgASgJQgTiQQECEhUKB3Byb2plY3QYAiABKAlCBOJBAQISFQoHZGF0YXNldBgDIAEoCUIE4kEBAhIZCgthY3Rpb25fdHlwZRgEIAEoCUIE4kEBAhIWCglmaWxlX2hhc2gYBSABKAlIAIgBAUIMCgpfZmlsZV9oYXNoIvUCChhSdW5EYXRhc2V0QWN0aW9uUmVzcG9uc2USDwoHbWVzc2FnZRgBIAEoCRIVCgh0YXNrX3VyaRgCIAEoCUgAiAEBEhQKB3Rhc2tfaWQYAyABKAlIAYgBARIWCglmaWxlX2hhc2gYBCABKAlIAogBARIbCg5kZWxldGVkX2NodW5rcxgFIAEoDUgDiAEBEiEKFHRvdGFsX2RlbGV0ZWRfY2h1bmtzGAYgASgNSASIAQESIAoTdG90YWxfZmlsZXNfY2xlYXJlZBgHIAEoDUgFiAEBEh8KEnRvdGFsX2ZpbGVzX2ZhaWxlZBgIIAEoDUgGiAEBQgsKCV90YXNrX3VyaUIKCghfdGFza19pZEIMCgpfZmlsZV9oYXNoQhEKD19kZWxldGVkX2NodW5rc0IXChVfdG90YWxfZGVsZXRlZF9jaHVua3NCFgoUX3RvdGFsX2ZpbGVzX2NsZWFyZWRCFQoTX3RvdGFsX2ZpbGVzX2ZhaWxlZDK1DwoORGF0YXNldFNlcnZpY2USxQEKDExpc3REYXRhc2V0cxIiLmxsYW1hc3RlYWQudjEuTGlzdERhdGFzZXRzUmVxdWVzdBojLmxsYW1hc3RlYWQudjEuTGlzdERhdGFzZXRzUmVzcG9uc2UibKKLGQIIAoLT5JMCYFoxEi8vYXBpL3YxL3Byb2plY3RzL3tuYW1lc3BhY2V9L3twcm9qZWN0fS9kYXRhc2V0cxIrL3YxL3Byb2plY3RzL3tuYW1lc3BhY2V9L3twcm9qZWN0fS9kYXRhc2V0cxLOAQoNQ3JlYXRlRGF0YXNldBIjLmxsYW1hc3RlYWQudjEuQ3JlYXRlRGF0YXNldFJlcXVlc3QaJC5sbGFtYXN0ZWFkLnYxLkNyZWF0ZURhdGFzZXRSZXNwb25zZSJyoosZAggDgtPkkwJmOgEqWjQ6ASoiLy9hcGkvdjEvcHJvamVjdHMve25hbWVzcGFjZX0ve3Byb2plY3R9L2RhdGFzZXRzIisvdjEvcHJvamVjdHMve25hbWVzcGFjZX0ve3Byb2plY3R9L2RhdGFzZXRzEuIBCg5MaXN0U3RyYXRlZ2llcxIkLmxsYW1hc3RlYWQudjEuTGlzdFN0cmF0ZWdpZXNSZXF1ZXN0GiUubGxhbWFzdGVhZC52MS5MaXN0U3RyYXRlZ2llc1Jlc3BvbnNlIoIBoosZAggCgtPkkwJ2WjwSOi9hcGkvdjEvcHJvamVjdHMve25hbWVzcGFjZX0ve3Byb2plY3R9L2RhdGFzZXRzL3N0cmF0ZWdpZXMSNi92MS9wcm9qZWN0cy97bmFtZXNwYWNlfS97cHJvamVjdH0vZGF0YXNldHMvc3RyYXRlZ2llcxLdAQoNRGVsZXRlRGF0YXNldBIjLmxsYW1hc3RlYWQudjEuRGVsZXRlRGF0YXNldFJlcXVlc3QaJC5sbGFtYXN0ZWFkLnYxLkRlbGV0ZURhdGFzZXRSZXNwb25zZSKAAaKLGQIIA4LT5JMCdFo7KjkvYXBpL3YxL3Byb2plY3RzL3tuYW1lc3BhY2V9L3twcm9qZWN0fS9kYXRhc2V0cy97ZGF0YXNldH0qNS92MS9wcm9qZWN0cy97bmFtZXNwYWNlfS97cHJvamVjdH0vZGF0YXNldHMve2RhdGFzZXR9EvUBCg5VcGxvYWRGaWxlSHR0cBIkLmxsYW1hc3RlYWQudjEuVXBsb2FkRmlsZUh0dHBSZXF1ZXN0GiEubGxhbWFzdGVhZC52MS5VcGxvYWRGaWxlUmVzcG9uc2UilwGiixkCCAOC0+STAooBOgRib2R5WkY6BGJvZHkiPi9hcGkvdjEvcHJvamVjdHMve25hbWVzcGFjZX0ve3Byb2plY3R9L2RhdGFzZXRzL3tkYXRhc2V0fS9kYXRhIjovdjEvcHJvamVjdHMve25hbWVzcGFjZX0ve3Byb2plY3R9L2RhdGFzZXRzL3tkYXRhc2V0fS9kYXRhKAESWwoKVXBsb2FkRmlsZRIgLmxsYW1hc3RlYWQudjEuVXBsb2FkRmlsZVJlcXVlc3QaIS5sbGFtYXN0ZWFkLnYxLlVwbG9hZEZpbGVSZXNwb25zZSIGoosZAggDKAES9wEKClJlbW92ZUZpbGUSIC5sbGFtYXN0ZWFkLnYxLlJlbW92ZUZpbGVSZXF1ZXN0GiEubGxhbWFzdGVhZC52MS5SZW1vdmVGaWxlUmVzcG9uc2UiowGiixkCCAOC0+STApYBWkwqSi9hcGkvdjEvcHJvamVjdHMve25hbWVzcGFjZX0ve3Byb2plY3R9L2RhdGFzZXRzL3tkYXRhc2V0fS9kYXRhL3tmaWxlX2hhc2h9KkYvdjEvcHJvamVjdHMve25hbWVzcGFjZX0ve3Byb2plY3R9L2RhdGFzZXRzL3tkYXRhc2V0fS9kYXRhL3tmaWxlX2hhc2h9EvMBCg5Qcm9jZXNzRGF0YXNldBIkLmxsYW1hc3RlYWQudjEuUHJvY2Vzc0RhdGFzZXRSZXF1ZXN0GiUubGxhbWFzdGVhZC52MS5Qcm9jZXNzRGF0YXNldFJlc3BvbnNlIpMBoosZBAgDGAGC0+STAoQBWkMiQS9hcGkvdjEvcHJvamVjdHMve25hbWVzcGFjZX0ve3Byb2plY3R9L2RhdGFzZXRzL3tkYXRhc2V0fS9wcm9jZXNzIj0vdjEvcHJvamVjdHMve25hbWVzcGFjZX0ve3Byb2plY3R9L2RhdGFzZXRzL3tkYXRhc2V0fS9wcm9jZXNzEv8BChBSdW5EYXRhc2V0QWN0aW9uEiYubGxhbWFzdGVhZC52MS5SdW5EYXRhc2V0QWN0aW9uUmVxdWVzdBonLmxsYW1hc3RlYWQudjEuUnVuRGF0YXNldEFjdGlvblJlc3BvbnNlIpkBoosZBAgDGAGC0+STAooBOgEqWkY6ASoiQS9hcGkvdjEvcHJvamVjdHMve25hbWVzcGFjZX0ve3Byb2plY3R9L2RhdGFzZXRzL3tkYXRhc2V0fS9hY3Rpb25zIj0vdjEvcHJvamVjdHMve25hbWVzcGFjZX0ve3Byb2plY3R9L2RhdGFzZXRzL3tkYXRhc2V0fS9hY3Rpb25zYgZwcm90bzM", [file_google_api_annotations, file_google_api_field_behavior, file_google_api_httpbody, file_google_protobuf_struct, file_llamastead_v1_access]);
+  fileDesc("ChtsbGFtYXN0ZWFkL3YxL2RhdGFzZXQucHJvdG8SDWxsYW1hc3RlYWQudjEitgEKB0RhdGFzZXQSDAoEbmFtZRgBIAEoCRIQCghkYXRhYmFzZRgCIAEoCRIgChhkYXRhX3Byb2Nlc3Npbmdfc3RyYXRlZ3kYAyABKAkSDQoFZmlsZXMYBCADKAkSLgoHZGV0YWlscxgFIAEoCzIdLmxsYW1hc3RlYWQudjEuRGF0YXNldERldGFpbHMSGQoMYXV0b19wcm9jZXNzGAYgASgISACIAQFCDwoNX2F1dG9fcHJvY2VzcyKlAQoORGF0YXNldERldGFpbHMSEwoLdG90YWxfZmlsZXMYASABKA0SGAoQdG90YWxfc2l6ZV9ieXRlcxgCIAEoARIvCgxmaWxlX2RldGFpbHMYAyADKAsyGS5sbGFtYXN0ZWFkLnYxLkZpbGVEZXRhaWwSMwoOZmlsZXNfbWV0YWRhdGEYBCADKAsyGy5sbGFtYXN0ZWFkLnYxLkZpbGVNZXRhZGF0YSJWCgpGaWxlRGV0YWlsEgwKBGhhc2gYASABKAkSGQoRb3JpZ2luYWxfZmlsZW5hbWUYAiABKAkSDAoEc2l6ZRgDIAEoARIRCgl0aW1lc3RhbXAYBCABKAEivgMKDEZpbGVNZXRhZGF0YRIaChJvcmlnaW5hbF9maWxlX25hbWUYASABKAkSGgoScmVzb2x2ZWRfZmlsZV9uYW1lGAIgASgJEhEKCXRpbWVzdGFtcBgDIAEoARIMCgRzaXplGAQgASgBEhEKCW1pbWVfdHlwZRgFIAEoCRIMCgRoYXNoGAYgASgJEhgKC2NodW5rX2NvdW50GAcgASgNSACIAQESDgoGc3RhdHVzGAggASgJEhMKBnBhcnNlchgJIAEoCUgBiAEBEhIKCmV4dHJhY3RvcnMYCiADKAkSFwoKY2h1bmtfc2l6ZRgLIAEoDUgCiAEBEhUKCGVtYmVkZGVyGAwgASgJSAOIAQESEgoFZXJyb3IYDSABKAlIBIgBARIpCghtZXRhZGF0YRgOIAEoCzIXLmdvb2dsZS5wcm90b2J1Zi5TdHJ1Y3QSMQoQcGFyc2VyX292ZXJyaWRlcxgPIAEoCzIXLmdvb2dsZS5wcm90b2J1Zi5TdHJ1Y3RCDgoMX2NodW5rX2NvdW50QgkKB19wYXJzZXJCDQoLX2NodW5rX3NpemVCCwoJX2VtYmVkZGVyQggKBl9lcnJvciKDAQoTTGlzdERhdGFzZXRzUmVxdWVzdBIXCgluYW1lc3BhY2UYASABKAlCBOJBAQISFQoHcHJvamVjdBgCIAEoCUIE4kEBAhIiChVpbmNsdWRlX2V4dHJhX2RldGFpbHMYAyABKAhIAIgBAUIYChZfaW5jbHVkZV9leHRyYV9kZXRhaWxzIk8KFExpc3REYXRhc2V0c1Jlc3BvbnNlEg0KBXRvdGFsGAEgASgNEigKCGRhdGFzZXRzGAIgAygLMhYubGxhbWFzdGVhZC52MS5EYXRhc2V0Iu4BChRDcmVhdGVEYXRhc2V0UmVxdWVzdBIXCgluYW1lc3BhY2UYASABKAlCBOJBAQISFQoHcHJvamVjdBgCIAEoCUIE4kEBAhISCgRuYW1lGAMgASgJQgTiQQECEiUKGGRhdGFfcHJvY2Vzc2luZ19zdHJhdGVneRgEIAEoCUgAiAEBEhUKCGRhdGFiYXNlGAUgASgJSAGIAQESGQoMYXV0b19wcm9jZXNzGAYgASgISAKIAQFCGwoZX2RhdGFfcHJvY2Vzc2luZ19zdHJhdGVneUILCglfZGF0YWJhc2VCDwoNX2F1dG9fcHJvY2VzcyJAChVDcmVhdGVEYXRhc2V0UmVzcG9uc2USJwoHZGF0YXNldBgBIAEoCzIWLmxsYW1hc3RlYWQudjEuRGF0YXNldCJHChVMaXN0U3RyYXRlZ2llc1JlcXVlc3QSFwoJbmFtZXNwYWNlGAEgASgJQgTiQQECEhUKB3Byb2plY3QYAiABKAlCBOJBAQIiTwoWTGlzdFN0cmF0ZWdpZXNSZXNwb25zZRIiChpkYXRhX3Byb2Nlc3Npbmdfc3RyYXRlZ2llcxgBIAMoCRIRCglkYXRhYmFzZXMYAiADKAkiXQoURGVsZXRlRGF0YXNldFJlcXVlc3QSFwoJbmFtZXNwYWNlGAEgASgJQgTiQQECEhUKB3Byb2plY3QYAiABKAlCBOJBAQISFQoHZGF0YXNldBgDIAEoCUIE4kEBAiJAChVEZWxldGVEYXRhc2V0UmVzcG9uc2USJwoHZGF0YXNldBgBIAEoCzIWLmxsYW1hc3RlYWQudjEuRGF0YXNldCK0AQoVVXBsb2FkRmlsZUh0dHBSZXF1ZXN0EhcKCW5hbWVzcGFjZRgBIAEoCUIE4kEBAhIVCgdwcm9qZWN0GAIgASgJQgTiQQECEhUKB2RhdGFzZXQYAyABKAlCBOJBAQISKAoEYm9keRgEIAEoCzIULmdvb2dsZS5hcGkuSHR0cEJvZHlCBOJBAQISGQoMYXV0b19wcm9jZXNzGAUgASgISACIAQFCDwoNX2F1dG9fcHJvY2VzcyJfChFVcGxvYWRGaWxlUmVxdWVzdBIxCgZoZWFkZXIYASABKAsyHy5sbGFtYXN0ZWFkLnYxLlVwbG9hZEZpbGVIZWFkZXJIABIPCgVjaHVuaxgCIAEoDEgAQgYKBHBhcnQi/AEKEFVwbG9hZEZpbGVIZWFkZXISFwoJbmFtZXNwYWNlGAEgASgJQgTiQQECEhUKB3Byb2plY3QYAiABKAlCBOJBAQISFQoHZGF0YXNldBgDIAEoCUIE4kEBAhIWCghmaWxlbmFtZRgEIAEoCUIE4kEBAhIZCgxjb250ZW50X3R5cGUYBSABKAlIAIgBARIZCgxhdXRvX3Byb2Nlc3MYBiABKAhIAYgBARIxChBwYXJzZXJfb3ZlcnJpZGVzGAcgASgLMhcuZ29vZ2xlLnByb3RvYnVmLlN0cnVjdEIPCg1fY29udGVudF90eXBlQg8KDV9hdXRvX3Byb2Nlc3MiqgEKElVwbG9hZEZpbGVSZXNwb25zZRIQCghmaWxlbmFtZRgBIAEoCRIMCgRoYXNoGAIgASgJEhEKCXByb2Nlc3NlZBgDIAEoCBIPCgdza2lwcGVkGAQgASgIEhQKB3Rhc2tfaWQYBSABKAlIAIgBARIOCgZzdGF0dXMYBiABKAkSEwoGcmVhc29uGAcgASgJSAGIAQFCCgoIX3Rhc2tfaWRCCQoHX3JlYXNvbiK1AQoWVXBsb2FkRmlsZXNIdHRwUmVxdWVzdBIXCgluYW1lc3BhY2UYASABKAlCBOJBAQISFQoHcHJvamVjdBgCIAEoCUIE4kEBAhIVCgdkYXRhc2V0GAMgASgJQgTiQQECEigKBGJvZHkYBCABKAsyFC5nb29nbGUuYXBpLkh0dHBCb2R5QgTiQQECEhkKDGF1dG9fcHJvY2VzcxgFIAEoCEgAiAEBQg8KDV9hdXRvX3Byb2Nlc3MijAEKElVwbG9hZEZpbGVzUmVxdWVzdBIyCgZoZWFkZXIYASABKAsyIC5sbGFtYXN0ZWFkLnYxLlVwbG9hZEZpbGVzSGVhZGVySAASKQoEZmlsZRgCIAEoCzIZLmxsYW1hc3RlYWQudjEuRmlsZUhlYWRlckgAEg8KBWNodW5rGAMgASgMSABCBgoEcGFydCKGAQoRVXBsb2FkRmlsZXNIZWFkZXISFwoJbmFtZXNwYWNlGAEgASgJQgTiQQECEhUKB3Byb2plY3QYAiABKAlCBOJBAQISFQoHZGF0YXNldBgDIAEoCUIE4kEBAhIZCgxhdXRvX3Byb2Nlc3MYBCABKAhIAIgBAUIPCg1fYXV0b19wcm9jZXNzIoMBCgpGaWxlSGVhZGVyEhYKCGZpbGVuYW1lGAEgASgJQgTiQQECEhkKDGNvbnRlbnRfdHlwZRgCIAEoCUgAiAEBEjEKEHBhcnNlcl9vdmVycmlkZXMYAyABKAsyFy5nb29nbGUucHJvdG9idWYuU3RydWN0Qg8KDV9jb250ZW50X3R5cGUipgEKE1VwbG9hZEZpbGVzUmVzcG9uc2USEAoIdXBsb2FkZWQYASABKA0SDwoHc2tpcHBlZBgCIAEoDRIOCgZmYWlsZWQYAyABKA0SFAoHdGFza19pZBgEIAEoCUgAiAEBEg4KBnN0YXR1cxgFIAEoCRIqCgVmaWxlcxgGIAMoCzIbLmxsYW1hc3RlYWQudjEuVXBsb2FkZWRGaWxlQgoKCF90YXNrX2lkIq4BCgxVcGxvYWRlZEZpbGUSEAoIZmlsZW5hbWUYASABKAkSEQoEaGFzaBgCIAEoCUgAiAEBEhEKCXByb2Nlc3NlZBgDIAEoCBIPCgdza2lwcGVkGAQgASgIEg4KBnN0YXR1cxgFIAEoCRITCgZyZWFzb24YBiABKAlIAYgBARISCgVlcnJvchgHIAEoCUgCiAEBQgcKBV9oYXNoQgkKB19yZWFzb25CCAoGX2Vycm9yIqcBChFSZW1vdmVGaWxlUmVxdWVzdBIXCgluYW1lc3BhY2UYASABKAlCBOJBAQISFQoHcHJvamVjdBgCIAEoCUIE4kEBAhIVCgdkYXRhc2V0GAMgASgJQgTiQQECEhcKCWZpbGVfaGFzaBgEIAEoCUIE4kEBAhIdChByZW1vdmVfZnJvbV9kaXNrGAUgASgISACIAQFCEwoRX3JlbW92ZV9mcm9tX2Rpc2siPwoSUmVtb3ZlRmlsZVJlc3BvbnNlEhEKCWZpbGVfaGFzaBgBIAEoCRIWCg5kZWxldGVkX2NodW5rcxgCIAEoDSKSAQoVUHJvY2Vzc0RhdGFzZXRSZXF1ZXN0EhcKCW5hbWVzcGFjZRgBIAEoCUIE4kEBAhIVCgdwcm9qZWN0GAIgASgJQgTiQQECEhUKB2RhdGFzZXQYAyABKAlCBOJBAQISHQoQYXN5bmNfcHJvY2Vzc2luZxgEIAEoCEgAiAEBQhMKEV9hc3luY19wcm9jZXNzaW5nIusBChZQcm9jZXNzRGF0YXNldFJlc3BvbnNlEg8KB21lc3NhZ2UYASABKAkSFwoPcHJvY2Vzc2VkX2ZpbGVzGAIgASgNEhUKDXNraXBwZWRfZmlsZXMYAyABKA0SFAoMZmFpbGVkX2ZpbGVzGAQgASgNEhAKCHN0cmF0ZWd5GAUgASgJEhAKCGRhdGFiYXNlGAYgASgJEjQKB2RldGFpbHMYByADKAsyIy5sbGFtYXN0ZWFkLnYxLkZpbGVQcm9jZXNzaW5nUmVzdWx0EhQKB3Rhc2tfaWQYCCABKAlIAIgBAUIKCghfdGFza19pZCKnAwoURmlsZVByb2Nlc3NpbmdSZXN1bHQSDAoEaGFzaBgBIAEoCRIoCghmaWxlbmFtZRgCIAEoCzIWLmdvb2dsZS5wcm90b2J1Zi5WYWx1ZRIOCgZzdGF0dXMYAyABKAkSEwoGcGFyc2VyGAQgASgJSACIAQESEgoKZXh0cmFjdG9ycxgFIAMoCRITCgZjaHVua3MYBiABKA1IAYgBARIXCgpjaHVua19zaXplGAcgASgNSAKIAQESFQoIZW1iZWRkZXIYCCABKAlIA4gBARISCgVlcnJvchgJIAEoCUgEiAEBEhMKBnJlYXNvbhgKIAEoCUgFiAEBEhEKCWZpbGVfaGFzaBgLIAEoCRIUCgxzdG9yZWRfY291bnQYDCABKA0SFQoNc2tpcHBlZF9jb3VudBgNIAEoDRIpCghtZXRhZGF0YRgOIAEoCzIXLmdvb2dsZS5wcm90b2J1Zi5TdHJ1Y3RCCQoHX3BhcnNlckIJCgdfY2h1bmtzQg0KC19jaHVua19zaXplQgsKCV9lbWJlZGRlckIICgZfZXJyb3JCCQoHX3JlYXNvbiLUAQoXUnVuRGF0YXNldEFjdGlvblJlcXVlc3QSFwoJbmFtZXNwYWNlGAEgASgJQgTiQQECEhUKB3Byb2plY3QYAiABKAlCBOJBAQISFQoHZGF0YXNldBgDIAEoCUIE4kEBAhIZCgthY3Rpb25fdHlwZRgEIAEoCUIE4kEBAhIWCglmaWxlX2hhc2gYBSABKAlIAIgBARIxChBwYXJzZXJfb3ZlcnJpZGVzGAYgASgLMhcuZ29vZ2xlLnByb3RvYnVmLlN0cnVjdEIMCgpfZmlsZV9oYXNoIvUCChhSdW5EYXRhc2V0QWN0aW9uUmVzcG9uc2USDwoHbWVzc2FnZRgBIAEoCRIVCgh0YXNrX3VyaRgCIAEoCUgAiAEBEhQKB3Rhc2tfaWQYAyABKAlIAYgBARIWCglmaWxlX2hhc2gYBCABKAlIAogBARIbCg5kZWxldGVkX2NodW5rcxgFIAEoDUgDiAEBEiEKFHRvdGFsX2RlbGV0ZWRfY2h1bmtzGAYgASgNSASIAQESIAoTdG90YWxfZmlsZXNfY2xlYXJlZBgHIAEoDUgFiAEBEh8KEnRvdGFsX2ZpbGVzX2ZhaWxlZBgIIAEoDUgGiAEBQgsKCV90YXNrX3VyaUIKCghfdGFza19pZEIMCgpfZmlsZV9oYXNoQhEKD19kZWxldGVkX2NodW5rc0IXChVfdG90YWxfZGVsZXRlZF9jaHVua3NCFgoUX3RvdGFsX2ZpbGVzX2NsZWFyZWRCFQoTX3RvdGFsX2ZpbGVzX2ZhaWxlZDKeEgoORGF0YXNldFNlcnZpY2USxQEKDExpc3REYXRhc2V0cxIiLmxsYW1hc3RlYWQudjEuTGlzdERhdGFzZXRzUmVxdWVzdBojLmxsYW1hc3RlYWQudjEuTGlzdERhdGFzZXRzUmVzcG9uc2UibKKLGQIIAoLT5JMCYFoxEi8vYXBpL3YxL3Byb2plY3RzL3tuYW1lc3BhY2V9L3twcm9qZWN0fS9kYXRhc2V0cxIrL3YxL3Byb2plY3RzL3tuYW1lc3BhY2V9L3twcm9qZWN0fS9kYXRhc2V0cxLOAQoNQ3JlYXRlRGF0YXNldBIjLmxsYW1hc3RlYWQudjEuQ3JlYXRlRGF0YXNldFJlcXVlc3QaJC5sbGFtYXN0ZWFkLnYxLkNyZWF0ZURhdGFzZXRSZXNwb25zZSJyoosZAggDgtPkkwJmOgEqWjQ6ASoiLy9hcGkvdjEvcHJvamVjdHMve25hbWVzcGFjZX0ve3Byb2plY3R9L2RhdGFzZXRzIisvdjEvcHJvamVjdHMve25hbWVzcGFjZX0ve3Byb2plY3R9L2RhdGFzZXRzEuIBCg5MaXN0U3RyYXRlZ2llcxIkLmxsYW1hc3RlYWQudjEuTGlzdFN0cmF0ZWdpZXNSZXF1ZXN0GiUubGxhbWFzdGVhZC52MS5MaXN0U3RyYXRlZ2llc1Jlc3BvbnNlIoIBoosZAggCgtPkkwJ2WjwSOi9hcGkvdjEvcHJvamVjdHMve25hbWVzcGFjZX0ve3Byb2plY3R9L2RhdGFzZXRzL3N0cmF0ZWdpZXMSNi92MS9wcm9qZWN0cy97bmFtZXNwYWNlfS97cHJvamVjdH0vZGF0YXNldHMvc3RyYXRlZ2llcxLdAQoNRGVsZXRlRGF0YXNldBIjLmxsYW1hc3RlYWQudjEuRGVsZXRlRGF0YXNldFJlcXVlc3QaJC5sbGFtYXN0ZWFkLnYxLkRlbGV0ZURhdGFzZXRSZXNwb25zZSKAAaKLGQIIA4LT5JMCdFo7KjkvYXBpL3YxL3Byb2plY3RzL3tuYW1lc3BhY2V9L3twcm9qZWN0fS9kYXRhc2V0cy97ZGF0YXNldH0qNS92MS9wcm9qZWN0cy97bmFtZXNwYWNlfS97cHJvamVjdH0vZGF0YXNldHMve2RhdGFzZXR9EvUBCg5VcGxvYWRGaWxlSHR0cBIkLmxsYW1hc3RlYWQudjEuVXBsb2FkRmlsZUh0dHBSZXF1ZXN0GiEubGxhbWFzdGVhZC52MS5VcGxvYWRGaWxlUmVzcG9uc2UilwGiixkCCAOC0+STAooBOgRib2R5WkY6BGJvZHkiPi9hcGkvdjEvcHJvamVjdHMve25hbWVzcGFjZX0ve3Byb2plY3R9L2RhdGFzZXRzL3tkYXRhc2V0fS9kYXRhIjovdjEvcHJvamVjdHMve25hbWVzcGFjZX0ve3Byb2plY3R9L2RhdGFzZXRzL3tkYXRhc2V0fS9kYXRhKAESWwoKVXBsb2FkRmlsZRIgLmxsYW1hc3RlYWQudjEuVXBsb2FkRmlsZVJlcXVlc3QaIS5sbGFtYXN0ZWFkLnYxLlVwbG9hZEZpbGVSZXNwb25zZSIGoosZAggDKAEShAIKD1VwbG9hZEZpbGVzSHR0cBIlLmxsYW1hc3RlYWQudjEuVXBsb2FkRmlsZXNIdHRwUmVxdWVzdBoiLmxsYW1hc3RlYWQudjEuVXBsb2FkRmlsZXNSZXNwb25zZSKjAaKLGQQIAxgBgtPkkwKUAToEYm9keVpLOgRib2R5IkMvYXBpL3YxL3Byb2plY3RzL3tuYW1lc3BhY2V9L3twcm9qZWN0fS9kYXRhc2V0cy97ZGF0YXNldH0vZGF0YS9idWxrIj8vdjEvcHJvamVjdHMve25hbWVzcGFjZX0ve3Byb2plY3R9L2RhdGFzZXRzL3tkYXRhc2V0fS9kYXRhL2J1bGsoARJgCgtVcGxvYWRGaWxlcxIhLmxsYW1hc3RlYWQudjEuVXBsb2FkRmlsZXNSZXF1ZXN0GiIubGxhbWFzdGVhZC52MS5VcGxvYWRGaWxlc1Jlc3BvbnNlIgiiixkECAMYASgBEvcBCgpSZW1vdmVGaWxlEiAubGxhbWFzdGVhZC52MS5SZW1vdmVGaWxlUmVxdWVzdBohLmxsYW1hc3RlYWQudjEuUmVtb3ZlRmlsZVJlc3BvbnNlIqMBoosZAggDgtPkkwKWAVpMKkovYXBpL3YxL3Byb2plY3RzL3tuYW1lc3BhY2V9L3twcm9qZWN0fS9kYXRhc2V0cy97ZGF0YXNldH0vZGF0YS97ZmlsZV9oYXNofSpGL3YxL3Byb2plY3RzL3tuYW1lc3BhY2V9L3twcm9qZWN0fS9kYXRhc2V0cy97ZGF0YXNldH0vZGF0YS97ZmlsZV9oYXNofRLzAQoOUHJvY2Vzc0RhdGFzZXQSJC5sbGFtYXN0ZWFkLnYxLlByb2Nlc3NEYXRhc2V0UmVxdWVzdBolLmxsYW1hc3RlYWQudjEuUHJvY2Vzc0RhdGFzZXRSZXNwb25zZSKTAaKLGQQIAxgBgtPkkwKEAVpDIkEvYXBpL3YxL3Byb2plY3RzL3tuYW1lc3BhY2V9L3twcm9qZWN0fS9kYXRhc2V0cy97ZGF0YXNldH0vcHJvY2VzcyI9L3YxL3Byb2plY3RzL3tuYW1lc3BhY2V9L3twcm9qZWN0fS9kYXRhc2V0cy97ZGF0YXNldH0vcHJvY2VzcxL/AQoQUnVuRGF0YXNldEFjdGlvbhImLmxsYW1hc3RlYWQudjEuUnVuRGF0YXNldEFjdGlvblJlcXVlc3QaJy5sbGFtYXN0ZWFkLnYxLlJ1bkRhdGFzZXRBY3Rpb25SZXNwb25zZSKZAaKLGQQIAxgBgtPkkwKKAToBKlpGOgEqIkEvYXBpL3YxL3Byb2plY3RzL3tuYW1lc3BhY2V9L3twcm9qZWN0fS9kYXRhc2V0cy97ZGF0YXNldH0vYWN0aW9ucyI9L3YxL3Byb2plY3RzL3tuYW1lc3BhY2V9L3twcm9qZWN0fS9kYXRhc2V0cy97ZGF0YXNldH0vYWN0aW9uc2IGcHJvdG8z", [file_google_api_annotations, file_google_api_field_behavior, file_google_api_httpbody, file_google_protobuf_struct, file_llamastead_v1_access]);
 
 /**
  * A named set of files and where they are processed to.
@@ -221,6 +221,55 @@ export type FileMetadata = Message<"llamastead.v1.FileMetadata"> & {
    * @generated from field: string status = 8;
    */
   status: string;
+
+  /**
+   * Parser that read it. Absent before the file is processed.
+   *
+   * @generated from field: optional string parser = 9;
+   */
+  parser?: string | undefined;
+
+  /**
+   * Extractors that ran over it.
+   *
+   * @generated from field: repeated string extractors = 10;
+   */
+  extractors: string[];
+
+  /**
+   * Target size of a chunk, in characters. Absent before the file is processed.
+   *
+   * @generated from field: optional uint32 chunk_size = 11;
+   */
+  chunkSize?: number | undefined;
+
+  /**
+   * Embedding model. Absent before the file is processed.
+   *
+   * @generated from field: optional string embedder = 12;
+   */
+  embedder?: string | undefined;
+
+  /**
+   * Why it failed. Absent otherwise.
+   *
+   * @generated from field: optional string error = 13;
+   */
+  error?: string | undefined;
+
+  /**
+   * What the extractors found in it as a whole. Absent when none ran.
+   *
+   * @generated from field: google.protobuf.Struct metadata = 14;
+   */
+  metadata?: JsonObject | undefined;
+
+  /**
+   * Settings that replace those of its parser, for this file alone. Absent when there are none.
+   *
+   * @generated from field: google.protobuf.Struct parser_overrides = 15;
+   */
+  parserOverrides?: JsonObject | undefined;
 };
 
 /**
@@ -615,6 +664,14 @@ export type UploadFileHeader = Message<"llamastead.v1.UploadFileHeader"> & {
    * @generated from field: optional bool auto_process = 6;
    */
   autoProcess?: boolean | undefined;
+
+  /**
+   * Settings that replace those of the parser that takes the file, such as `chunk_size`. They hold for this file
+   * until they are given again.
+   *
+   * @generated from field: google.protobuf.Struct parser_overrides = 7;
+   */
+  parserOverrides?: JsonObject | undefined;
 };
 
 /**
@@ -631,7 +688,7 @@ export const UploadFileHeaderSchema: GenMessage<UploadFileHeader> = /*@__PURE__*
  */
 export type UploadFileResponse = Message<"llamastead.v1.UploadFileResponse"> & {
   /**
-   * Name of the file, as it will be shown.
+   * Name of the file, as it will be shown; for content the dataset held before, the name it was first stored under.
    *
    * @generated from field: string filename = 1;
    */
@@ -671,6 +728,13 @@ export type UploadFileResponse = Message<"llamastead.v1.UploadFileResponse"> & {
    * @generated from field: string status = 6;
    */
   status: string;
+
+  /**
+   * Why nothing was stored, one sentence. Absent otherwise.
+   *
+   * @generated from field: optional string reason = 7;
+   */
+  reason?: string | undefined;
 };
 
 /**
@@ -679,6 +743,298 @@ export type UploadFileResponse = Message<"llamastead.v1.UploadFileResponse"> & {
  */
 export const UploadFileResponseSchema: GenMessage<UploadFileResponse> = /*@__PURE__*/
   messageDesc(file_llamastead_v1_dataset, 15);
+
+/**
+ * A part of a multipart upload of several files. The first message carries the names and the content type with its
+ * boundary.
+ *
+ * @generated from message llamastead.v1.UploadFilesHttpRequest
+ */
+export type UploadFilesHttpRequest = Message<"llamastead.v1.UploadFilesHttpRequest"> & {
+  /**
+   * Namespace that holds the project: 1 to 100 letters, digits, `.`, `_` or `-`, starting with a letter or digit.
+   *
+   * @generated from field: string namespace = 1;
+   */
+  namespace: string;
+
+  /**
+   * Name of the project, under the same rule as the namespace.
+   *
+   * @generated from field: string project = 2;
+   */
+  project: string;
+
+  /**
+   * Name of the dataset.
+   *
+   * @generated from field: string dataset = 3;
+   */
+  dataset: string;
+
+  /**
+   * The raw body.
+   *
+   * @generated from field: google.api.HttpBody body = 4;
+   */
+  body?: HttpBody | undefined;
+
+  /**
+   * Whether the dataset is processed when all files are stored, as a task. Default: false.
+   *
+   * @generated from field: optional bool auto_process = 5;
+   */
+  autoProcess?: boolean | undefined;
+};
+
+/**
+ * Describes the message llamastead.v1.UploadFilesHttpRequest.
+ * Use `create(UploadFilesHttpRequestSchema)` to create a new message.
+ */
+export const UploadFilesHttpRequestSchema: GenMessage<UploadFilesHttpRequest> = /*@__PURE__*/
+  messageDesc(file_llamastead_v1_dataset, 16);
+
+/**
+ * A part of an upload of several files.
+ *
+ * @generated from message llamastead.v1.UploadFilesRequest
+ */
+export type UploadFilesRequest = Message<"llamastead.v1.UploadFilesRequest"> & {
+  /**
+   * What this part carries.
+   *
+   * @generated from oneof llamastead.v1.UploadFilesRequest.part
+   */
+  part: {
+    /**
+     * Where the files go. First message only.
+     *
+     * @generated from field: llamastead.v1.UploadFilesHeader header = 1;
+     */
+    value: UploadFilesHeader;
+    case: "header";
+  } | {
+    /**
+     * Begins a file.
+     *
+     * @generated from field: llamastead.v1.FileHeader file = 2;
+     */
+    value: FileHeader;
+    case: "file";
+  } | {
+    /**
+     * The next bytes of the file that was begun last, at most 1 MiB.
+     *
+     * @generated from field: bytes chunk = 3;
+     */
+    value: Uint8Array;
+    case: "chunk";
+  } | { case: undefined; value?: undefined };
+};
+
+/**
+ * Describes the message llamastead.v1.UploadFilesRequest.
+ * Use `create(UploadFilesRequestSchema)` to create a new message.
+ */
+export const UploadFilesRequestSchema: GenMessage<UploadFilesRequest> = /*@__PURE__*/
+  messageDesc(file_llamastead_v1_dataset, 17);
+
+/**
+ * Says where uploaded files go.
+ *
+ * @generated from message llamastead.v1.UploadFilesHeader
+ */
+export type UploadFilesHeader = Message<"llamastead.v1.UploadFilesHeader"> & {
+  /**
+   * Namespace that holds the project: 1 to 100 letters, digits, `.`, `_` or `-`, starting with a letter or digit.
+   *
+   * @generated from field: string namespace = 1;
+   */
+  namespace: string;
+
+  /**
+   * Name of the project, under the same rule as the namespace.
+   *
+   * @generated from field: string project = 2;
+   */
+  project: string;
+
+  /**
+   * Name of the dataset.
+   *
+   * @generated from field: string dataset = 3;
+   */
+  dataset: string;
+
+  /**
+   * Whether the dataset is processed when all files are stored, as a task. Default: false.
+   *
+   * @generated from field: optional bool auto_process = 4;
+   */
+  autoProcess?: boolean | undefined;
+};
+
+/**
+ * Describes the message llamastead.v1.UploadFilesHeader.
+ * Use `create(UploadFilesHeaderSchema)` to create a new message.
+ */
+export const UploadFilesHeaderSchema: GenMessage<UploadFilesHeader> = /*@__PURE__*/
+  messageDesc(file_llamastead_v1_dataset, 18);
+
+/**
+ * Begins one of several files.
+ *
+ * @generated from message llamastead.v1.FileHeader
+ */
+export type FileHeader = Message<"llamastead.v1.FileHeader"> & {
+  /**
+   * Name of the file; folders in it are cut off.
+   *
+   * @generated from field: string filename = 1;
+   */
+  filename: string;
+
+  /**
+   * Media type of the file. Default: guessed from the name and the content.
+   *
+   * @generated from field: optional string content_type = 2;
+   */
+  contentType?: string | undefined;
+
+  /**
+   * Settings that replace those of the parser that takes the file, such as `chunk_size`. They hold for this file
+   * until they are given again.
+   *
+   * @generated from field: google.protobuf.Struct parser_overrides = 3;
+   */
+  parserOverrides?: JsonObject | undefined;
+};
+
+/**
+ * Describes the message llamastead.v1.FileHeader.
+ * Use `create(FileHeaderSchema)` to create a new message.
+ */
+export const FileHeaderSchema: GenMessage<FileHeader> = /*@__PURE__*/
+  messageDesc(file_llamastead_v1_dataset, 19);
+
+/**
+ * How storing several files went.
+ *
+ * @generated from message llamastead.v1.UploadFilesResponse
+ */
+export type UploadFilesResponse = Message<"llamastead.v1.UploadFilesResponse"> & {
+  /**
+   * Number of files stored.
+   *
+   * @generated from field: uint32 uploaded = 1;
+   */
+  uploaded: number;
+
+  /**
+   * Number of files whose content the dataset held before.
+   *
+   * @generated from field: uint32 skipped = 2;
+   */
+  skipped: number;
+
+  /**
+   * Number of files that could not be stored.
+   *
+   * @generated from field: uint32 failed = 3;
+   */
+  failed: number;
+
+  /**
+   * Task that processes the dataset. Absent when the files are only stored.
+   *
+   * @generated from field: optional string task_id = 4;
+   */
+  taskId?: string | undefined;
+
+  /**
+   * `processing` when a task was started, else `uploaded` when a file was stored, else `skipped` or `failed`.
+   *
+   * @generated from field: string status = 5;
+   */
+  status: string;
+
+  /**
+   * How each file went, in the order they were sent.
+   *
+   * @generated from field: repeated llamastead.v1.UploadedFile files = 6;
+   */
+  files: UploadedFile[];
+};
+
+/**
+ * Describes the message llamastead.v1.UploadFilesResponse.
+ * Use `create(UploadFilesResponseSchema)` to create a new message.
+ */
+export const UploadFilesResponseSchema: GenMessage<UploadFilesResponse> = /*@__PURE__*/
+  messageDesc(file_llamastead_v1_dataset, 20);
+
+/**
+ * How storing one of several files went.
+ *
+ * @generated from message llamastead.v1.UploadedFile
+ */
+export type UploadedFile = Message<"llamastead.v1.UploadedFile"> & {
+  /**
+   * Name of the file, as it will be shown; for content the dataset held before, the name it was first stored under.
+   *
+   * @generated from field: string filename = 1;
+   */
+  filename: string;
+
+  /**
+   * SHA-256 of the content, in hex. Absent when the file could not be stored.
+   *
+   * @generated from field: optional string hash = 2;
+   */
+  hash?: string | undefined;
+
+  /**
+   * Whether the file is indexed already.
+   *
+   * @generated from field: bool processed = 3;
+   */
+  processed: boolean;
+
+  /**
+   * Whether the dataset held the same content before.
+   *
+   * @generated from field: bool skipped = 4;
+   */
+  skipped: boolean;
+
+  /**
+   * `uploaded`, `skipped` or `failed`.
+   *
+   * @generated from field: string status = 5;
+   */
+  status: string;
+
+  /**
+   * Why nothing was stored, one sentence. Absent otherwise.
+   *
+   * @generated from field: optional string reason = 6;
+   */
+  reason?: string | undefined;
+
+  /**
+   * Why the file could not be stored, one sentence. Absent otherwise.
+   *
+   * @generated from field: optional string error = 7;
+   */
+  error?: string | undefined;
+};
+
+/**
+ * Describes the message llamastead.v1.UploadedFile.
+ * Use `create(UploadedFileSchema)` to create a new message.
+ */
+export const UploadedFileSchema: GenMessage<UploadedFile> = /*@__PURE__*/
+  messageDesc(file_llamastead_v1_dataset, 21);
 
 /**
  * Names the file to remove.
@@ -727,7 +1083,7 @@ export type RemoveFileRequest = Message<"llamastead.v1.RemoveFileRequest"> & {
  * Use `create(RemoveFileRequestSchema)` to create a new message.
  */
 export const RemoveFileRequestSchema: GenMessage<RemoveFileRequest> = /*@__PURE__*/
-  messageDesc(file_llamastead_v1_dataset, 16);
+  messageDesc(file_llamastead_v1_dataset, 22);
 
 /**
  * The removed file.
@@ -755,7 +1111,7 @@ export type RemoveFileResponse = Message<"llamastead.v1.RemoveFileResponse"> & {
  * Use `create(RemoveFileResponseSchema)` to create a new message.
  */
 export const RemoveFileResponseSchema: GenMessage<RemoveFileResponse> = /*@__PURE__*/
-  messageDesc(file_llamastead_v1_dataset, 17);
+  messageDesc(file_llamastead_v1_dataset, 23);
 
 /**
  * Names the dataset to process.
@@ -797,7 +1153,7 @@ export type ProcessDatasetRequest = Message<"llamastead.v1.ProcessDatasetRequest
  * Use `create(ProcessDatasetRequestSchema)` to create a new message.
  */
 export const ProcessDatasetRequestSchema: GenMessage<ProcessDatasetRequest> = /*@__PURE__*/
-  messageDesc(file_llamastead_v1_dataset, 18);
+  messageDesc(file_llamastead_v1_dataset, 24);
 
 /**
  * How processing went, or that it started.
@@ -867,7 +1223,7 @@ export type ProcessDatasetResponse = Message<"llamastead.v1.ProcessDatasetRespon
  * Use `create(ProcessDatasetResponseSchema)` to create a new message.
  */
 export const ProcessDatasetResponseSchema: GenMessage<ProcessDatasetResponse> = /*@__PURE__*/
-  messageDesc(file_llamastead_v1_dataset, 19);
+  messageDesc(file_llamastead_v1_dataset, 25);
 
 /**
  * How one file was processed. Fields after `status` are absent where they do not apply.
@@ -904,7 +1260,7 @@ export type FileProcessingResult = Message<"llamastead.v1.FileProcessingResult">
   parser?: string | undefined;
 
   /**
-   * Extractors used.
+   * What was drawn from the file: `text`, `metadata` of the document, and each configured extractor by its name.
    *
    * @generated from field: repeated string extractors = 5;
    */
@@ -939,11 +1295,39 @@ export type FileProcessingResult = Message<"llamastead.v1.FileProcessingResult">
   error?: string | undefined;
 
   /**
-   * Why the file was skipped, such as `duplicate`.
+   * Why the file was skipped, such as `already processed`.
    *
    * @generated from field: optional string reason = 10;
    */
   reason?: string | undefined;
+
+  /**
+   * The hash again, under the name that other LlamaFarm clients read.
+   *
+   * @generated from field: string file_hash = 11;
+   */
+  fileHash: string;
+
+  /**
+   * Number of chunks this run stored.
+   *
+   * @generated from field: uint32 stored_count = 12;
+   */
+  storedCount: number;
+
+  /**
+   * Number of chunks that were stored before.
+   *
+   * @generated from field: uint32 skipped_count = 13;
+   */
+  skippedCount: number;
+
+  /**
+   * What the extractors found in the file as a whole. Absent when none ran.
+   *
+   * @generated from field: google.protobuf.Struct metadata = 14;
+   */
+  metadata?: JsonObject | undefined;
 };
 
 /**
@@ -951,7 +1335,7 @@ export type FileProcessingResult = Message<"llamastead.v1.FileProcessingResult">
  * Use `create(FileProcessingResultSchema)` to create a new message.
  */
 export const FileProcessingResultSchema: GenMessage<FileProcessingResult> = /*@__PURE__*/
-  messageDesc(file_llamastead_v1_dataset, 20);
+  messageDesc(file_llamastead_v1_dataset, 26);
 
 /**
  * Describes an action on a dataset.
@@ -988,11 +1372,20 @@ export type RunDatasetActionRequest = Message<"llamastead.v1.RunDatasetActionReq
   actionType: string;
 
   /**
-   * File that `delete_file_chunks` is about: the SHA-256 of its content.
+   * File the action is about: the SHA-256 of its content. Required by `delete_file_chunks`. Default for `process`:
+   * every file.
    *
    * @generated from field: optional string file_hash = 5;
    */
   fileHash?: string | undefined;
+
+  /**
+   * `process`: settings that replace those of the parser that takes a file, such as `chunk_size`. They hold for the
+   * files of this action until they are given again; `{}` brings back the configured ones.
+   *
+   * @generated from field: google.protobuf.Struct parser_overrides = 6;
+   */
+  parserOverrides?: JsonObject | undefined;
 };
 
 /**
@@ -1000,7 +1393,7 @@ export type RunDatasetActionRequest = Message<"llamastead.v1.RunDatasetActionReq
  * Use `create(RunDatasetActionRequestSchema)` to create a new message.
  */
 export const RunDatasetActionRequestSchema: GenMessage<RunDatasetActionRequest> = /*@__PURE__*/
-  messageDesc(file_llamastead_v1_dataset, 21);
+  messageDesc(file_llamastead_v1_dataset, 27);
 
 /**
  * Outcome of an action. Each field is absent for actions it is not about.
@@ -1070,7 +1463,7 @@ export type RunDatasetActionResponse = Message<"llamastead.v1.RunDatasetActionRe
  * Use `create(RunDatasetActionResponseSchema)` to create a new message.
  */
 export const RunDatasetActionResponseSchema: GenMessage<RunDatasetActionResponse> = /*@__PURE__*/
-  messageDesc(file_llamastead_v1_dataset, 22);
+  messageDesc(file_llamastead_v1_dataset, 28);
 
 /**
  * Manages datasets: named sets of files that are processed into a vector database.
@@ -1142,15 +1535,21 @@ export const DatasetService: GenService<{
    * Stores a file in a dataset. The body is `multipart/form-data` with the file in the part `file`; it is
    * read as a stream, so its size is bounded by the server's upload limit only.
    *
+   * Content that the dataset holds already, under whatever name, is not stored again: the answer then carries
+   * `skipped`, the name it was first stored under, and a sentence in `reason`.
+   *
+   * The part `parser_overrides` may hold a JSON object of at most 10 KB: settings that replace those of the parser
+   * that takes the file, such as `{"chunk_size": 200}`. They hold for this file until they are given again.
+   *
    * Request content type:
    * - multipart/form-data: file
    *
    * Errors:
-   * - 400: A name is not valid, or the form is malformed or cut off.
+   * - 400: A name is not valid, the body is malformed, or `parser_overrides` is not a JSON object.
    * - 404: The project or the dataset does not exist.
    * - 413: The file is larger than the server accepts.
    * - 415: The body is not `multipart/form-data`.
-   * - 422: The form has no field `file`, or it is not a file.
+   * - 422: The body has no part `file`, or the file's parser has no settings as in `parser_overrides`.
    *
    * @generated from rpc llamastead.v1.DatasetService.UploadFileHttp
    */
@@ -1173,7 +1572,45 @@ export const DatasetService: GenService<{
     output: typeof UploadFileResponseSchema;
   },
   /**
-   * Removes a file and its chunks from a dataset.
+   * Stores up to 100 files in a dataset, each in a part `files` of a `multipart/form-data` body, which is read as a
+   * stream. A file that cannot be stored does not stop the others: the answer says how each went. When the body
+   * itself turns out malformed, the files before that are stored all the same.
+   *
+   * Request content type:
+   * - multipart/form-data: files[]
+   *
+   * Errors:
+   * - 400: A name is not valid, or the body is malformed.
+   * - 404: The project or the dataset does not exist.
+   * - 415: The body is not `multipart/form-data`.
+   * - 422: The body has no part `files`.
+   *
+   * @generated from rpc llamastead.v1.DatasetService.UploadFilesHttp
+   */
+  uploadFilesHttp: {
+    methodKind: "client_streaming";
+    input: typeof UploadFilesHttpRequestSchema;
+    output: typeof UploadFilesResponseSchema;
+  },
+  /**
+   * Stores up to 100 files in a dataset. For gRPC clients: the first message names the dataset; then each file is a
+   * message with its header, followed by messages with its content in chunks of at most 1 MiB.
+   *
+   * Fails with NOT_FOUND or INVALID_ARGUMENT where `UploadFilesHttp` answers 404 or 400.
+   *
+   * @generated from rpc llamastead.v1.DatasetService.UploadFiles
+   */
+  uploadFiles: {
+    methodKind: "client_streaming";
+    input: typeof UploadFilesRequestSchema;
+    output: typeof UploadFilesResponseSchema;
+  },
+  /**
+   * Removes a file and its chunks from a dataset. Other datasets that hold the same content keep it, with their
+   * chunks, whether or not `remove_from_disk` is set.
+   *
+   * Without `remove_from_disk` the content stays in the project's folder, where it costs disk space, until the project
+   * is deleted or the same content is added again and removed with `remove_from_disk`. No search finds it meanwhile.
    *
    * Errors:
    * - 400: A name or the hash is not valid.
@@ -1187,8 +1624,8 @@ export const DatasetService: GenService<{
     output: typeof RemoveFileResponseSchema;
   },
   /**
-   * Parses, chunks, embeds and indexes the files of a dataset. Files already indexed are skipped; a file that
-   * fails does not stop the others.
+   * Parses, chunks, embeds and indexes the files of a dataset. Files already indexed with the present settings are
+   * skipped; a file that fails does not stop the others, and says why in `details`.
    *
    * With `async_processing` the answer comes at once and carries a `task_id` to follow.
    *
@@ -1205,12 +1642,18 @@ export const DatasetService: GenService<{
     output: typeof ProcessDatasetResponseSchema;
   },
   /**
-   * Starts an action on a dataset, as newer LlamaFarm clients ask for it. `process` always runs as a task.
+   * Runs an action on a dataset, as newer LlamaFarm clients ask for it:
+   *
+   * - `process` (its old name: `ingest`) starts a task that processes the dataset, or the file `file_hash` names.
+   * - `delete_file_chunks` removes the chunks of the file `file_hash` names; the file stays, as it was uploaded.
+   * - `delete_dataset_chunks` does so for every file.
    *
    * Errors:
-   * - 400: A name or `action_type` is not valid, or `file_hash` is missing.
+   * - 400: A name or `file_hash` is not valid.
    * - 404: The project, the dataset or the file does not exist.
    * - 409: The dataset is being processed, or the database was made with another embedding model.
+   * - 422: `action_type` is unknown, `file_hash` is missing, or `parser_overrides` has no place in the action or does
+   *   not fit a file's parser.
    *
    * @generated from rpc llamastead.v1.DatasetService.RunDatasetAction
    */

@@ -1220,7 +1220,8 @@ export type PreviewChunksRequest = Message<"llamastead.v1.PreviewChunksRequest">
   chunkOverlap?: number | undefined;
 
   /**
-   * How chunks are cut: `sentences`, which is how it is done here; another value is refused. Default: that.
+   * Where chunks end, in place of the strategy's: a value the file's parser takes, such as `sentences`, `paragraphs`,
+   * `characters`, `semantic` or, for tables, `rows`.
    *
    * @generated from field: optional string chunk_strategy = 11;
    */

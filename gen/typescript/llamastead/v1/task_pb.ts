@@ -15,7 +15,7 @@ import type { Message } from "@bufbuild/protobuf";
  * Describes the file llamastead/v1/task.proto.
  */
 export const file_llamastead_v1_task: GenFile = /*@__PURE__*/
-  fileDesc("ChhsbGFtYXN0ZWFkL3YxL3Rhc2sucHJvdG8SDWxsYW1hc3RlYWQudjEi2gEKBFRhc2sSDwoHdGFza19pZBgBIAEoCRINCgVzdGF0ZRgCIAEoCRIlCgRtZXRhGAMgASgLMhcubGxhbWFzdGVhZC52MS5UYXNrTWV0YRImCgZyZXN1bHQYBCABKAsyFi5nb29nbGUucHJvdG9idWYuVmFsdWUSJQoFZXJyb3IYBSABKAsyFi5nb29nbGUucHJvdG9idWYuVmFsdWUSKQoJdHJhY2ViYWNrGAYgASgLMhYuZ29vZ2xlLnByb3RvYnVmLlZhbHVlEhEKCWNhbmNlbGxlZBgHIAEoCCJ1CghUYXNrTWV0YRIPCgdjdXJyZW50GAEgASgNEg0KBXRvdGFsGAIgASgNEhAKCHByb2dyZXNzGAMgASgBEg8KB21lc3NhZ2UYBCABKAkSJgoFZmlsZXMYBSADKAsyFy5sbGFtYXN0ZWFkLnYxLlRhc2tGaWxlInsKCFRhc2tGaWxlEg0KBWluZGV4GAEgASgNEhEKCWZpbGVfaGFzaBgCIAEoCRIQCghmaWxlbmFtZRgDIAEoCRINCgVzdGF0ZRgEIAEoCRIOCgZjaHVua3MYBSABKA0SEgoFZXJyb3IYBiABKAlIAIgBAUIICgZfZXJyb3IiVwoOR2V0VGFza1JlcXVlc3QSFwoJbmFtZXNwYWNlGAEgASgJQgTiQQECEhUKB3Byb2plY3QYAiABKAlCBOJBAQISFQoHdGFza19pZBgDIAEoCUIE4kEBAiJZChBXYXRjaFRhc2tSZXF1ZXN0EhcKCW5hbWVzcGFjZRgBIAEoCUIE4kEBAhIVCgdwcm9qZWN0GAIgASgJQgTiQQECEhUKB3Rhc2tfaWQYAyABKAlCBOJBAQIiWgoRQ2FuY2VsVGFza1JlcXVlc3QSFwoJbmFtZXNwYWNlGAEgASgJQgTiQQECEhUKB3Byb2plY3QYAiABKAlCBOJBAQISFQoHdGFza19pZBgDIAEoCUIE4kEBAiKJAgoSQ2FuY2VsVGFza1Jlc3BvbnNlEg8KB21lc3NhZ2UYASABKAkSDwoHdGFza19pZBgCIAEoCRIRCgljYW5jZWxsZWQYAyABKAgSHwoXcGVuZGluZ190YXNrc19jYW5jZWxsZWQYBCABKA0SHwoXcnVubmluZ190YXNrc19hdF9jYW5jZWwYBSABKA0SFgoOZmlsZXNfcmV2ZXJ0ZWQYBiABKA0SHgoWZmlsZXNfZmFpbGVkX3RvX3JldmVydBgHIAEoDRIOCgZlcnJvcnMYCCADKAkSGQoRYWxyZWFkeV9jb21wbGV0ZWQYCSABKAgSGQoRYWxyZWFkeV9jYW5jZWxsZWQYCiABKAgy5gMKC1Rhc2tTZXJ2aWNlErkBCgdHZXRUYXNrEh0ubGxhbWFzdGVhZC52MS5HZXRUYXNrUmVxdWVzdBoTLmxsYW1hc3RlYWQudjEuVGFzayJ6oosZAggCgtPkkwJuWjgSNi9hcGkvdjEvcHJvamVjdHMve25hbWVzcGFjZX0ve3Byb2plY3R9L3Rhc2tzL3t0YXNrX2lkfRIyL3YxL3Byb2plY3RzL3tuYW1lc3BhY2V9L3twcm9qZWN0fS90YXNrcy97dGFza19pZH0SSwoJV2F0Y2hUYXNrEh8ubGxhbWFzdGVhZC52MS5XYXRjaFRhc2tSZXF1ZXN0GhMubGxhbWFzdGVhZC52MS5UYXNrIgaiixkCCAIwARLNAQoKQ2FuY2VsVGFzaxIgLmxsYW1hc3RlYWQudjEuQ2FuY2VsVGFza1JlcXVlc3QaIS5sbGFtYXN0ZWFkLnYxLkNhbmNlbFRhc2tSZXNwb25zZSJ6oosZAggDgtPkkwJuWjgqNi9hcGkvdjEvcHJvamVjdHMve25hbWVzcGFjZX0ve3Byb2plY3R9L3Rhc2tzL3t0YXNrX2lkfSoyL3YxL3Byb2plY3RzL3tuYW1lc3BhY2V9L3twcm9qZWN0fS90YXNrcy97dGFza19pZH1iBnByb3RvMw", [file_google_api_annotations, file_google_api_field_behavior, file_google_protobuf_struct, file_llamastead_v1_access]);
+  fileDesc("ChhsbGFtYXN0ZWFkL3YxL3Rhc2sucHJvdG8SDWxsYW1hc3RlYWQudjEi2gEKBFRhc2sSDwoHdGFza19pZBgBIAEoCRINCgVzdGF0ZRgCIAEoCRIlCgRtZXRhGAMgASgLMhcubGxhbWFzdGVhZC52MS5UYXNrTWV0YRImCgZyZXN1bHQYBCABKAsyFi5nb29nbGUucHJvdG9idWYuVmFsdWUSJQoFZXJyb3IYBSABKAsyFi5nb29nbGUucHJvdG9idWYuVmFsdWUSKQoJdHJhY2ViYWNrGAYgASgLMhYuZ29vZ2xlLnByb3RvYnVmLlZhbHVlEhEKCWNhbmNlbGxlZBgHIAEoCCJ1CghUYXNrTWV0YRIPCgdjdXJyZW50GAEgASgNEg0KBXRvdGFsGAIgASgNEhAKCHByb2dyZXNzGAMgASgBEg8KB21lc3NhZ2UYBCABKAkSJgoFZmlsZXMYBSADKAsyFy5sbGFtYXN0ZWFkLnYxLlRhc2tGaWxlIrkBCghUYXNrRmlsZRINCgVpbmRleBgBIAEoDRIRCglmaWxlX2hhc2gYAiABKAkSEAoIZmlsZW5hbWUYAyABKAkSDQoFc3RhdGUYBCABKAkSDgoGY2h1bmtzGAUgASgNEhIKBWVycm9yGAYgASgJSACIAQESDwoHdGFza19pZBgHIAEoCRIUCgxzdG9yZWRfY291bnQYCCABKA0SFQoNc2tpcHBlZF9jb3VudBgJIAEoDUIICgZfZXJyb3IiVwoOR2V0VGFza1JlcXVlc3QSFwoJbmFtZXNwYWNlGAEgASgJQgTiQQECEhUKB3Byb2plY3QYAiABKAlCBOJBAQISFQoHdGFza19pZBgDIAEoCUIE4kEBAiJZChBXYXRjaFRhc2tSZXF1ZXN0EhcKCW5hbWVzcGFjZRgBIAEoCUIE4kEBAhIVCgdwcm9qZWN0GAIgASgJQgTiQQECEhUKB3Rhc2tfaWQYAyABKAlCBOJBAQIiWgoRQ2FuY2VsVGFza1JlcXVlc3QSFwoJbmFtZXNwYWNlGAEgASgJQgTiQQECEhUKB3Byb2plY3QYAiABKAlCBOJBAQISFQoHdGFza19pZBgDIAEoCUIE4kEBAiKJAgoSQ2FuY2VsVGFza1Jlc3BvbnNlEg8KB21lc3NhZ2UYASABKAkSDwoHdGFza19pZBgCIAEoCRIRCgljYW5jZWxsZWQYAyABKAgSHwoXcGVuZGluZ190YXNrc19jYW5jZWxsZWQYBCABKA0SHwoXcnVubmluZ190YXNrc19hdF9jYW5jZWwYBSABKA0SFgoOZmlsZXNfcmV2ZXJ0ZWQYBiABKA0SHgoWZmlsZXNfZmFpbGVkX3RvX3JldmVydBgHIAEoDRIOCgZlcnJvcnMYCCADKAkSGQoRYWxyZWFkeV9jb21wbGV0ZWQYCSABKAgSGQoRYWxyZWFkeV9jYW5jZWxsZWQYCiABKAgy5gMKC1Rhc2tTZXJ2aWNlErkBCgdHZXRUYXNrEh0ubGxhbWFzdGVhZC52MS5HZXRUYXNrUmVxdWVzdBoTLmxsYW1hc3RlYWQudjEuVGFzayJ6oosZAggCgtPkkwJuWjgSNi9hcGkvdjEvcHJvamVjdHMve25hbWVzcGFjZX0ve3Byb2plY3R9L3Rhc2tzL3t0YXNrX2lkfRIyL3YxL3Byb2plY3RzL3tuYW1lc3BhY2V9L3twcm9qZWN0fS90YXNrcy97dGFza19pZH0SSwoJV2F0Y2hUYXNrEh8ubGxhbWFzdGVhZC52MS5XYXRjaFRhc2tSZXF1ZXN0GhMubGxhbWFzdGVhZC52MS5UYXNrIgaiixkCCAIwARLNAQoKQ2FuY2VsVGFzaxIgLmxsYW1hc3RlYWQudjEuQ2FuY2VsVGFza1JlcXVlc3QaIS5sbGFtYXN0ZWFkLnYxLkNhbmNlbFRhc2tSZXNwb25zZSJ6oosZAggDgtPkkwJuWjgqNi9hcGkvdjEvcHJvamVjdHMve25hbWVzcGFjZX0ve3Byb2plY3R9L3Rhc2tzL3t0YXNrX2lkfSoyL3YxL3Byb2plY3RzL3tuYW1lc3BhY2V9L3twcm9qZWN0fS90YXNrcy97dGFza19pZH1iBnByb3RvMw", [file_google_api_annotations, file_google_api_field_behavior, file_google_protobuf_struct, file_llamastead_v1_access]);
 
 /**
  * Work that runs in the background.
@@ -45,7 +45,9 @@ export type Task = Message<"llamastead.v1.Task"> & {
   meta?: TaskMeta | undefined;
 
   /**
-   * What came of it: for a processed dataset the counts and `details` of `ProcessDatasetResponse`; null before the end.
+   * What came of it: for a processed dataset the counts of `ProcessDatasetResponse`, and in `details` for each file a
+   * pair: whether it went well, and the fields of its `FileProcessingResult`; null before the end. A run that could
+   * process none of its files ends in `FAILURE` and has a result too.
    *
    * @generated from field: google.protobuf.Value result = 4;
    */
@@ -176,6 +178,27 @@ export type TaskFile = Message<"llamastead.v1.TaskFile"> & {
    * @generated from field: optional string error = 6;
    */
   error?: string | undefined;
+
+  /**
+   * Id of the task again: files are worked off by the task itself.
+   *
+   * @generated from field: string task_id = 7;
+   */
+  taskId: string;
+
+  /**
+   * Number of chunks the task stored.
+   *
+   * @generated from field: uint32 stored_count = 8;
+   */
+  storedCount: number;
+
+  /**
+   * Number of chunks that were stored before.
+   *
+   * @generated from field: uint32 skipped_count = 9;
+   */
+  skippedCount: number;
 };
 
 /**
@@ -410,8 +433,8 @@ export const TaskService: GenService<{
     output: typeof TaskSchema;
   },
   /**
-   * Cancels a task. Files already indexed stay; those in work are reverted. Cancelling a task that has ended
-   * changes nothing and says so.
+   * Cancels a task and answers when its work has stopped. Files already indexed stay; those in work are again as they
+   * were uploaded. Cancelling a task that has ended, or was cancelled before, changes nothing and says so.
    *
    * Errors:
    * - 400: A name is not valid.
