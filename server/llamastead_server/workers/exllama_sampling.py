@@ -106,7 +106,7 @@ class Penalties:
         """
         if self == Penalties() or not generated.numel():
             return
-        tokens, counts = generated.unique(return_counts=True)
+        tokens, counts = torch.unique(generated, return_counts=True)  # type: ignore[no-untyped-call]
         values = logits[tokens]
         if self.repeat != 1.0:
             values = torch.where(values > 0, values / self.repeat, values * self.repeat)

@@ -49,11 +49,10 @@ class HfTokenizer:
         begin = _special_text(settings.get("bos_token"))
         if begin is None and isinstance(index := config.get("bos_token_id"), int):
             begin = self._words.id_to_token(index)
+        end = _special_text(settings.get("eos_token"))
+        self._end = None if end is None else self._words.token_to_id(end)
         self._template = ChatTemplate(
-            chat_template(folder, settings),
-            self._control,
-            bos_token=begin or "",
-            eos_token=_special_text(settings.get("eos_token")) or "",
+            chat_template(folder, settings), self._control, bos_token=begin or "", eos_token=end or ""
         )
         self._begin = self._beginning(begin, settings.get("add_bos_token"))
         self._bytes: dict[int, bytes] = {}
@@ -62,6 +61,11 @@ class HfTokenizer:
     def size(self) -> int:
         """Number of tokens."""
         return int(self._words.get_vocab_size(with_added_tokens=True))
+
+    @property
+    def end_tokens(self) -> list[int]:
+        """The token that the tokenizer's configuration calls the end of a sequence."""
+        return [] if self._end is None else [self._end]
 
     @property
     def control_tokens(self) -> frozenset[int]:
@@ -112,7 +116,7 @@ class HfTokenizer:
             return b""
         if token in self._plain:
             return self._plain[token]
-        piece = self._words.id_to_token(token)
+        piece: str | None = self._words.id_to_token(token)
         if piece is None:
             return b""
         if self._byte_level:

@@ -97,7 +97,7 @@ class JsonGrammar:
 
 
 class _Strict(CharacterLevelParser):  # type: ignore[misc]
-    """Adds what the parser leaves out: no comma before a closing bracket, blanks only where they help, plain numbers."""
+    """Adds what the parser leaves out: no comma before a closing bracket, few blanks, plain numbers."""
 
     def __init__(self, inner: Any, last: str = "", in_string: bool = False, escaped: bool = False) -> None:
         # One is made for every character that is tried; the base's own constructor would read the environment.

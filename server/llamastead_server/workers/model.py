@@ -80,9 +80,7 @@ class Model(Protocol):
     async def count(self, text: str) -> int:
         """Tokens of a text by itself."""
 
-    def complete(
-        self, prompt: Sequence[int], request: engine_pb2.GenerateRequest
-    ) -> AsyncGenerator[list[Event], None]:
+    def complete(self, prompt: Sequence[int], request: engine_pb2.GenerateRequest) -> AsyncGenerator[list[Event], None]:
         """Runs one completion; yields events, all that are ready at a time.
 
         The first event comes when the request has its slot. Closing the iterator frees the slot.
