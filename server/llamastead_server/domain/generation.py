@@ -121,6 +121,7 @@ class ModelCard:
         state: `available`, `loading`, `ready` or `failed`.
         aliases: Other names that lead to it.
         on_board: Whether it ships with the server.
+        load_progress: Share of its loading that is done, 0 to 1, while it loads and the engine tells.
     """
 
     name: str
@@ -135,3 +136,4 @@ class ModelCard:
     on_board: bool = False
     parameters: int | None = None
     memory_bytes: int | None = None
+    load_progress: float | None = None

@@ -94,6 +94,8 @@ def build(place: Path, report: Report, command: list[str] | None = None) -> None
         target = place / NAME
         # torch waits for this file without end; whoever made it is dead, or it would hold our lock.
         (target / "lock").unlink(missing_ok=True)
+        if command is None:
+            _check_compiler()
         _compile(target, _environment(place), command or [sys.executable, "-c", _BUILD], report)
         ready = place / f"{_READY}.part"
         ready.touch()
@@ -117,6 +119,16 @@ def _compile(target: Path, environment: dict[str, str], command: list[str], repo
     if status:
         words = log.read_bytes()[-_LAST_WORDS:].decode(errors="replace").strip()
         raise BuildFailed(f"ExLlamaV2's CUDA extension could not be compiled; see {log}. It ended with: {words}")
+
+
+def _check_compiler() -> None:
+    from torch.utils.cpp_extension import CUDA_HOME
+
+    if CUDA_HOME is None:
+        raise BuildFailed(
+            "ExLlamaV2's kernels have to be compiled once, which needs the CUDA toolkit (nvcc) of PyTorch's version; "
+            "install it and set CUDA_HOME to its folder."
+        )
 
 
 def _wait(child: subprocess.Popen[bytes]) -> int | None:

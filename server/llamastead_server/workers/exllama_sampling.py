@@ -106,7 +106,7 @@ class Penalties:
         """
         if self == Penalties() or not generated.numel():
             return
-        tokens, counts = torch.unique(generated, return_counts=True)  # type: ignore[no-untyped-call]
+        tokens, counts = torch.unique(generated, return_counts=True)
         values = logits[tokens]
         if self.repeat != 1.0:
             values = torch.where(values > 0, values / self.repeat, values * self.repeat)

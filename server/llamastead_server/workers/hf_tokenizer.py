@@ -43,7 +43,7 @@ class HfTokenizer:
         self._special = {entry["id"] for entry in added if entry.get("special")}
         control = {entry["content"]: entry["id"] for entry in added if entry.get("special")}
         defined = {entry["content"]: entry["id"] for entry in added if not entry.get("special")}
-        self._plain = {token: text.encode() for text, token in defined.items()}
+        self._plain: dict[int, bytes] = {token: text.encode() for text, token in defined.items()}
         self._control = ControlTokens(control, defined)
         self._byte_level = "ByteLevel" in _kinds(raw.get("decoder"))
         begin = _special_text(settings.get("bos_token"))
