@@ -95,6 +95,8 @@ class ExLlama:
         loaded = self._ready()
         sampling = request.sampling
         room = loaded.window - len(prompt)
+        if not prompt or room <= 0:
+            raise Refused(f"A prompt of {len(prompt)} tokens leaves no room in a window of {loaded.window}.")
         options = {
             "settings": sampler_settings(sampling, loaded.vocabulary),
             "penalties": Penalties.of(sampling),
@@ -125,6 +127,10 @@ class ExLlama:
         await self._scheduler.ping()
         active = self._scheduler.active_requests
         return ModelStatus(step=self._step, active_requests=active, gpu_bytes=_gpu_bytes())
+
+    def stop(self) -> None:
+        """Ends the thread at its next step; ending the process does it at once."""
+        self._scheduler.stop()
 
     def _first_generator(self) -> Any:
         """Loads the model when the scheduler makes its first generator, in the scheduler's thread."""

@@ -186,9 +186,11 @@ class Scheduler:
         broken = self._generator
         waiting = {id(job) for job in broken.pending_jobs}
         ran = [request for request in self._running.values() if id(request.job) not in waiting]
-        self._fail(ran, EngineError(reason))
-        if _is_final(error) or self._failures >= _MOST_FAILURES:
+        final = _is_final(error) or self._failures >= _MOST_FAILURES
+        if final:
             self.broken = reason
+        self._fail(ran, EngineError(reason))
+        if final:
             raise error
         order = [job.identifier for job in broken.pending_jobs]
         _shut_down(broken)
