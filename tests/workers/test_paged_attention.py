@@ -150,7 +150,8 @@ def test_the_way_without_a_causal_mask_and_a_broken_flash_attn_are_switched_off(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     for name in ("EXLLAMA_NO_SDPA", "EXLLAMA_NO_FLASH_ATTN"):
-        monkeypatch.delenv(name, raising=False)
+        monkeypatch.setenv(name, "before")
+        monkeypatch.delenv(name)
     paged_attention.prepare_environment()
     assert os.environ["EXLLAMA_NO_SDPA"]
     assert "EXLLAMA_NO_FLASH_ATTN" not in os.environ
