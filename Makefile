@@ -1,5 +1,7 @@
 # `make run` and `make test` build what they need; `make help` lists the rest.
 PYTHON ?= python3
+# The Python of the machine with the GPU, for `make gpu-wheels`.
+GPU_PYTHON ?= 3.12
 # A package index that holds CPU-only builds of torch, for machines without an NVIDIA GPU (see README).
 TORCH_INDEX ?=
 VENV := .venv
@@ -10,7 +12,7 @@ EDITABLE := PYTHONWARNINGS=ignore $(PIP) --editable
 TORCH := torch$(shell sed -n 's/^torch\(==.*\)/\1/p' constraints.txt)
 
 .DEFAULT_GOAL := help
-.PHONY: help run test lint format generate check-generated breaking bench clean
+.PHONY: help run test lint format generate check-generated breaking bench clean test-gpu bench-gpu gpu-wheels
 
 help:  ## List the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 24
@@ -46,8 +48,17 @@ breaking: $(VENV)/.dev  ## Fail if the contract breaks clients of the last commi
 bench: $(VENV)/.dev  ## Measure overheads, side by side
 	$(BIN)/python -m benchmarks
 
+test-gpu:  ## Run the tests that need an NVIDIA GPU, with this machine's own PyTorch
+	$(PYTHON) tools/gpu.py test
+
+bench-gpu:  ## Measure ExLlamaV2 on an NVIDIA GPU, raw and through the server
+	$(PYTHON) tools/gpu.py bench
+
+gpu-wheels: $(VENV)/.dev  ## Collect the wheels that a GPU machine without network lacks
+	$(BIN)/python tools/gpu.py wheels --python $(GPU_PYTHON)
+
 clean:  ## Remove what make has built
-	rm -rf $(VENV) build .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) .venv-gpu build .mypy_cache .pytest_cache .ruff_cache
 
 # torch goes first and alone: its index may hold nothing else.
 $(VENV)/.run: constraints.txt pyproject.toml

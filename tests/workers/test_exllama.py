@@ -238,6 +238,19 @@ async def test_a_lost_gpu_or_failures_without_end_fail_the_engine(start: Start, 
         await running.text("Once")
 
 
+async def test_a_slow_reader_misses_nothing(running: Running) -> None:
+    expected = await running.text("Once", max_tokens=40)
+    prompt = await running.model.encode_text("Once")
+    for pause in (0.0, 0.001, 0.05, 0.5):
+        events: list[Event] = []
+        async with aclosing(running.events(prompt, max_tokens=40)) as batches:
+            async for batch in batches:
+                events.extend(batch)
+                await asyncio.sleep(pause)
+        assert text_of(events) == expected
+        assert last(events)["tokens_predicted"] == 40
+
+
 async def test_stop_strings_end_the_text_and_free_the_slot_at_once(running: Running) -> None:
     whole = await running.text("Once", max_tokens=40)
     for length in (1, 3, 7):

@@ -78,8 +78,9 @@ class Scheduler:
             while True:
                 await request.arrived.wait()
                 request.arrived.clear()
-                events, request.events = request.events, []
-                if events:
+                # More may come, and the end too, while the reader is busy with these.
+                while request.events:
+                    events, request.events = request.events, []
                     yield events
                 if request.error is not None:
                     raise request.error

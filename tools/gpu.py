@@ -1,0 +1,122 @@
+"""Runs the GPU tests or benchmarks where there is an NVIDIA GPU, or collects the wheels that such a machine lacks.
+
+`make test-gpu`, `make bench-gpu` and `make gpu-wheels` call it. The machine keeps its own PyTorch, which fits its
+driver, and needs no network: what else is missing comes from the folder of wheels. It uses the standard library only,
+because it runs before anything is installed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.metadata
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+ENVIRONMENT = ROOT / ".venv-gpu"
+WHEELS = ROOT / "build" / "gpu-wheels"
+PLATFORMS = ("manylinux_2_28_x86_64", "manylinux_2_27_x86_64", "manylinux_2_17_x86_64", "manylinux2014_x86_64",
+             "manylinux_2_12_x86_64", "manylinux2010_x86_64", "manylinux_2_5_x86_64", "manylinux1_x86_64",
+             "linux_x86_64")  # fmt: skip
+NEEDED = ("llamastead", "exllamav2", "lm-format-enforcer", "jsonschema", "pytest", "pytest-asyncio", "pytest-timeout",
+          "setuptools", "httpx")  # fmt: skip
+"""What the tests and benchmarks need, each with all that it requires in turn."""
+_TORCHS_OWN = re.compile(r"(torch|triton|nvidia-.*|cuda-.*|pytorch-.*)")
+_NAME = re.compile(r"[A-Za-z0-9._-]+")
+
+
+def main() -> None:
+    """Does what the command line says."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("action", choices=["test", "bench", "wheels"])
+    parser.add_argument("--python", default="3.12", help="wheels: the Python of the GPU machine")
+    given, rest = parser.parse_known_args()
+    if given.action == "wheels":
+        wheels(given.python)
+        return
+    require_gpu()
+    python = environment()
+    commands = {"test": ["-m", "pytest", "tests/gpu", "-m", "gpu"], "bench": ["-m", "benchmarks.gpu"]}
+    path = os.pathsep.join(str(ROOT / folder) for folder in ("server", "gen/python", "."))
+    done = subprocess.run(
+        [python, *commands[given.action], *rest], cwd=ROOT, env={**os.environ, "PYTHONPATH": path}, check=False
+    )
+    sys.exit(done.returncode)
+
+
+def require_gpu() -> None:
+    """Ends the program unless this machine has a GPU and a PyTorch that sees it."""
+    if shutil.which("nvidia-smi") is None or subprocess.run(["nvidia-smi", "-L"], check=False).returncode:
+        sys.exit("This needs a machine with an NVIDIA GPU: nvidia-smi finds none here. Nothing was run.")
+    see = "import torch, sys; sys.exit(not torch.cuda.is_available())"
+    if subprocess.run([sys.executable, "-c", see], check=False).returncode:
+        sys.exit(
+            f"{sys.executable} has no PyTorch that sees the GPU. Name one that has, for example "
+            "`make test-gpu PYTHON=/usr/bin/python3.12`. Nothing was run."
+        )
+
+
+def environment() -> str:
+    """Makes a virtual environment over the machine's packages, adding those it lacks; returns its Python."""
+    python = ENVIRONMENT / "bin" / "python"
+    if not python.exists():
+        subprocess.run([sys.executable, "-m", "venv", "--system-site-packages", str(ENVIRONMENT)], check=True)
+    present = subprocess.run(
+        [python, "-c", "import importlib.metadata as m; print(*[d.name for d in m.distributions()])"],
+        check=True, capture_output=True, text=True,
+    ).stdout  # fmt: skip
+    known = {canonical(name) for name in present.split()}
+    lacking = [wheel for wheel in sorted(WHEELS.glob("*.whl")) if canonical(wheel.name.split("-")[0]) not in known]
+    pip = [python, "-m", "pip", "install", "--quiet", "--no-index", "--no-deps", "--disable-pip-version-check"]
+    if lacking:
+        print(f"Installing {len(lacking)} wheels into {ENVIRONMENT.name}.", flush=True)
+        subprocess.run([*pip, *lacking], check=True)
+    if "llamastead" not in known:
+        subprocess.run([*pip, "--no-build-isolation", "--editable", str(ROOT)], check=True)
+    return str(python)
+
+
+def wheels(python: str) -> None:
+    """Downloads the wheels of everything needed but PyTorch, for Linux on x86-64 and the given Python."""
+    pinned = sorted(f"{name}=={importlib.metadata.version(name)}" for name in closure() - {"llamastead"})
+    WHEELS.mkdir(parents=True, exist_ok=True)
+    options = ["--no-deps", "--only-binary=:all:", "--python-version", python, "--dest", str(WHEELS), "--quiet"]
+    for platform in PLATFORMS:
+        options += ["--platform", platform]
+    subprocess.run([sys.executable, "-m", "pip", "download", *options, *pinned], check=True)
+    size = sum(wheel.stat().st_size for wheel in WHEELS.glob("*.whl"))
+    print(f"{len(pinned)} wheels for Python {python}, {size >> 20} MiB, are in {WHEELS.relative_to(ROOT)}.")
+
+
+def closure() -> set[str]:
+    """The needed packages and what they require, as installed here, without PyTorch and what comes with it."""
+    found: set[str] = set()
+    waiting = [canonical(name) for name in NEEDED]
+    while waiting:
+        name = waiting.pop()
+        if name in found or _TORCHS_OWN.fullmatch(name):
+            continue
+        try:
+            requirements = importlib.metadata.requires(name) or []
+        except importlib.metadata.PackageNotFoundError:
+            # A requirement of another platform or of an extra.
+            continue
+        found.add(name)
+        for requirement in requirements:
+            match = _NAME.match(requirement)
+            if match is not None and "extra ==" not in requirement:
+                waiting.append(canonical(match.group()))
+    return found
+
+
+def canonical(name: str) -> str:
+    """A package's name as package indexes compare it."""
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+if __name__ == "__main__":
+    main()
