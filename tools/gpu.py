@@ -19,9 +19,12 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 ENVIRONMENT = ROOT / ".venv-gpu"
 WHEELS = ROOT / "build" / "gpu-wheels"
-PLATFORMS = ("manylinux_2_28_x86_64", "manylinux_2_27_x86_64", "manylinux_2_17_x86_64", "manylinux2014_x86_64",
-             "manylinux_2_12_x86_64", "manylinux2010_x86_64", "manylinux_2_5_x86_64", "manylinux1_x86_64",
-             "linux_x86_64")  # fmt: skip
+PLATFORMS = [
+    *(f"manylinux_2_{release}_x86_64" for release in range(39, 4, -1)),
+    *(f"manylinux{year}_x86_64" for year in ("2014", "2010", "1")),
+    "linux_x86_64",
+]
+"""What wheels for Linux on x86-64 may be tagged as, from the newest C library down."""
 NEEDED = ("llamastead", "exllamav2", "lm-format-enforcer", "jsonschema", "pytest", "pytest-asyncio", "pytest-timeout",
           "setuptools", "httpx")  # fmt: skip
 """What the tests and benchmarks need, each with all that it requires in turn."""
@@ -71,10 +74,10 @@ def environment() -> str:
     ).stdout  # fmt: skip
     known = {canonical(name) for name in present.split()}
     lacking = [wheel for wheel in sorted(WHEELS.glob("*.whl")) if canonical(wheel.name.split("-")[0]) not in known]
-    pip = [python, "-m", "pip", "install", "--quiet", "--no-index", "--no-deps", "--disable-pip-version-check"]
+    pip = [str(python), "-m", "pip", "install", "--quiet", "--no-index", "--no-deps", "--disable-pip-version-check"]
     if lacking:
         print(f"Installing {len(lacking)} wheels into {ENVIRONMENT.name}.", flush=True)
-        subprocess.run([*pip, *lacking], check=True)
+        subprocess.run([*pip, *map(str, lacking)], check=True)
     if "llamastead" not in known:
         subprocess.run([*pip, "--no-build-isolation", "--editable", str(ROOT)], check=True)
     return str(python)

@@ -8,7 +8,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -172,7 +172,9 @@ async def test_staggered_batched_requests_equal_their_single_runs(running: Runni
         return await running.complete(long[index], **asked)
 
     for alone, together in zip(single, await asyncio.gather(*(later(index) for index in range(8))), strict=True):
-        entries = [[e for event in events for e in event.get("completion_probabilities", ())] for events in (alone, together)]
+        entries = [
+            [e for event in events for e in event.get("completion_probabilities", ())] for events in (alone, together)
+        ]
         for one, other in zip(*entries, strict=False):
             if one["bytes"] != other["bytes"]:
                 # Sums in another order may turn two tokens that are as good as equal.
@@ -199,8 +201,8 @@ async def test_an_exl2_conversion_loads_and_resembles_the_model(start: Start, fo
     plain = await ready(start())
     prompt = await long_prompt(plain, 300)
     options = ["-nr", "-b", "4.0", "-hb", "6", "-r", "4", "-l", "512", "-mr", "2", "-ml", "512"]
-    command = [sys.executable, "-m", "exllamav2.conversion.convert_exl2", "-i", str(folder), "-o", str(tmp_path / "work"),
-               "-cf", str(tmp_path / "exl2"), *options]  # fmt: skip
+    places = ["-i", str(folder), "-o", str(tmp_path / "work"), "-cf", str(tmp_path / "exl2")]
+    command = [sys.executable, "-m", "exllamav2.conversion.convert_exl2", *places, *options]
     (tmp_path / "work").mkdir()
     environment = {**os.environ, "TORCH_EXTENSIONS_DIR": str(EXTENSIONS / exllama_build.fingerprint())}
     process = await asyncio.to_thread(subprocess.run, command, env=environment, capture_output=True, text=True)
@@ -214,10 +216,10 @@ async def test_an_exl2_conversion_loads_and_resembles_the_model(start: Start, fo
 
 
 @pytest.fixture
-def models(folder: Path, tmp_path: Path) -> Iterator[Path]:
+def models(folder: Path, tmp_path: Path) -> Path:
     (tmp_path / "models").mkdir()
     (tmp_path / "models" / "tiny").symlink_to(folder)
-    yield tmp_path / "models"
+    return tmp_path / "models"
 
 
 @pytest.fixture
@@ -246,11 +248,13 @@ async def test_unloading_gives_the_memory_back(registry: LocalModelRegistry) -> 
 async def test_a_worker_killed_in_a_stream_fails_it_and_serves_the_next(registry: LocalModelRegistry) -> None:
     endless = GenerationRequest(prompt="Once upon a time", sampling=Sampling(temperature=1.0), max_tokens=1500)
     async with registry.lease("tiny") as engine:
+        events = engine.generate(endless)
+        while not isinstance(await anext(events), Delta):
+            pass
+        assert engine.worker_pid is not None
+        os.kill(engine.worker_pid, 9)
         with pytest.raises(EngineFailed):
-            async for event in engine.generate(endless):
-                if isinstance(event, Delta):
-                    assert engine.worker_pid is not None
-                    os.kill(engine.worker_pid, 9)
+            [event async for event in events]
         short = GenerationRequest(prompt="Once", sampling=Sampling(temperature=0), max_tokens=8)
         async with asyncio.timeout(600):
             assert [event async for event in engine.generate(short)]

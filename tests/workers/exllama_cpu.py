@@ -133,8 +133,12 @@ class CpuModel:
         for index, layer in enumerate(inner.layers):
             normed = layer.input_layernorm(state)
             own = layer.self_attn
-            q, k, v = (part(normed).view(batch, tokens, -1, own.head_dim) for part in (own.q_proj, own.k_proj, own.v_proj))
-            q, k = (each.transpose(1, 2) for each in apply_rotary_pos_emb(q.transpose(1, 2), k.transpose(1, 2), cos, sin))
+            q, k, v = (
+                part(normed).view(batch, tokens, -1, own.head_dim) for part in (own.q_proj, own.k_proj, own.v_proj)
+            )
+            q, k = (
+                each.transpose(1, 2) for each in apply_rotary_pos_emb(q.transpose(1, 2), k.transpose(1, 2), cos, sin)
+            )
             pages = [each[index].view(-1, PAGE, k.shape[2], k.shape[3]) for each in (cache.keys, cache.values)]
             seen, new = lengths, {"k": k, "v": v}
             if attn_params.is_sequential:
@@ -202,9 +206,7 @@ class CpuLoader:
 
         def make_generator() -> Any:
             options = generator_options(settings, chosen)
-            generator = ExLlamaV2DynamicGenerator(
-                model=model, cache=cache, tokenizer=words, **drafts, **options
-            )
+            generator = ExLlamaV2DynamicGenerator(model=model, cache=cache, tokenizer=words, **drafts, **options)
             self.generators.append(generator)
             return generator
 

@@ -6,6 +6,7 @@ ones. Import this module before anything that imports exllamav2.
 
 from __future__ import annotations
 
+import itertools
 import sys
 from types import ModuleType
 from typing import Any
@@ -33,7 +34,7 @@ def count_match(known: torch.Tensor, wanted: torch.Tensor, limit: int) -> int:
 def cache_rotate(cache: torch.Tensor, order: torch.Tensor, _: torch.Tensor) -> None:
     places = order.tolist()
     first = cache[places[0]].clone()
-    for target, source in zip(places, places[1:], strict=False):
+    for target, source in itertools.pairwise(places):
         cache[target] = cache[source]
     cache[places[-1]] = first
 

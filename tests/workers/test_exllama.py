@@ -84,7 +84,9 @@ Start = Callable[..., Running]
 async def start(folder: Path, tmp_path: Path) -> AsyncIterator[Start]:
     engines: list[ExLlama] = []
 
-    def start(source: Path = folder, draft: Path | None = None, loader: CpuLoader | None = None, **given: Any) -> Running:
+    def start(
+        source: Path = folder, draft: Path | None = None, loader: CpuLoader | None = None, **given: Any
+    ) -> Running:
         loader = loader or CpuLoader()
         settings = GpuSettings(**{"context_length": 2048, "slots": 8, "chunk": 256, **given})
         private = tmp_path / f"private-{len(engines)}"
@@ -118,7 +120,7 @@ def decode(running: Running, tokens: Sequence[int]) -> str:
 
 async def test_greedy_text_is_that_of_transformers(running: Running, folder: Path) -> None:
     prompt = await running.model.encode_text("Once upon a time " * 40)
-    assert 300 < len(prompt)
+    assert len(prompt) > 300
     events = await running.complete(prompt, max_tokens=40)
     assert text_of(events) == decode(running, greedy(folder, prompt, 40)).rstrip("\ufffd")
     assert events[0] == {"prompt_progress": {}}
@@ -282,7 +284,9 @@ async def test_log_probabilities_are_the_models_own_for_every_token(running: Run
     for index, (entry, token) in enumerate(zip(entries, chosen, strict=True)):
         row = expected[len(prompt) - 1 + index]
         assert entry["logprob"] == pytest.approx(float(row[token]), abs=1e-3)
-        assert [other["logprob"] for other in entry["top_logprobs"]] == pytest.approx(row.topk(3).values.tolist(), abs=1e-3)
+        assert [other["logprob"] for other in entry["top_logprobs"]] == pytest.approx(
+            row.topk(3).values.tolist(), abs=1e-3
+        )
         assert bytes(entry["bytes"]) == running.model._ready().tokenizer.bytes_of(token)
 
 
@@ -313,15 +317,45 @@ async def test_penalties_count_what_was_generated_and_not_the_prompt(running: Ru
         assert got == decode(running, tokens).rstrip("\ufffd"), penalty
 
 
-async def test_text_never_ends_inside_a_character(running: Running) -> None:
-    tokenizer = running.model._ready().tokenizer
-    parts = [tokenizer.encode(letter) for letter in "👩🎉日"]
-    assert all(len(part) > 1 for part in parts[:2])
-    steps = [token for part in parts for token in part]
-    job = asyncio.create_task(running.complete("x", max_tokens=len(steps), sampling=GREEDY))
-    await job
-    for event in await running.complete("日本", max_tokens=60, sampling={"temperature": 2.0, "seed": 3}):
-        assert not event.get("content", "").endswith("\ufffd\ufffd\ufffd")
+def force(running: Running, steps: Sequence[int]) -> None:
+    """Makes every answer these tokens."""
+    from llamastead_server.workers.exllama_job import Job
+
+    class Forced(Job):
+        def receive_logits(self, logits: torch.Tensor) -> Any:
+            logits.fill_(-100.0)
+            logits[0, 0, steps[self.new_tokens]] = 100.0
+            return super().receive_logits(logits)
+
+    running.model._make_job = Forced
+
+
+@pytest.mark.parametrize("text", ["👩🎉日 end", "👩‍👩‍👧", "ďábel ñandú", "a\ufffdb"])
+async def test_characters_cut_by_tokens_come_whole(running: Running, text: str) -> None:
+    loaded = running.model._ready()
+    steps = loaded.tokenizer.encode(text)
+    assert len(steps) > 3
+    force(running, [*steps, loaded.ends[0]])
+    for prompt in ("x", "x" * 600):
+        events = await running.complete(prompt, max_tokens=99, top_logprobs=0)
+        assert text_of(events) == text
+        assert len([event for event in events if event.get("content")]) > 1
+        entries = [entry for event in events for entry in event.get("completion_probabilities", ())]
+        assert b"".join(bytes(entry["bytes"]) for entry in entries).decode() == text
+    # Half a character is all that the end may cost.
+    half = loaded.tokenizer.encode("👩")[:2]
+    force(running, [*steps, *half, loaded.ends[0]])
+    assert await running.text("x", max_tokens=99) == text
+    assert await running.text("x", max_tokens=len(steps) + 1) == text
+
+
+async def test_what_might_have_become_a_stop_string_is_shown_when_the_answer_ends(running: Running) -> None:
+    loaded = running.model._ready()
+    for text, stop, shown in (("go ST", "STOP", "go ST"), ("go 日", "日本", "go 日"), ("go STOP on", "STOP", "go ")):
+        force(running, [*loaded.tokenizer.encode(text), loaded.ends[0]])
+        assert await running.text("x", max_tokens=99, stop=[stop]) == shown
+    force(running, loaded.tokenizer.encode("go ST on and on"))
+    assert await running.text("x", max_tokens=len(loaded.tokenizer.encode("go ST")), stop=["STOP"]) == "go ST"
 
 
 async def test_a_schema_binds_the_answer(running: Running) -> None:

@@ -94,15 +94,15 @@ def test_what_is_built_is_loaded_by_itself(tmp_path: Path, monkeypatch: pytest.M
         return built
 
     monkeypatch.setattr(exllama_build, "_load", load)
-    monkeypatch.setattr(exllama_build, "build", lambda place, report: (place.mkdir(parents=True), (place / "ready").touch()))
+    monkeypatch.setattr(
+        exllama_build, "build", lambda place, report: (place.mkdir(parents=True), (place / "ready").touch())
+    )
     assert load_extension(tmp_path, lambda *_: None) is built
     assert loaded == [tmp_path / fingerprint() / NAME / f"{NAME}.so"]
     assert load_extension(tmp_path, lambda *_: None) is built
 
 
-def test_a_library_that_does_not_load_is_built_anew_next_time(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_library_that_does_not_load_is_built_anew_next_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delitem(sys.modules, NAME, raising=False)
     place = tmp_path / fingerprint()
     (place / NAME).mkdir(parents=True)

@@ -88,7 +88,9 @@ async def test_the_template_is_found_wherever_transformers_put_it(folder: Path, 
     expected = words.apply_chat_template(
         [{"role": "user", "content": "hi"}], tokenize=False, add_generation_prompt=True
     )
-    assert await loaded(folder).encode_conversation([("user", "hi")]) == words.encode(expected, add_special_tokens=False)
+    assert await loaded(folder).encode_conversation([("user", "hi")]) == words.encode(
+        expected, add_special_tokens=False
+    )
 
 
 async def test_a_template_that_refuses_says_why(folder: Path) -> None:
@@ -101,7 +103,9 @@ async def test_a_template_that_refuses_says_why(folder: Path) -> None:
 async def test_prompts_begin_as_the_model_was_trained(folder: Path, adds: bool | None) -> None:
     settings = json.loads((folder / "tokenizer_config.json").read_text())
     settings.pop("add_bos_token", None)
-    (folder / "tokenizer_config.json").write_text(json.dumps(settings | ({} if adds is None else {"add_bos_token": adds})))
+    (folder / "tokenizer_config.json").write_text(
+        json.dumps(settings | ({} if adds is None else {"add_bos_token": adds}))
+    )
     tokenizer = loaded(folder)
     begin = make_tokenizer().convert_tokens_to_ids(SPECIAL[0])
     assert (await tokenizer.encode_text("a"))[0] == begin if adds else begin not in await tokenizer.encode_text("a")

@@ -62,9 +62,7 @@ def test_scattered_pages_of_several_sequences(heads: int, key_heads: int, tokens
         keys, values = (rows(cache, index, length + tokens) for cache in (k_cache, v_cache))
         assert torch.equal(keys[length:], k[index])
         assert torch.equal(values[length:], v[index])
-        expected = reference(
-            q[index], keys, values, 0.3, rules.get("window_size", (-1,))[0], rules.get("softcap", 0.0)
-        )
+        expected = reference(q[index], keys, values, 0.3, rules.get("window_size", (-1,))[0], rules.get("softcap", 0.0))
         assert torch.allclose(result[index], expected, atol=1e-5)
     changed = (k_cache != before).flatten(1).any(1).sum()
     assert changed <= 6
