@@ -2,6 +2,8 @@
 PYTHON ?= python3
 # The Python of the machine with the GPU, for `make gpu-wheels`.
 GPU_PYTHON ?= 3.12
+# `--tests-only` leaves out the wheels that only `make bench-gpu` needs.
+GPU_WHEELS ?=
 # A package index that holds CPU-only builds of torch, for machines without an NVIDIA GPU (see README).
 TORCH_INDEX ?=
 VENV := .venv
@@ -55,7 +57,7 @@ bench-gpu:  ## Measure ExLlamaV2 on an NVIDIA GPU, raw and through the server
 	$(PYTHON) tools/gpu.py bench
 
 gpu-wheels: $(VENV)/.dev  ## Collect the wheels that a GPU machine without network lacks
-	$(BIN)/python tools/gpu.py wheels --python $(GPU_PYTHON)
+	$(BIN)/python tools/gpu.py wheels --python $(GPU_PYTHON) $(GPU_WHEELS)
 
 clean:  ## Remove what make has built
 	rm -rf $(VENV) .venv-gpu build .mypy_cache .pytest_cache .ruff_cache

@@ -14,6 +14,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
@@ -25,9 +26,11 @@ PLATFORMS = [
     "linux_x86_64",
 ]
 """What wheels for Linux on x86-64 may be tagged as, from the newest C library down."""
-NEEDED = ("llamastead", "exllamav2", "lm-format-enforcer", "jsonschema", "pytest", "pytest-asyncio", "pytest-timeout",
-          "setuptools", "httpx")  # fmt: skip
-"""What the tests and benchmarks need, each with all that it requires in turn."""
+TESTED = (
+    "exllamav2", "googleapis-common-protos", "grpcio", "httpx", "huggingface-hub", "jinja2", "lm-format-enforcer",
+    "pydantic-settings", "pytest", "pytest-asyncio", "pytest-timeout", "pyyaml", "setuptools", "transformers",
+)  # fmt: skip
+"""What the tests need, each with all that it requires in turn; the benchmarks need the whole server beside it."""
 _TORCHS_OWN = re.compile(r"(torch|triton|nvidia-.*|cuda-.*|pytorch-.*)")
 _NAME = re.compile(r"[A-Za-z0-9._-]+")
 
@@ -37,13 +40,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("action", choices=["test", "bench", "wheels"])
     parser.add_argument("--python", default="3.12", help="wheels: the Python of the GPU machine")
+    parser.add_argument("--tests-only", action="store_true", help="wheels: leave out what only the benchmarks need")
     given, rest = parser.parse_known_args()
     if given.action == "wheels":
-        wheels(given.python)
+        wheels(given.python, tests_only=given.tests_only)
         return
     require_gpu()
     python = environment()
-    commands = {"test": ["-m", "pytest", "tests/gpu", "-m", "gpu"], "bench": ["-m", "benchmarks.gpu"]}
+    # The machine's packages are of other versions, which may warn of other things.
+    commands = {"test": ["-m", "pytest", "tests/gpu", "-m", "gpu", "-W", "default"], "bench": ["-m", "benchmarks.gpu"]}
     path = os.pathsep.join(str(ROOT / folder) for folder in ("server", "gen/python", "."))
     done = subprocess.run(
         [python, *commands[given.action], *rest], cwd=ROOT, env={**os.environ, "PYTHONPATH": path}, check=False
@@ -83,9 +88,9 @@ def environment() -> str:
     return str(python)
 
 
-def wheels(python: str) -> None:
+def wheels(python: str, *, tests_only: bool) -> None:
     """Downloads the wheels of everything needed but PyTorch, for Linux on x86-64 and the given Python."""
-    pinned = sorted(f"{name}=={importlib.metadata.version(name)}" for name in closure() - {"llamastead"})
+    pinned = sorted(f"{name}=={importlib.metadata.version(name)}" for name in closure(tests_only=tests_only))
     WHEELS.mkdir(parents=True, exist_ok=True)
     options = ["--no-deps", "--only-binary=:all:", "--python-version", python, "--dest", str(WHEELS), "--quiet"]
     for platform in PLATFORMS:
@@ -95,10 +100,14 @@ def wheels(python: str) -> None:
     print(f"{len(pinned)} wheels for Python {python}, {size >> 20} MiB, are in {WHEELS.relative_to(ROOT)}.")
 
 
-def closure() -> set[str]:
+def closure(*, tests_only: bool) -> set[str]:
     """The needed packages and what they require, as installed here, without PyTorch and what comes with it."""
+    named = list(TESTED)
+    if not tests_only:
+        project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+        named += [*project["dependencies"], *project["optional-dependencies"]["cuda"]]
     found: set[str] = set()
-    waiting = [canonical(name) for name in NEEDED]
+    waiting = [canonical(match.group()) for each in named if (match := _NAME.match(each))]
     while waiting:
         name = waiting.pop()
         if name in found or _TORCHS_OWN.fullmatch(name):

@@ -169,11 +169,16 @@ async def test_a_wrong_file_is_a_clear_conflict(models: Path, machine: GpuHost, 
 
 
 WORKER = """
-import asyncio, sys
+import os, pathlib, time
 from tests.workers.exllama_cpu import CpuLoader
 from llamastead_server.workers import exllama, engine
-exllama.ExLlama.__init__.__defaults__ = (CpuLoader(), None)
-sys.argv[0] = "engine"
+
+def before(report):
+    report(0.5, "loading")
+    while pathlib.Path(os.environ["TEST_HOLD"]).exists():
+        time.sleep(0.01)
+
+exllama.ExLlama.__init__.__defaults__ = (CpuLoader(before=before), None)
 engine.main()
 """
 
@@ -188,6 +193,7 @@ async def registry(
     (package / "cpu_exllama_worker.py").write_text(WORKER)
     root = Path(__file__).parent.parent.parent
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(package), str(root), os.environ.get("PYTHONPATH", "")]))
+    monkeypatch.setenv("TEST_HOLD", str(tmp_path / "hold"))
     monkeypatch.setattr("llamastead_server.adapters.model_registry._WORKER", "cpu_exllama_worker")
     for name in ("one", "two"):
         make_model(tmp_path / "hf" / name)
@@ -221,6 +227,26 @@ async def test_a_folder_is_served_by_the_gpu_worker_and_survives_its_death(regis
                 break
             except Unavailable:
                 await asyncio.sleep(0.1)
+
+
+async def test_the_progress_of_loading_shows(registry: LocalModelRegistry, tmp_path: Path) -> None:
+    (tmp_path / "hold").touch()
+    loading = asyncio.create_task(registry.load("one"))
+    async with asyncio.timeout(60):
+        while registry.resolve("one").load_progress != 0.5:
+            await asyncio.sleep(0.01)
+    assert registry.resolve("one").state == "loading"
+    (tmp_path / "hold").unlink()
+    assert (await loading).load_progress is None
+
+
+async def test_a_worker_that_finds_no_gpu_says_so(
+    registry: LocalModelRegistry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("llamastead_server.adapters.model_registry._WORKER", "llamastead_server.workers.engine")
+    with pytest.raises(Unavailable, match="PyTorch sees no NVIDIA GPU"):
+        await registry.load("one")
+    assert registry.resolve("one").state == "failed"
 
 
 async def test_a_gpu_that_is_full_makes_room_or_says_so(registry: LocalModelRegistry, driver: Say) -> None:

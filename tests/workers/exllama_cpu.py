@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import importlib
 from functools import cache
 from pathlib import Path
@@ -31,7 +32,6 @@ SPLIT = (
     r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 PAGE = 256
-exllama_stub.install()
 
 
 def make_tokenizer() -> Any:
@@ -75,7 +75,7 @@ def make_model(folder: Path, *, seed: int = 0, **changes: Any) -> tuple[Any, Any
         vocab_size=len(words),
         bos_token_id=ids[SPECIAL[0]],
         eos_token_id=[ids[SPECIAL[1]], ids[SPECIAL[4]]],
-        **(options | changes),
+        **copy.deepcopy(options | changes),
     )
     torch.manual_seed(seed)
     model: Any = LlamaForCausalLM(config)
@@ -103,8 +103,8 @@ class CpuCache:
     def copy_states(
         self, target: CpuCache, from_column: int, from_columns: int, to_column: int, to_columns: int, *_: int
     ) -> None:
-        for source, copy in zip(self.all_tensors(), target.all_tensors(), strict=True):
-            copy[:, to_column : to_column + to_columns] = source[:, from_column : from_column + from_columns].clone()
+        for source, other in zip(self.all_tensors(), target.all_tensors(), strict=True):
+            other[:, to_column : to_column + to_columns] = source[:, from_column : from_column + from_columns].clone()
 
 
 class CpuModel:
@@ -168,6 +168,7 @@ class CpuLoader:
     """Takes the place of `exllama_loading.load`."""
 
     def __init__(self, *, free: int = 64 << 20, before: Any = None) -> None:
+        exllama_stub.install()
         self._free = free
         self._before = before
         self.models: list[CpuModel] = []

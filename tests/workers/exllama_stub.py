@@ -1,7 +1,7 @@
 """ExLlamaV2's compiled extension, as far as it runs on the CPU, in plain PyTorch.
 
 With it in place `import exllamav2` works without a GPU, and its generator, page table, jobs and sampler are the real
-ones. Import this module before anything that imports exllamav2.
+ones. Call `install` before anything imports exllamav2, and never where there is a GPU to test.
 """
 
 from __future__ import annotations
@@ -96,6 +96,3 @@ def install() -> None:
     for function in (count_match, cache_rotate, fast_fadd_cpu, sample_basic):
         setattr(extension, function.__name__, function)
     sys.modules["exllamav2_ext"] = extension
-
-
-install()

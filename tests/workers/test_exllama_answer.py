@@ -10,7 +10,9 @@ import torch
 
 from llamastead_server.workers.exllama_answer import Answer
 from llamastead_server.workers.exllama_sampling import log_probabilities
+from tests.workers import exllama_stub
 
+exllama_stub.install()
 END = 300
 
 

@@ -12,8 +12,10 @@ from transformers import LlamaConfig
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from llamastead_server.workers.exllama_config import Unsupported, end_tokens, repaired, staged
+from tests.workers import exllama_stub
 from tests.workers.exllama_cpu import make_model
 
+exllama_stub.install()
 LLAMA_3_ROPE = {
     "rope_type": "llama3",
     "factor": 8.0,

@@ -38,7 +38,7 @@ class GpuHost:
     def missing(self) -> str:
         """What the GPU engine lacks here, completing "needs ..."; empty when it can run."""
         if not self._enabled:
-            return "the GPU, whose use is switched off by LLAMASTEAD_GPU"
+            return "an NVIDIA GPU, and their use is switched off by LLAMASTEAD_GPU"
         if not self._has_device():
             return "an NVIDIA GPU, and this machine shows none to the server"
         if importlib.util.find_spec("exllamav2") is None:
