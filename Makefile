@@ -6,6 +6,8 @@ GPU_PYTHON ?= 3.12
 GPU_WHEELS ?=
 # A package index that holds CPU-only builds of torch, for machines without an NVIDIA GPU (see README).
 TORCH_INDEX ?=
+# Optional parts to install, for example `make run EXTRAS=cuda` on a machine with an NVIDIA GPU.
+EXTRAS ?=
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
@@ -68,7 +70,7 @@ $(VENV)/.run: constraints.txt pyproject.toml
 	@echo "Installing Llamastead into $(VENV): some minutes the first time."
 	$(PIP) --upgrade pip
 	$(PIP) $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) $(TORCH)
-	$(EDITABLE) .
+	$(EDITABLE) '.$(if $(EXTRAS),[$(EXTRAS)])'
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.run

@@ -27,8 +27,9 @@ PLATFORMS = [
 ]
 """What wheels for Linux on x86-64 may be tagged as, from the newest C library down."""
 TESTED = (
-    "exllamav2", "googleapis-common-protos", "grpcio", "httpx", "huggingface-hub", "jinja2", "lm-format-enforcer",
-    "pydantic-settings", "pytest", "pytest-asyncio", "pytest-timeout", "pyyaml", "setuptools", "transformers",
+    "exllamav2", "gguf", "googleapis-common-protos", "grpcio", "httpx", "huggingface-hub", "jinja2",
+    "lm-format-enforcer", "pydantic-settings", "pytest", "pytest-asyncio", "pytest-timeout", "pyyaml", "setuptools",
+    "transformers",
 )  # fmt: skip
 """What the tests need, each with all that it requires in turn; the benchmarks need the whole server beside it."""
 _TORCHS_OWN = re.compile(r"(torch|triton|nvidia-.*|cuda-.*|pytorch-.*)")

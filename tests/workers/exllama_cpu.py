@@ -31,6 +31,7 @@ SPLIT = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
     r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
+TEXT = (Path(__file__).parent.parent.parent / "LICENSE").read_text()
 PAGE = 256
 
 
@@ -45,7 +46,7 @@ def make_tokenizer() -> Any:
     words.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     trainer = trainers.BpeTrainer(vocab_size=400, initial_alphabet=alphabet, show_progress=False)
-    words.train_from_iterator([Path(__file__).read_text(), "Once upon a time 日本語 12 cafés"], trainer)
+    words.train_from_iterator([TEXT, "Once upon a time 日本語 12 cafés"], trainer)
     words.add_special_tokens([AddedToken(text, special=True, normalized=False) for text in SPECIAL])
     words.add_tokens([AddedToken("<tool_call>", special=False, normalized=False)])
     wrapped: Any = PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
