@@ -16,17 +16,21 @@ import grpc
 from llamastead.internal.v1 import engine_pb2, engine_pb2_grpc
 from llamastead_server.adapters.engine import WorkerEngine
 from llamastead_server.adapters.gguf_conversion import GgufConversion
+from llamastead_server.adapters.gpu import GpuHost
+from llamastead_server.adapters.gpu_models import GpuModels
 from llamastead_server.adapters.model_catalog import CatalogEntry, ModelCatalog
 from llamastead_server.adapters.worker_process import Supervision, WorkerProcess, WorkerStatus
 from llamastead_server.domain.errors import Conflict, LlamasteadError, Overloaded, Unavailable
 from llamastead_server.domain.generation import ModelCard
 from llamastead_server.domain.gguf_header import BadGguf, read_header
+from llamastead_server.domain.gpu_settings import GpuSettings
 
 CONVERTED = ".converted"
 """Folder in the models folder that holds the GGUF form of safetensors models."""
 
 _WORKER = "llamastead_server.workers.engine"
 _LONGEST_DEFAULT_CONTEXT = 8192
+_LONGEST_GPU_START = 3600.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +73,7 @@ class LocalModelRegistry:
         options: How models are loaded.
         max_loaded: Models held in memory at once.
         available_memory: Bytes that may be used, or `None` when unknown; a model that is larger is not loaded.
+        gpu: How models are loaded onto GPUs; `None` refuses those that need one.
     """
 
     def __init__(
@@ -79,13 +84,16 @@ class LocalModelRegistry:
         *,
         max_loaded: int = 2,
         available_memory: Callable[[], int | None] | None = None,
+        gpu: GpuModels | None = None,
     ) -> None:
         self._catalog = catalog
         self._conversion = GgufConversion(models_dir / CONVERTED)
         self._options = options or EngineOptions()
         self._max_loaded = max_loaded
         self._available_memory = available_memory or available_memory_bytes
+        self._gpu = gpu or GpuModels(catalog, GpuHost(enabled=False), GpuSettings(), models_dir)
         self._loaded: dict[str, _Loaded] = {}
+        self._probes: dict[str, _Probe] = {}
         self._loading: dict[str, asyncio.Task[None]] = {}
         self._failed: dict[str, str] = {}
         self._making_room = asyncio.Lock()
@@ -181,54 +189,69 @@ class LocalModelRegistry:
         card = entry.card
         if self._closed:
             raise Unavailable("The server is stopping.")
-        if card.engine == "exllamav2":
-            raise Unavailable(
-                f"The model {card.name!r} is in {card.format.upper()} format, which needs an NVIDIA GPU and the "
-                "ExLlamaV2 engine; this server runs llama.cpp on the CPU. Use a .gguf model."
-            )
-        async with self._making_room:
-            await self._make_room(card)
-            file = entry.location
-            if card.format == "safetensors":
-                file = await self._conversion.converted(file)
-            context_length = await asyncio.to_thread(self._window, file)
-            probe = _Probe()
-            arguments = [
-                "--model",
-                str(file),
-                "--context-length",
-                str(context_length),
-                "--slots",
-                str(self._options.slots),
-            ]
-            if self._options.threads is not None:
-                arguments += ["--threads", str(self._options.threads)]
-            worker = WorkerProcess(card.name, _WORKER, arguments, probe, self._options.supervision)
-            await worker.start()
-            engine = WorkerEngine(
-                card, worker, context_length=context_length, slots=self._options.slots, queue=self._options.queue
-            )
-            self._failed.pop(card.name, None)
-            self._loaded[card.name] = _Loaded(engine, worker, probe)
+        probe = self._probes[card.name] = _Probe()
+        try:
+            async with self._making_room:
+                load = self._load_onto_gpu if card.engine == "exllamav2" else self._load_onto_cpu
+                loaded = await load(entry, probe)
+        finally:
+            del self._probes[card.name]
+        self._failed.pop(card.name, None)
+        self._loaded[card.name] = loaded
 
-    async def _make_room(self, card: ModelCard) -> None:
+    async def _load_onto_cpu(self, entry: CatalogEntry, probe: _Probe) -> _Loaded:
+        card, file, slots = entry.card, entry.location, self._options.slots
+        await self._make_room(card, card.size_bytes)
+        if card.format == "safetensors":
+            file = await self._conversion.converted(file)
+        window = await asyncio.to_thread(self._window, file)
+        arguments = ["--model", str(file), "--context-length", str(window), "--slots", str(slots)]
+        if self._options.threads is not None:
+            arguments += ["--threads", str(self._options.threads)]
+        worker = WorkerProcess(card.name, _WORKER, arguments, probe, self._options.supervision)
+        await worker.start()
+        return self._engine(card, worker, probe, slots)
+
+    async def _load_onto_gpu(self, entry: CatalogEntry, probe: _Probe) -> _Loaded:
+        card = entry.card
+        launch = await self._gpu.launch(entry)
+        await self._make_room(card, launch.weight_bytes)
+        # Its kernels may have to be compiled first; that it is at work, its progress shows.
+        supervision = self._options.supervision or Supervision(start_timeout=_LONGEST_GPU_START)
+        worker = WorkerProcess(card.name, _WORKER, launch.arguments, probe, supervision)
+        await worker.start()
+        return self._engine(card, worker, probe, launch.settings.slots)
+
+    def _engine(self, card: ModelCard, worker: WorkerProcess, probe: _Probe, slots: int) -> _Loaded:
+        window, queue = probe.context_length, self._options.queue
+        engine = WorkerEngine(card, worker, context_length=window, slots=slots, queue=queue)
+        return _Loaded(engine, worker, probe)
+
+    async def _make_room(self, card: ModelCard, needed: int) -> None:
+        on_gpu = card.engine == "exllamav2"
         while True:
-            available = self._available_memory()
+            available = await self._gpu.free_bytes() if on_gpu else self._available_memory()
             crowded = len(self._loaded) >= self._max_loaded
-            if not crowded and (available is None or card.size_bytes <= available):
+            if not crowded and (available is None or needed <= available):
                 return
-            idle = [(loaded.used, name) for name, loaded in self._loaded.items() if not loaded.leases]
+            # What is too full is one memory: a model in the other one would go for nothing.
+            rivals = {
+                name: loaded
+                for name, loaded in self._loaded.items()
+                if crowded or loaded.engine.card.engine == card.engine
+            }
+            idle = [(loaded.used, name) for name, loaded in rivals.items() if not loaded.leases]
             if idle:
                 await self._loaded.pop(min(idle)[1]).worker.stop()
-            elif self._loaded:
+            elif rivals:
                 raise Overloaded(
-                    f"The model {card.name!r} has to wait for room: {', '.join(self._loaded)} fill it and are in use.",
+                    f"The model {card.name!r} has to wait for room: {', '.join(rivals)} fill it and are in use.",
                     retry_after=5.0,
                 )
             else:
                 raise Unavailable(
-                    f"The model {card.name!r} does not fit: it needs {card.size_bytes >> 20} MiB, and "
-                    f"{(available or 0) >> 20} MiB of memory are free."
+                    f"The model {card.name!r} does not fit: it needs {needed >> 20} MiB, and "
+                    f"{(available or 0) >> 20} MiB of {'GPU ' if on_gpu else ''}memory are free."
                 )
 
     def _window(self, file: Path) -> int:
@@ -246,18 +269,23 @@ class LocalModelRegistry:
                 memory_bytes=loaded.probe.memory_bytes or None, loaded_seconds=time.monotonic() - loaded.since,
             )  # fmt: skip
         state = "loading" if card.name in self._loading else "failed" if card.name in self._failed else "available"
-        return replace(card, state=state)
+        probe = self._probes.get(card.name)
+        return replace(card, state=state, load_progress=probe.load_progress if probe else None)
 
 
 class _Probe:
-    """A worker's status call that remembers its memory."""
+    """A worker's status call that remembers what it was told."""
 
     def __init__(self) -> None:
         self.memory_bytes = 0
+        self.context_length = 0
+        self.load_progress: float | None = None
 
     async def __call__(self, channel: grpc.aio.Channel) -> WorkerStatus:
         status = await engine_pb2_grpc.EngineServiceStub(channel).GetStatus(engine_pb2.GetStatusRequest())
-        self.memory_bytes = status.memory_bytes
+        self.memory_bytes = status.memory_bytes + status.gpu_memory_bytes
+        self.context_length = status.context_length
+        self.load_progress = status.load_progress if status.state == "loading" else None
         return WorkerStatus(status.state, status.error)
 
 
