@@ -1,7 +1,13 @@
 # `make run` and `make test` build what they need; `make help` lists the rest.
 PYTHON ?= python3
+# The Python of the machine with the GPU, for `make gpu-wheels`.
+GPU_PYTHON ?= 3.12
+# `--tests-only` leaves out the wheels that only `make bench-gpu` needs.
+GPU_WHEELS ?=
 # A package index that holds CPU-only builds of torch, for machines without an NVIDIA GPU (see README).
 TORCH_INDEX ?=
+# Optional parts to install, for example `make run EXTRAS=cuda` on a machine with an NVIDIA GPU.
+EXTRAS ?=
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
@@ -10,7 +16,7 @@ EDITABLE := PYTHONWARNINGS=ignore $(PIP) --editable
 TORCH := torch$(shell sed -n 's/^torch\(==.*\)/\1/p' constraints.txt)
 
 .DEFAULT_GOAL := help
-.PHONY: help run test lint format generate check-generated breaking bench clean
+.PHONY: help run test lint format generate check-generated breaking bench clean test-gpu bench-gpu gpu-wheels
 
 help:  ## List the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 24
@@ -46,8 +52,17 @@ breaking: $(VENV)/.dev  ## Fail if the contract breaks clients of the last commi
 bench: $(VENV)/.dev  ## Measure overheads, side by side
 	$(BIN)/python -m benchmarks
 
+test-gpu:  ## Run the tests that need an NVIDIA GPU, with this machine's own PyTorch
+	$(PYTHON) tools/gpu.py test
+
+bench-gpu:  ## Measure ExLlamaV2 on an NVIDIA GPU, raw and through the server
+	$(PYTHON) tools/gpu.py bench
+
+gpu-wheels: $(VENV)/.dev  ## Collect the wheels that a GPU machine without network lacks
+	$(BIN)/python tools/gpu.py wheels --python $(GPU_PYTHON) $(GPU_WHEELS)
+
 clean:  ## Remove what make has built
-	rm -rf $(VENV) build .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) .venv-gpu build .mypy_cache .pytest_cache .ruff_cache
 
 # torch goes first and alone: its index may hold nothing else.
 $(VENV)/.run: constraints.txt pyproject.toml
@@ -55,7 +70,7 @@ $(VENV)/.run: constraints.txt pyproject.toml
 	@echo "Installing Llamastead into $(VENV): some minutes the first time."
 	$(PIP) --upgrade pip
 	$(PIP) $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) $(TORCH)
-	$(EDITABLE) .
+	$(EDITABLE) '.$(if $(EXTRAS),[$(EXTRAS)])'
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.run

@@ -21,6 +21,8 @@ from llamastead_server.adapters.embedder import WorkerEmbedder
 from llamastead_server.adapters.envoy import EnvoyGateway, GatewayOptions, check_port
 from llamastead_server.adapters.example_catalogue import ExampleCatalogue
 from llamastead_server.adapters.file_store import SqlFileStore
+from llamastead_server.adapters.gpu import GpuHost
+from llamastead_server.adapters.gpu_models import GpuModels
 from llamastead_server.adapters.milvus_store import MilvusStore
 from llamastead_server.adapters.model_catalog import ModelCatalog
 from llamastead_server.adapters.model_registry import EngineOptions, LocalModelRegistry
@@ -90,7 +92,12 @@ def model_catalog(settings: Settings) -> ModelCatalog:
         on_board_dir=_ON_BOARD_MODELS,
         default_model=settings.default_model,
         aliases=settings.model_aliases,
+        gpu=not _gpu_host(settings).missing(),
     )
+
+
+def _gpu_host(settings: Settings) -> GpuHost:
+    return GpuHost(enabled=settings.gpu == "auto")
 
 
 async def start(
@@ -123,6 +130,7 @@ async def start(
         ),
         max_loaded=settings.max_loaded_models,
         meters=meters,
+        gpu=GpuModels(catalog, _gpu_host(settings), settings.gpu_defaults, settings.data_dir / "cuda-extensions"),
     )
     stack.push_async_callback(models.close)
     store, embedder, reader, _ = await startup.all_at_once(

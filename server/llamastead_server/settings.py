@@ -8,6 +8,8 @@ from typing import Annotated, Literal
 from pydantic import AliasChoices, Field, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from llamastead_server.domain.gpu_settings import CacheKind, GpuSettings
+
 _LOOPBACK = frozenset({"127.0.0.1", "::1", "localhost"})
 
 
@@ -79,6 +81,18 @@ class Settings(BaseSettings):
         description="Hosts whose models projects may use by `base_url`, separated by commas, as `host` (at port 443 of "
         "https, 80 of http) or `host:port`. None: no other server is called.",
     )
+    gpu: Literal["auto", "off"] = Field("auto", description="Whether models may be loaded onto NVIDIA GPUs.")
+    gpu_slots: int = Field(32, ge=1, le=256, description="Requests the GPU engine decodes at once.")
+    gpu_cache: CacheKind = Field(
+        "fp16", description="Precision of the GPU's cached keys and values: `fp16`, `q8`, `q6` or `q4`."
+    )
+    gpu_chunk: int = Field(
+        2048, ge=256, le=65_536, multiple_of=256, description="Prompt tokens the GPU processes between decoding steps."
+    )
+    gpu_margin: float = Field(1.0, ge=0, description="Gigabytes that are left free on each GPU.")
+    gpu_split: Annotated[tuple[float, ...] | None, NoDecode] = Field(
+        None, description="Most gigabytes of weights for each GPU, separated by commas. Default: one after the other."
+    )
     max_loaded_models: int = Field(2, ge=1, le=64, description="Models held in memory at once; the least used goes.")
     request_timeout: float = Field(600.0, gt=0, description="Seconds one completion may take.")
 
@@ -109,6 +123,11 @@ class Settings(BaseSettings):
             raise ValueError("use redis://, rediss:// or redis+unix://")
         return value
 
+    @field_validator("gpu_split", mode="before")
+    @classmethod
+    def _numbers(cls, value: object) -> object:
+        return [float(part) for part in value.split(",")] if isinstance(value, str) else value
+
     @field_validator("data_dir", "models_dir", "examples_dir", mode="after")
     @classmethod
     def _absolute(cls, value: Path | None) -> Path | None:
@@ -129,6 +148,18 @@ class Settings(BaseSettings):
     def models_folder(self) -> Path:
         """Where models are looked for."""
         return self.models_dir or self.data_dir / "models"
+
+    @property
+    def gpu_defaults(self) -> GpuSettings:
+        """How models are loaded onto GPUs unless they say otherwise."""
+        return GpuSettings(
+            context_length=self.context_length,
+            slots=self.gpu_slots,
+            cache=self.gpu_cache,
+            chunk=self.gpu_chunk,
+            margin=self.gpu_margin,
+            split=self.gpu_split,
+        )
 
 
 def table() -> str:

@@ -69,6 +69,7 @@ class WorkerEngine:
         self._card = card
         self._worker = worker
         self._context_length = context_length
+        self.slots = slots
         self._slots = asyncio.Semaphore(slots)
         self._capacity = slots + queue
         self._admitted = 0
@@ -184,6 +185,8 @@ class WorkerEngine:
             if "x-prompt-tokens" in sizes:
                 return ContextLengthExceeded(int(sizes["x-prompt-tokens"]), int(sizes["x-context-length"]))
             return InvalidRequest(f"Model {self._card.name!r}: {error.details() or 'the engine refused the request.'}")
+        if error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED:
+            return Overloaded(error.details() or "The engine is busy.", retry_after=2.0)
         if error.code() is grpc.StatusCode.INTERNAL:
             return EngineFailed(f"The engine of model {self._card.name!r} failed: {error.details()}", retry_after=1.0)
         return self._died()

@@ -14,15 +14,19 @@ from llamastead_server.domain.errors import LlamasteadError
 
 
 class EngineProbe:
-    """A worker's status call that remembers its memory."""
+    """A worker's status call that remembers what it was told."""
 
     def __init__(self) -> None:
         self.memory_bytes = 0
+        self.context_length = 0
+        self.load_progress: float | None = None
 
     async def __call__(self, channel: grpc.aio.Channel) -> WorkerStatus:
         """Asks the worker."""
         status = await engine_pb2_grpc.EngineServiceStub(channel).GetStatus(engine_pb2.GetStatusRequest())
-        self.memory_bytes = status.memory_bytes
+        self.memory_bytes = status.memory_bytes + status.gpu_memory_bytes
+        self.context_length = status.context_length
+        self.load_progress = status.load_progress if status.state == "loading" else None
         return WorkerStatus(status.state, status.error)
 
 
@@ -80,6 +84,7 @@ class LoadedModel:
     async def memory_bytes(self) -> int:
         """What the worker holds now; 0 if it does not say."""
         try:
-            return int((await self.engine.status()).memory_bytes)
+            status = await self.engine.status()
+            return int(status.memory_bytes + status.gpu_memory_bytes)
         except LlamasteadError:
             return 0

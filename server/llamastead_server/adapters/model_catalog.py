@@ -41,6 +41,7 @@ class ModelCatalog:
         on_board_dir: Folder of the models that ship with the server.
         default_model: Name of the model for requests that name none; `None` is the one on board.
         aliases: Other names for models.
+        gpu: Whether the GPU engine can run here; then it takes unquantised folders too.
     """
 
     def __init__(
@@ -50,11 +51,13 @@ class ModelCatalog:
         on_board_dir: Path | None = None,
         default_model: str | None = None,
         aliases: Mapping[str, str] | None = None,
+        gpu: bool = False,
     ) -> None:
         self._models_dir = models_dir
         self._on_board_dir = on_board_dir
         self._default_model = default_model
         self._aliases = dict(aliases or {})
+        self._gpu = gpu
         self._known: dict[Path, tuple[tuple[int, int], tuple[int | None, int | None]]] = {}
 
     @property
@@ -209,7 +212,7 @@ class ModelCatalog:
                 folder.name,
                 path,
                 quantised or "safetensors",
-                "exllamav2" if quantised else "llamacpp",
+                "exllamav2" if quantised or self._gpu else "llamacpp",
                 sum(item.stat().st_size for item in items if item.is_file()),
                 context_length=window if isinstance(window, int) else None,
                 on_board=on_board,

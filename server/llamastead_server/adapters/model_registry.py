@@ -14,13 +14,17 @@ from pathlib import Path
 from llamastead_server.adapters.departures import Departures
 from llamastead_server.adapters.engine import WorkerEngine
 from llamastead_server.adapters.gguf_conversion import GgufConversion
+from llamastead_server.adapters.gpu import GpuHost
+from llamastead_server.adapters.gpu_models import GpuModels
 from llamastead_server.adapters.loaded_model import EngineProbe, LoadedModel
 from llamastead_server.adapters.machine import available_memory_bytes
 from llamastead_server.adapters.model_catalog import CatalogEntry, ModelCatalog
+from llamastead_server.adapters.model_room import ModelRoom
 from llamastead_server.adapters.worker_process import Supervision, WorkerProcess
-from llamastead_server.domain.errors import LlamasteadError, Overloaded, Unavailable
+from llamastead_server.domain.errors import LlamasteadError, Unavailable
 from llamastead_server.domain.generation import ModelCard
 from llamastead_server.domain.gguf_header import BadGguf, read_header
+from llamastead_server.domain.gpu_settings import GpuSettings
 from llamastead_server.domain.meters import Meters
 
 CONVERTED = ".converted"
@@ -28,6 +32,7 @@ CONVERTED = ".converted"
 
 _WORKER = "llamastead_server.workers.engine"
 _LONGEST_DEFAULT_CONTEXT = 8192
+_LONGEST_GPU_START = 3600.0
 _DRAIN_SECONDS = 30.0
 _MIB = 1 << 20
 
@@ -65,6 +70,7 @@ class LocalModelRegistry:
         max_loaded: Models held in memory at once.
         available_memory: Bytes that may be used, or `None` when unknown; a model that is larger is not loaded.
         meters: Where generations are measured.
+        gpu: How models are loaded onto GPUs; `None` refuses those that need one.
     """
 
     def __init__(
@@ -76,16 +82,19 @@ class LocalModelRegistry:
         max_loaded: int = 2,
         available_memory: Callable[[], int | None] | None = None,
         meters: Meters | None = None,
+        gpu: GpuModels | None = None,
     ) -> None:
         self._catalog = catalog
         self._conversion = GgufConversion(models_dir / CONVERTED)
         self._options = options or EngineOptions()
-        self._max_loaded = max_loaded
         self._available_memory = available_memory or available_memory_bytes
-        self._loaded: dict[str, LoadedModel] = {}
         self._meters = meters
+        self._gpu = gpu or GpuModels(catalog, GpuHost(enabled=False), GpuSettings(), models_dir)
+        self._loaded: dict[str, LoadedModel] = {}
+        self._probes: dict[str, EngineProbe] = {}
         self._loading: dict[str, asyncio.Task[None]] = {}
         self._departures = Departures(self._loaded)
+        self._room = ModelRoom(self._loaded, self._departures, max_loaded)
         self._windows: dict[str, int] = {}
         self._failed: dict[str, str] = {}
         self._making_room = asyncio.Lock()
@@ -111,8 +120,7 @@ class LocalModelRegistry:
     def has_room(self) -> bool:
         """Whether every loaded engine has a slot to spare, or is at rest, and nobody waits."""
         engines = [loaded.engine for loaded in self._loaded.values()]
-        most = max(1, self._options.slots - 1)
-        return all(engine.active_requests < most for engine in engines)
+        return all(engine.active_requests < max(1, engine.slots - 1) for engine in engines)
 
     def list_models(self) -> Sequence[ModelCard]:
         """Every installed model with its present state, the default one first."""
@@ -217,63 +225,47 @@ class LocalModelRegistry:
         card = entry.card
         if self._closed:
             raise Unavailable("The server is stopping.")
-        if card.engine == "exllamav2":
-            raise Unavailable(
-                f"The model {card.name!r} is in {card.format.upper()} format, which needs an NVIDIA GPU and the "
-                "ExLlamaV2 engine; this server runs llama.cpp on the CPU. Use a .gguf model."
-            )
-        async with self._making_room:
-            await self._make_room(card)
-            file = entry.location
-            if card.format == "safetensors":
-                file = await self._conversion.converted(file)
-            context_length = await asyncio.to_thread(self._window, file, self._windows.get(card.name))
-            probe = EngineProbe()
-            arguments = [
-                "--model",
-                str(file),
-                "--context-length",
-                str(context_length),
-                "--slots",
-                str(self._options.slots),
-                "--prompt-cache-mib",
-                str(self._options.prompt_cache_bytes() // _MIB),
-            ]
-            if self._options.threads is not None:
-                arguments += ["--threads", str(self._options.threads)]
-            worker = WorkerProcess(card.name, _WORKER, arguments, probe, self._options.supervision)
-            await worker.start()
-            engine = WorkerEngine(
-                card,
-                worker,
-                context_length=context_length,
-                slots=self._options.slots,
-                queue=self._options.queue,
-                meters=self._meters,
-            )
-            self._failed.pop(card.name, None)
-            self._loaded[card.name] = LoadedModel(engine, worker, probe)
+        probe = self._probes[card.name] = EngineProbe()
+        try:
+            async with self._making_room:
+                load = self._load_onto_gpu if card.engine == "exllamav2" else self._load_onto_cpu
+                loaded = await load(entry, probe)
+        finally:
+            del self._probes[card.name]
+        self._failed.pop(card.name, None)
+        self._loaded[card.name] = loaded
 
-    async def _make_room(self, card: ModelCard) -> None:
-        while True:
-            available = self._available_memory()
-            await self._departures.wait()
-            crowded = len(self._loaded) >= self._max_loaded
-            if not crowded and (available is None or card.size_bytes <= available):
-                return
-            idle = [(loaded.used, name) for name, loaded in self._loaded.items() if not loaded.in_use]
-            if idle:
-                await self._loaded.pop(min(idle)[1]).worker.stop()
-            elif self._loaded:
-                raise Overloaded(
-                    f"The model {card.name!r} has to wait for room: {', '.join(self._loaded)} fill it and are in use.",
-                    retry_after=5.0,
-                )
-            else:
-                raise Unavailable(
-                    f"The model {card.name!r} does not fit: it needs {card.size_bytes >> 20} MiB, and "
-                    f"{(available or 0) >> 20} MiB of memory are free."
-                )
+    async def _load_onto_cpu(self, entry: CatalogEntry, probe: EngineProbe) -> LoadedModel:
+        card, file, slots = entry.card, entry.location, self._options.slots
+        await self._room.make(card, card.size_bytes, self._free_memory)
+        if card.format == "safetensors":
+            file = await self._conversion.converted(file)
+        window = await asyncio.to_thread(self._window, file, self._windows.get(card.name))
+        arguments = ["--model", str(file), "--context-length", str(window), "--slots", str(slots)]
+        arguments += ["--prompt-cache-mib", str(self._options.prompt_cache_bytes() // _MIB)]
+        if self._options.threads is not None:
+            arguments += ["--threads", str(self._options.threads)]
+        worker = WorkerProcess(card.name, _WORKER, arguments, probe, self._options.supervision)
+        await worker.start()
+        return self._engine(card, worker, probe, slots)
+
+    async def _load_onto_gpu(self, entry: CatalogEntry, probe: EngineProbe) -> LoadedModel:
+        card = entry.card
+        launch = await self._gpu.launch(entry, self._windows.get(card.name))
+        await self._room.make(card, launch.weight_bytes, self._gpu.free_bytes)
+        # Its kernels may have to be compiled first; that it is at work, its progress shows.
+        supervision = self._options.supervision or Supervision(start_timeout=_LONGEST_GPU_START)
+        worker = WorkerProcess(card.name, _WORKER, launch.arguments, probe, supervision)
+        await worker.start()
+        return self._engine(card, worker, probe, launch.settings.slots)
+
+    def _engine(self, card: ModelCard, worker: WorkerProcess, probe: EngineProbe, slots: int) -> LoadedModel:
+        window, queue = probe.context_length, self._options.queue
+        engine = WorkerEngine(card, worker, context_length=window, slots=slots, queue=queue, meters=self._meters)
+        return LoadedModel(engine, worker, probe)
+
+    async def _free_memory(self) -> int | None:
+        return self._available_memory()
 
     def _window(self, file: Path, wanted: int | None) -> int:
         try:
@@ -290,4 +282,5 @@ class LocalModelRegistry:
                 memory_bytes=loaded.probe.memory_bytes or None, loaded_seconds=time.monotonic() - loaded.since,
             )  # fmt: skip
         state = "loading" if card.name in self._loading else "failed" if card.name in self._failed else "available"
-        return replace(card, state=state)
+        probe = self._probes.get(card.name)
+        return replace(card, state=state, load_progress=probe.load_progress if probe else None)

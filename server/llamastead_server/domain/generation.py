@@ -180,6 +180,7 @@ class ModelCard:
         parameters: Number of its weights, when known.
         memory_bytes: Memory its worker holds.
         loaded_seconds: Time since it was loaded.
+        load_progress: Share of its loading that is done, 0 to 1, while it loads and the engine tells.
     """
 
     name: str
@@ -195,3 +196,4 @@ class ModelCard:
     parameters: int | None = None
     memory_bytes: int | None = None
     loaded_seconds: float | None = None
+    load_progress: float | None = None

@@ -9,6 +9,7 @@ import logging
 import os
 import resource
 import sys
+from collections.abc import Callable
 from contextlib import aclosing
 from pathlib import Path
 from typing import Any, NoReturn
@@ -17,9 +18,10 @@ import grpc
 
 from llamastead.internal.v1 import engine_pb2, engine_pb2_grpc
 from llamastead_server.domain.generation import Message, ToolCall
+from llamastead_server.domain.gpu_settings import GpuSettings
 from llamastead_server.workers import child
-from llamastead_server.workers.llamacpp import LlamaCpp, LoadOptions, Refused, default_threads
 from llamastead_server.workers.llamacpp_http import LlamaServerError
+from llamastead_server.workers.model import Busy, EngineError, Model, Refused
 
 _Context = grpc.aio.ServicerContext[Any, Any]
 
@@ -27,7 +29,7 @@ _Context = grpc.aio.ServicerContext[Any, Any]
 class EngineServicer(engine_pb2_grpc.EngineServiceServicer):
     """Serves one loaded model."""
 
-    def __init__(self, model: LlamaCpp) -> None:
+    def __init__(self, model: Model) -> None:
         self._model = model
         self._active = 0
         self._generated = 0
@@ -40,7 +42,7 @@ class EngineServicer(engine_pb2_grpc.EngineServiceServicer):
         self._active += 1
         try:
             prompt = await self._prompt(request)
-            window = self._model.options.context_length
+            window = self._model.context_length
             if len(prompt) >= window:
                 sizes = (("x-prompt-tokens", str(len(prompt))), ("x-context-length", str(window)))
                 await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "The prompt does not fit.", sizes)
@@ -58,6 +60,10 @@ class EngineServicer(engine_pb2_grpc.EngineServiceServicer):
             await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(refusal))
         except LlamaServerError as error:
             await context.abort(grpc.StatusCode.INTERNAL, f"llama.cpp failed: {error.message}")
+        except EngineError as error:
+            await context.abort(grpc.StatusCode.INTERNAL, str(error))
+        except Busy as refusal:
+            await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, str(refusal))
         finally:
             self._active -= 1
 
@@ -85,17 +91,20 @@ class EngineServicer(engine_pb2_grpc.EngineServiceServicer):
     async def GetStatus(  # noqa: N802
         self, request: engine_pb2.GetStatusRequest, context: _Context
     ) -> engine_pb2.GetStatusResponse:
-        """Answers only while llama.cpp's scheduler does."""
-        busy = await self._model.busy_slots()
-        options = self._model.options
+        """Answers only while the engine's scheduler does."""
+        status = await self._model.status()
         return engine_pb2.GetStatusResponse(
-            model_path=str(options.path),
-            state="ready",
-            context_length=options.context_length,
-            slots=options.slots,
-            active_requests=max(self._active, busy),
+            model_path=str(self._model.path),
+            state=status.state,
+            error=status.error,
+            context_length=self._model.context_length,
+            slots=self._model.slots,
+            active_requests=max(self._active, status.active_requests),
             memory_bytes=_resident_bytes(),
             generated_tokens=self._generated,
+            load_progress=status.progress,
+            load_step=status.step,
+            gpu_memory_bytes=status.gpu_bytes,
         )
 
     async def _prompt(self, request: engine_pb2.GenerateRequest) -> list[int]:
@@ -116,7 +125,7 @@ class EngineServicer(engine_pb2_grpc.EngineServiceServicer):
                 continue
             texts.append(event["content"])
             if not event["stop"]:
-                delta.tokens += 1
+                delta.tokens += event.get("count", 1)
             if alternatives is not None:
                 delta.logprobs.extend(
                     _logprob(entry, alternatives) for entry in event.get("completion_probabilities", ())
@@ -182,14 +191,33 @@ def main() -> None:
     """Loads the model and serves it until SIGTERM or the parent's death."""
     child.die_with_parent()
     child.configure_logging()
-    parser = argparse.ArgumentParser(description="Serves one GGUF model to the Llamastead server.")
+    parser = argparse.ArgumentParser(description="Serves one model to the Llamastead server.")
     parser.add_argument("--socket", type=Path, required=True)
     parser.add_argument("--model", type=Path, required=True)
-    parser.add_argument("--context-length", type=int, required=True)
-    parser.add_argument("--slots", type=int, required=True)
+    parser.add_argument("--engine", choices=["llamacpp", "exllamav2"], default="llamacpp")
+    parser.add_argument("--context-length", type=int)
+    parser.add_argument("--slots", type=int)
     parser.add_argument("--threads", type=int, default=None)
-    parser.add_argument("--prompt-cache-mib", type=int, default=256)
+    parser.add_argument("--prompt-cache-mib", type=int, default=256, help="llama.cpp's memory for seen prompts")
+    parser.add_argument("--settings", type=GpuSettings.model_validate_json, help="how to load it onto GPUs, as JSON")
+    parser.add_argument("--draft", type=Path, help="the draft model's folder")
+    parser.add_argument("--extensions", type=Path, help="where compiled CUDA extensions are kept")
     arguments = parser.parse_args()
+    make_model = _exllama if arguments.engine == "exllamav2" else _llamacpp
+    model = make_model(arguments)
+
+    def register(server: grpc.aio.Server) -> None:
+        engine_pb2_grpc.add_EngineServiceServicer_to_server(EngineServicer(model()), server)
+
+    asyncio.run(child.serve(arguments.socket, register))
+    # The engines' threads hold nothing worth waiting for.
+    os._exit(0)
+
+
+def _llamacpp(arguments: argparse.Namespace) -> Callable[[], Model]:
+    """Loads before anything is served: loading holds the interpreter anyway."""
+    from llamastead_server.workers.llamacpp import LlamaCpp, LoadOptions, default_threads
+
     options = LoadOptions(
         arguments.model,
         arguments.context_length,
@@ -205,14 +233,16 @@ def main() -> None:
     except (ValueError, OSError) as error:
         logging.error("Cannot load %s: %s", arguments.model.name, error)
         sys.exit(3)
-    servicer = EngineServicer(model)
-    asyncio.run(
-        child.serve(
-            arguments.socket, lambda server: engine_pb2_grpc.add_EngineServiceServicer_to_server(servicer, server)
-        )
-    )
-    # llama.cpp's threads hold nothing worth waiting for.
-    os._exit(0)
+    return lambda: model
+
+
+def _exllama(arguments: argparse.Namespace) -> Callable[[], Model]:
+    """Loads while its progress is served already."""
+    from llamastead_server.workers.exllama import ExLlama
+    from llamastead_server.workers.exllama_loading import Source
+
+    source = Source(arguments.model, arguments.draft, arguments.extensions, arguments.socket.parent)
+    return lambda: ExLlama(source, arguments.settings)
 
 
 if __name__ == "__main__":

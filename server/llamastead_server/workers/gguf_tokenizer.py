@@ -49,7 +49,7 @@ def add_tokenizer(writer: gguf.GGUFWriter, source: Path, config: Mapping[str, An
     writer.add_token_types(kinds)
     writer.add_token_merges([merge if isinstance(merge, str) else " ".join(merge) for merge in model["merges"]])
     _add_special_tokens(writer, tokens, tokenizer, config, generation)
-    template = _chat_template(source, settings)
+    template = chat_template(source, settings)
     if template:
         writer.add_chat_template(template)
 
@@ -101,7 +101,8 @@ def _pre_tokenizer(tokenizer: Mapping[str, Any]) -> str:
     raise Unsupported("its tokenizer splits text in a way that is not known here. Use a .gguf of it.")
 
 
-def _chat_template(source: Path, settings: Mapping[str, Any]) -> str | None:
+def chat_template(source: Path, settings: Mapping[str, Any]) -> str | None:
+    """The chat template of a Hugging Face folder: a file of its own, or in `settings`, its tokenizer_config.json."""
     file = source / "chat_template.jinja"
     if file.exists():
         return file.read_text()

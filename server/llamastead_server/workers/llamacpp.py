@@ -23,6 +23,7 @@ from llamastead_server.domain.generation import Message
 from llamastead_server.domain.gguf_header import GgufHeader, read_header
 from llamastead_server.workers.chat_template import ChatTemplate, ControlTokens, TemplateRefused
 from llamastead_server.workers.llamacpp_http import LlamaHttp, LlamaServerError
+from llamastead_server.workers.model import ModelStatus, Refused
 
 _CONTROL, _USER_DEFINED = 3, 4
 _TOKENS, _TOKEN_TYPES = "tokenizer.ggml.tokens", "tokenizer.ggml.token_type"
@@ -39,10 +40,6 @@ _NEUTRAL = {
     "temperature": 1.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0, "typical_p": 1.0, "repeat_penalty": 1.0,
     "presence_penalty": 0.0, "frequency_penalty": 0.0, "repeat_last_n": 64,
 }  # fmt: skip
-
-
-class Refused(Exception):
-    """The request is at fault; the message says why."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,9 +160,25 @@ class LlamaCpp:
                 raise Refused(error.message) from None
             raise
 
-    async def busy_slots(self) -> int:
+    @property
+    def path(self) -> Path:
+        """The file it came from."""
+        return self.options.path
+
+    @property
+    def context_length(self) -> int:
+        """Tokens in each request's window."""
+        return self.options.context_length
+
+    @property
+    def slots(self) -> int:
+        """Requests decoded at once."""
+        return self.options.slots
+
+    async def status(self) -> ModelStatus:
         """Asks llama.cpp's scheduler itself, so that a wedged one does not answer."""
-        return sum(1 for slot in await self._http.call("GET", "/slots") if slot["is_processing"])
+        slots = await self._http.call("GET", "/slots")
+        return ModelStatus(active_requests=sum(1 for slot in slots if slot["is_processing"]))
 
     async def _encode(self, pieces: Sequence[str | int]) -> list[int]:
         if self._begin is None:

@@ -511,6 +511,9 @@ class GetStatusResponse(_message.Message):
     ACTIVE_REQUESTS_FIELD_NUMBER: _builtins.int
     MEMORY_BYTES_FIELD_NUMBER: _builtins.int
     GENERATED_TOKENS_FIELD_NUMBER: _builtins.int
+    LOAD_PROGRESS_FIELD_NUMBER: _builtins.int
+    LOAD_STEP_FIELD_NUMBER: _builtins.int
+    GPU_MEMORY_BYTES_FIELD_NUMBER: _builtins.int
     model_path: _builtins.str
     """Path of the loaded model."""
     state: _builtins.str
@@ -527,6 +530,12 @@ class GetStatusResponse(_message.Message):
     """Resident memory of the worker, in bytes."""
     generated_tokens: _builtins.int
     """Tokens generated since start."""
+    load_progress: _builtins.float
+    """Share of the loading that is done, 0 to 1; 0 where the engine does not tell."""
+    load_step: _builtins.str
+    """What is being done while the model loads, for people; empty otherwise."""
+    gpu_memory_bytes: _builtins.int
+    """GPU memory of the worker, in bytes."""
     def __init__(
         self,
         *,
@@ -538,10 +547,13 @@ class GetStatusResponse(_message.Message):
         active_requests: _builtins.int = ...,
         memory_bytes: _builtins.int = ...,
         generated_tokens: _builtins.int = ...,
+        load_progress: _builtins.float = ...,
+        load_step: _builtins.str = ...,
+        gpu_memory_bytes: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["active_requests", b"active_requests", "context_length", b"context_length", "error", b"error", "generated_tokens", b"generated_tokens", "memory_bytes", b"memory_bytes", "model_path", b"model_path", "slots", b"slots", "state", b"state"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["active_requests", b"active_requests", "context_length", b"context_length", "error", b"error", "generated_tokens", b"generated_tokens", "gpu_memory_bytes", b"gpu_memory_bytes", "load_progress", b"load_progress", "load_step", b"load_step", "memory_bytes", b"memory_bytes", "model_path", b"model_path", "slots", b"slots", "state", b"state"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

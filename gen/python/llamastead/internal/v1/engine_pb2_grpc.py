@@ -62,7 +62,8 @@ class EngineServiceServicer:
         The first response is always `started`; then any number of `delta`; the last is `finished`.
         A prompt that leaves no room for an answer fails with INVALID_ARGUMENT before `started`, with
         trailing metadata `x-prompt-tokens` and `x-context-length`. Cancelling the call frees its slot
-        at once, also while the prompt is being processed.
+        at once, also while the prompt is being processed. A worker that holds as many requests as it takes
+        answers RESOURCE_EXHAUSTED.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

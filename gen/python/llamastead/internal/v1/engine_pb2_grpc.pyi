@@ -41,7 +41,8 @@ class EngineServiceStub:
     The first response is always `started`; then any number of `delta`; the last is `finished`.
     A prompt that leaves no room for an answer fails with INVALID_ARGUMENT before `started`, with
     trailing metadata `x-prompt-tokens` and `x-context-length`. Cancelling the call frees its slot
-    at once, also while the prompt is being processed.
+    at once, also while the prompt is being processed. A worker that holds as many requests as it takes
+    answers RESOURCE_EXHAUSTED.
     """
     CountTokens: _grpc.UnaryUnaryMultiCallable[_engine_pb2.CountTokensRequest, _engine_pb2.CountTokensResponse]
     """Counts the tokens of a conversation as the model's chat template renders it."""
@@ -59,7 +60,8 @@ class EngineServiceAsyncStub(EngineServiceStub):
     The first response is always `started`; then any number of `delta`; the last is `finished`.
     A prompt that leaves no room for an answer fails with INVALID_ARGUMENT before `started`, with
     trailing metadata `x-prompt-tokens` and `x-context-length`. Cancelling the call frees its slot
-    at once, also while the prompt is being processed.
+    at once, also while the prompt is being processed. A worker that holds as many requests as it takes
+    answers RESOURCE_EXHAUSTED.
     """
     CountTokens: _aio.UnaryUnaryMultiCallable[_engine_pb2.CountTokensRequest, _engine_pb2.CountTokensResponse]  # type: ignore[assignment]
     """Counts the tokens of a conversation as the model's chat template renders it."""
@@ -80,7 +82,8 @@ class EngineServiceServicer(metaclass=_abc_1.ABCMeta):
         The first response is always `started`; then any number of `delta`; the last is `finished`.
         A prompt that leaves no room for an answer fails with INVALID_ARGUMENT before `started`, with
         trailing metadata `x-prompt-tokens` and `x-context-length`. Cancelling the call frees its slot
-        at once, also while the prompt is being processed.
+        at once, also while the prompt is being processed. A worker that holds as many requests as it takes
+        answers RESOURCE_EXHAUSTED.
         """
 
     @_abc_1.abstractmethod

@@ -1,0 +1,59 @@
+"""Room in memory for one more model."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+
+from llamastead_server.adapters.departures import Departures
+from llamastead_server.adapters.loaded_model import LoadedModel
+from llamastead_server.domain.errors import Overloaded, Unavailable
+from llamastead_server.domain.generation import ModelCard
+
+
+class ModelRoom:
+    """Unloads models at rest, the least recently used first, where another one needs their place.
+
+    Args:
+        loaded: The table of loaded models.
+        departures: Those that leave it already.
+        max_loaded: Models held in memory at once.
+    """
+
+    def __init__(self, loaded: dict[str, LoadedModel], departures: Departures, max_loaded: int) -> None:
+        self._loaded = loaded
+        self._departures = departures
+        self._max_loaded = max_loaded
+
+    async def make(self, card: ModelCard, needed: int, free: Callable[[], Awaitable[int | None]]) -> None:
+        """Makes room for a model of `needed` bytes in the memory whose free bytes `free` gives, if it knows them.
+
+        Raises:
+            Overloaded: What fills the memory is in use.
+            Unavailable: The model does not fit into it.
+        """
+        while True:
+            await self._departures.wait()
+            available = await free()
+            crowded = len(self._loaded) >= self._max_loaded
+            if not crowded and (available is None or needed <= available):
+                return
+            # What is too full is one memory: a model in the other one would go for nothing.
+            rivals = {
+                name: loaded
+                for name, loaded in self._loaded.items()
+                if crowded or loaded.engine.card.engine == card.engine
+            }
+            idle = [(loaded.used, name) for name, loaded in rivals.items() if not loaded.in_use]
+            if idle:
+                await self._loaded.pop(min(idle)[1]).worker.stop()
+            elif rivals:
+                raise Overloaded(
+                    f"The model {card.name!r} has to wait for room: {', '.join(rivals)} fill it and are in use.",
+                    retry_after=5.0,
+                )
+            else:
+                kind = "GPU " if card.engine == "exllamav2" else ""
+                raise Unavailable(
+                    f"The model {card.name!r} does not fit: it needs {needed >> 20} MiB, and "
+                    f"{(available or 0) >> 20} MiB of {kind}memory are free."
+                )

@@ -1,0 +1,86 @@
+"""A request as a job of ExLlamaV2's dynamic generator; importing this imports ExLlamaV2."""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from exllamav2.generator import ExLlamaV2DynamicJob, ExLlamaV2Sampler
+
+from llamastead_server.workers.exllama_sampling import Penalties, log_probabilities
+
+
+@dataclass(frozen=True, slots=True)
+class Chosen:
+    """A generated token with its log probability, and the likeliest tokens with theirs."""
+
+    token: int
+    logprob: float
+    likeliest: list[tuple[int, float]]
+
+
+class Job(ExLlamaV2DynamicJob):  # type: ignore[misc]
+    """A job whose penalties count only what it generated, and which tells the model's own log probabilities.
+
+    The engine's are those after temperature and truncation, by which a greedy token always has probability 1.
+
+    Args:
+        prompt: Token ids.
+        max_tokens: Most tokens to generate.
+        settings: Arguments of the engine's sampler settings.
+        penalties: On tokens generated before.
+        ends: Tokens that end the answer.
+        seed: Of the random draw; `None` is a fresh one.
+        alternatives: Likeliest tokens to tell with each log probability; `None` tells no log probabilities.
+        vocabulary: Number of tokens.
+        filters: What binds the text to a form.
+        identifier: Given back with every result.
+    """
+
+    def __init__(
+        self,
+        prompt: list[int],
+        max_tokens: int,
+        *,
+        settings: dict[str, Any],
+        penalties: Penalties,
+        ends: list[int],
+        seed: int | None,
+        alternatives: int | None,
+        vocabulary: int,
+        filters: list[Any],
+        identifier: object,
+    ) -> None:
+        super().__init__(
+            input_ids=torch.tensor([prompt], dtype=torch.long),
+            max_new_tokens=max_tokens,
+            gen_settings=ExLlamaV2Sampler.Settings(**settings),
+            seed=seed,
+            stop_conditions=ends,
+            filters=filters,
+            identifier=identifier,
+        )
+        self._prompt_length = len(prompt)
+        self._penalties = penalties
+        self._alternatives = alternatives
+        self._vocabulary = vocabulary
+        self._now: tuple[torch.Tensor, list[tuple[int, float]]] | None = None
+        self.chosen: deque[Chosen] = deque()
+
+    def receive_logits(self, logits: torch.Tensor) -> Any:
+        """Samples; called by the generator, for several jobs at once."""
+        row = logits[0, 0, : self._vocabulary]
+        if self._alternatives is not None:
+            self._now = log_probabilities(row, self._alternatives)
+        self._penalties.apply(row, self.sequences[0].sequence_ids.torch_slice(self._prompt_length, None)[0])
+        return super().receive_logits(logits)
+
+    def receive_sample(self, logits: torch.Tensor, next_token: torch.Tensor, *rest: Any) -> Any:
+        """Notes the token that was drawn; called by the generator."""
+        if self._now is not None:
+            every, likeliest = self._now
+            token = int(next_token.item())
+            self.chosen.append(Chosen(token, float(every[token]), likeliest))
+        return super().receive_sample(logits, next_token, *rest)

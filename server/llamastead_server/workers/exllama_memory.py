@@ -1,0 +1,129 @@
+"""How large a window and a cache fit the GPUs' free memory."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from llamastead_server.domain.gpu_settings import PAGE, CacheKind, GpuSettings
+
+_LONGEST_DEFAULT_WINDOW = 8192
+_LEAST_WINDOW = 512
+_GIGABYTE = 1 << 30
+_BYTES_PER_VALUE: Mapping[CacheKind, float] = {
+    "fp16": 2.0, "q8": 1.0 + 1 / 16, "q6": 0.75 + 1 / 16, "q4": 0.5 + 1 / 16,
+}  # fmt: skip
+_WEIGHTS_OVERHEAD = 1.02
+
+
+class NoRoom(Exception):
+    """The model does not fit; the message completes "it does not fit: ..."."""
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """The numbers of a model that its memory depends on."""
+
+    layers: int
+    heads: int
+    key_width: int
+    hidden: int
+    feed_forward: int
+    vocabulary: int
+    window: int
+
+    @classmethod
+    def of(cls, config: Mapping[str, Any]) -> Shape:
+        """Reads a repaired config.json."""
+        config = {**config, **(config.get("text_config") or {})}
+        heads = config["num_attention_heads"]
+        width = config.get("head_dim") or config["hidden_size"] // heads
+        return cls(
+            layers=config["num_hidden_layers"],
+            heads=heads,
+            key_width=(config.get("num_key_value_heads") or heads) * width,
+            hidden=config["hidden_size"],
+            feed_forward=config.get("intermediate_size") or 4 * config["hidden_size"],
+            vocabulary=config.get("vocab_size") or 0,
+            window=config.get("max_position_embeddings") or _LONGEST_DEFAULT_WINDOW,
+        )
+
+    def bytes_per_token(self, kind: CacheKind) -> float:
+        """Memory of one token's keys and values in all layers."""
+        held = 2 * self.layers * self.key_width * _BYTES_PER_VALUE[kind]
+        # A quantised cache is unpacked, one layer at a time, into a whole one in half precision.
+        return held + (0 if kind == "fp16" else 2 * self.key_width * 2)
+
+    def workspace(self, chunk: int, rows: int) -> int:
+        """Memory of one step on one GPU: a chunk of a prompt, and logits of that many rows."""
+        activations = chunk * (8 * self.hidden + 6 * self.feed_forward)
+        # Loading runs one chunk through attention that writes its scores down.
+        scores = 6 * self.heads * chunk * chunk
+        return activations + scores + 6 * rows * self.vocabulary
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What is set up.
+
+    Attributes:
+        window: Tokens in each request's window.
+        cache_tokens: Tokens the cache holds for all requests.
+        chunk: Prompt tokens processed at a time.
+    """
+
+    window: int
+    cache_tokens: int
+    chunk: int
+
+
+def plan(
+    settings: GpuSettings, shape: Shape, weights: int, free: Sequence[int], draft: tuple[Shape, int] | None = None
+) -> Plan:
+    """Chooses the window and the cache.
+
+    Args:
+        settings: What the operator wants.
+        shape: The model.
+        weights: Bytes of its files.
+        free: Free bytes of each GPU.
+        draft: The draft model and the bytes of its files.
+
+    Raises:
+        NoRoom: It does not fit; the message has the numbers.
+    """
+    ahead = settings.proposed_tokens
+    window = min(settings.context_length or _LONGEST_DEFAULT_WINDOW, shape.window)
+    chunk = min(settings.chunk, _pages(window))
+    rows = settings.slots * (1 + ahead)
+    per_token = shape.bytes_per_token(settings.cache)
+    if draft is not None:
+        per_token += draft[0].bytes_per_token(settings.cache)
+        weights += draft[1]
+    margin = settings.margin * _GIGABYTE
+    room = sum(max(0.0, each - margin - shape.workspace(chunk, rows)) for each in free) - weights * _WEIGHTS_OVERHEAD
+    affordable = max(0, int(room / per_token)) // PAGE * PAGE
+    wanted = settings.cache_tokens or settings.slots * _pages(window + ahead)
+    tokens = min(wanted, affordable)
+    fixed = settings.cache_tokens is not None or settings.context_length is not None
+    least = _pages(window + ahead) if fixed else _LEAST_WINDOW + PAGE
+    if settings.cache_tokens is not None and settings.cache_tokens < least:
+        raise NoRoom(f"a cache of {settings.cache_tokens} tokens is smaller than one window of {window} tokens.")
+    if tokens < least or (settings.cache_tokens is not None and affordable < settings.cache_tokens):
+        needed = int(max(least, settings.cache_tokens or 0) * per_token + weights * _WEIGHTS_OVERHEAD + margin)
+        raise NoRoom(
+            f"with a cache of {max(least, settings.cache_tokens or 0)} tokens it needs about {needed >> 20} MiB, and "
+            f"{sum(free) >> 20} MiB of GPU memory are free."
+        )
+    return Plan(min(window, tokens - ahead), tokens, chunk)
+
+
+def weight_bytes(folder: Path) -> int:
+    """Bytes of a model's weights."""
+    return sum(file.stat().st_size for file in folder.glob("*.safetensors"))
+
+
+def _pages(tokens: int) -> int:
+    return -(-tokens // PAGE) * PAGE

@@ -1,0 +1,260 @@
+"""ExLlamaV2 on a GPU: its numbers against transformers, and the promises that the CPU's tests make, kept there too."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import json
+import os
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from llamastead_server.adapters.gpu import GpuHost
+from llamastead_server.adapters.gpu_models import GpuModels
+from llamastead_server.adapters.model_catalog import ModelCatalog
+from llamastead_server.adapters.model_registry import EngineOptions, LocalModelRegistry
+from llamastead_server.adapters.worker_process import Supervision
+from llamastead_server.domain.errors import EngineFailed
+from llamastead_server.domain.generation import Delta, GenerationRequest, Sampling
+from llamastead_server.domain.gpu_settings import GpuSettings
+from llamastead_server.workers import exllama_build, exllama_loading
+from llamastead_server.workers.exllama import ExLlama
+from llamastead_server.workers.exllama_loading import Loaded, Source
+from tests.workers.exllama_cpu import make_model, transformers_model
+from tests.workers.test_exllama import (  # noqa: F401  # the same promises, kept by the fixtures below
+    GREEDY,
+    PROMPTS,
+    Running,
+    Start,
+    last,
+    test_a_biased_token_that_does_not_exist_is_refused,
+    test_a_cancelled_request_leaves_in_every_state,
+    test_a_schema_binds_the_answer,
+    test_a_second_turn_reuses_the_pages_of_the_first,
+    test_a_seed_makes_the_draw_repeatable_and_its_absence_does_not,
+    test_a_slow_reader_misses_nothing,
+    test_conversations_are_encoded_as_transformers_does,
+    test_every_end_token_ends_and_is_no_text,
+    test_no_limit_runs_to_the_end_of_the_window,
+    test_stop_strings_end_the_text_and_free_the_slot_at_once,
+    text_of,
+)
+
+pytestmark = [pytest.mark.gpu, pytest.mark.timeout(900)]
+EXTENSIONS = Path(os.environ.get("LLAMASTEAD_TEST_EXTENSIONS", "build/cuda-extensions")).absolute()
+SHAPE: dict[str, Any] = {
+    "hidden_size": 256,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "intermediate_size": 768,
+    "initializer_range": 0.08,
+    "rope_parameters": {
+        "rope_type": "llama3", "rope_theta": 500000.0, "factor": 8.0, "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0, "original_max_position_embeddings": 128,
+    },
+}  # fmt: skip
+HALF_PRECISION = 0.05
+"""Most that a log probability may differ from that in single precision."""
+
+
+class GpuLoader:
+    """The real loading, with its generators noted."""
+
+    def __init__(self) -> None:
+        self.generators: list[Any] = []
+
+    def __call__(self, source: Source, settings: GpuSettings, report: Callable[[float, str], None]) -> Loaded:
+        loaded = exllama_loading.load(source, settings, report)
+
+        def make_generator() -> Any:
+            self.generators.append(loaded.make_generator())
+            return self.generators[-1]
+
+        return Loaded(make_generator, loaded.tokenizer, loaded.window, loaded.vocabulary, loaded.ends)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder: Path = tmp_path_factory.mktemp("model")
+    make_model(folder, **SHAPE)
+    return folder
+
+
+@pytest.fixture
+async def start(folder: Path, tmp_path: Path) -> AsyncIterator[Start]:
+    engines: list[ExLlama] = []
+
+    def start(source: Path = folder, draft: Path | None = None, **given: Any) -> Running:
+        loader: Any = GpuLoader()
+        settings = GpuSettings(**{"context_length": 2048, "slots": 8, "chunk": 256, "margin": 0.2, **given})
+        private = tmp_path / f"private-{len(engines)}"
+        engines.append(ExLlama(Source(source, draft, EXTENSIONS, private), settings, loader))
+        return Running(engines[-1], loader)
+
+    yield start
+    for engine in engines:
+        engine.stop()
+    engines.clear()
+    await asyncio.sleep(0.2)
+    gc.collect()
+    torch.cuda.empty_cache()
+
+
+@pytest.fixture
+async def running(start: Start) -> Running:
+    return await ready(start())
+
+
+async def ready(running: Running) -> Running:
+    """The first start of all compiles the kernels, which takes minutes."""
+    async with asyncio.timeout(800):
+        while (status := await running.model.status()).state == "loading":
+            await asyncio.sleep(0.2)
+    assert status.state == "ready", status.error
+    return running
+
+
+async def distribution(running: Running, prompt: Sequence[int]) -> torch.Tensor:
+    """Log probabilities of every token after a prompt."""
+    from llamastead_server.workers import exllama_job
+
+    seen: list[torch.Tensor] = []
+    original = exllama_job.log_probabilities
+
+    def noting(logits: torch.Tensor, alternatives: int) -> Any:
+        seen.append(original(logits, alternatives)[0].clone())
+        return original(logits, alternatives)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(exllama_job, "log_probabilities", noting)
+        await running.complete(prompt, max_tokens=1, top_logprobs=0)
+    return seen[0]
+
+
+def expected(folder: Path, prompt: Sequence[int]) -> torch.Tensor:
+    with torch.inference_mode():
+        return torch.Tensor(transformers_model(folder)(torch.tensor([prompt])).logits[0, -1].log_softmax(-1))
+
+
+async def long_prompt(running: Running, count: int) -> list[int]:
+    return (await running.model.encode_text("Once upon a time there was a model. " * 60))[:count]
+
+
+@pytest.mark.parametrize("length", [1, 2, 255, 256, 257, 300, 900])
+async def test_logits_are_those_of_transformers(running: Running, folder: Path, length: int) -> None:
+    prompt = await long_prompt(running, length)
+    got, wanted = await distribution(running, prompt), expected(folder, prompt)
+    assert float((got - wanted).abs().max()) < HALF_PRECISION
+
+
+@pytest.mark.parametrize("cache", ["q8", "q6", "q4"])
+async def test_a_quantised_cache_stays_close(start: Start, folder: Path, cache: str) -> None:
+    running = await ready(start(cache=cache))
+    prompt = await long_prompt(running, 600)
+    got, wanted = await distribution(running, prompt), expected(folder, prompt)
+    assert float(torch.corrcoef(torch.stack([got, wanted]))[0, 1]) > 0.98
+
+
+async def test_staggered_batched_requests_equal_their_single_runs(running: Running) -> None:
+    long = [f"{prompt} {'word ' * 90 * index}" for index, prompt in enumerate(PROMPTS)]
+    asked = {"max_tokens": 40, "top_logprobs": 2}
+    single = [await running.complete(prompt, **asked) for prompt in long]
+
+    async def later(index: int) -> Any:
+        await asyncio.sleep(0.02 * index)
+        return await running.complete(long[index], **asked)
+
+    for alone, together in zip(single, await asyncio.gather(*(later(index) for index in range(8))), strict=True):
+        entries = [
+            [e for event in events for e in event.get("completion_probabilities", ())] for events in (alone, together)
+        ]
+        for one, other in zip(*entries, strict=False):
+            if one["bytes"] != other["bytes"]:
+                # Sums in another order may turn two tokens that are as good as equal.
+                assert one["top_logprobs"][0]["logprob"] - one["top_logprobs"][1]["logprob"] < HALF_PRECISION
+                break
+            assert one["logprob"] == pytest.approx(other["logprob"], abs=HALF_PRECISION)
+
+
+@pytest.mark.parametrize("kind", ["ngram", "draft"])
+async def test_speculation_answers_to_the_limit(start: Start, tmp_path: Path, kind: str) -> None:
+    draft = None
+    if kind == "draft":
+        draft = tmp_path / "draft"
+        make_model(draft, seed=1, **{**SHAPE, "num_hidden_layers": 1})
+    given: dict[str, Any] = {"ngram_draft": True} if kind == "ngram" else {"draft_model": "draft"}
+    running = await ready(start(draft=draft, **given))
+    endless = {**GREEDY, "logit_bias": dict.fromkeys(running.model._ready().ends, -100.0)}
+    for events in await asyncio.gather(*(running.complete(p, max_tokens=40, sampling=endless) for p in PROMPTS)):
+        assert last(events)["tokens_predicted"] == 40
+    await running.idle()
+
+
+async def test_an_exl2_conversion_loads_and_resembles_the_model(start: Start, folder: Path, tmp_path: Path) -> None:
+    plain = await ready(start())
+    prompt = await long_prompt(plain, 300)
+    options = ["-nr", "-b", "4.0", "-hb", "6", "-r", "4", "-l", "512", "-mr", "2", "-ml", "512"]
+    places = ["-i", str(folder), "-o", str(tmp_path / "work"), "-cf", str(tmp_path / "exl2")]
+    command = [sys.executable, "-m", "exllamav2.conversion.convert_exl2", *places, *options]
+    (tmp_path / "work").mkdir()
+    environment = {**os.environ, "TORCH_EXTENSIONS_DIR": str(EXTENSIONS / exllama_build.fingerprint())}
+    process = await asyncio.to_thread(subprocess.run, command, env=environment, capture_output=True, text=True)
+    assert process.returncode == 0, process.stdout[-2000:] + process.stderr[-2000:]
+    config = json.loads((tmp_path / "exl2" / "config.json").read_text())
+    assert config["quantization_config"]["quant_method"] == "exl2"
+    quantised = await ready(start(source=tmp_path / "exl2"))
+    assert text_of(await quantised.complete(prompt, max_tokens=10)) is not None
+    got, wanted = await distribution(quantised, prompt), expected(folder, prompt)
+    assert float(torch.corrcoef(torch.stack([got, wanted]))[0, 1]) > 0.9
+
+
+@pytest.fixture
+def models(folder: Path, tmp_path: Path) -> Path:
+    (tmp_path / "models").mkdir()
+    (tmp_path / "models" / "tiny").symlink_to(folder)
+    return tmp_path / "models"
+
+
+@pytest.fixture
+async def registry(models: Path) -> AsyncIterator[LocalModelRegistry]:
+    host = GpuHost()
+    assert host.missing() == ""
+    catalog = ModelCatalog(models, gpu=True)
+    gpu = GpuModels(catalog, host, GpuSettings(context_length=2048, slots=8, margin=0.5), EXTENSIONS)
+    quick = Supervision(start_timeout=800, heartbeat_interval=0.5, first_backoff=0.1)
+    registry = LocalModelRegistry(catalog, models, EngineOptions(supervision=quick), gpu=gpu)
+    yield registry
+    await registry.close()
+
+
+async def test_unloading_gives_the_memory_back(registry: LocalModelRegistry) -> None:
+    before = await GpuHost().free_bytes() or 0
+    await registry.load("tiny")
+    card = registry.resolve("tiny")
+    assert (card.engine, card.state) == ("exllamav2", "ready")
+    during = await GpuHost().free_bytes() or 0
+    assert before - during > 100 << 20
+    await registry.unload("tiny")
+    assert before - (await GpuHost().free_bytes() or 0) < 64 << 20
+
+
+async def test_a_worker_killed_in_a_stream_fails_it_and_serves_the_next(registry: LocalModelRegistry) -> None:
+    endless = GenerationRequest(prompt="Once upon a time", sampling=Sampling(temperature=1.0), max_tokens=1500)
+    async with registry.lease("tiny") as engine:
+        events = engine.generate(endless)
+        while not isinstance(await anext(events), Delta):
+            pass
+        assert engine.worker_pid is not None
+        os.kill(engine.worker_pid, 9)
+        with pytest.raises(EngineFailed):
+            [event async for event in events]
+        short = GenerationRequest(prompt="Once", sampling=Sampling(temperature=0), max_tokens=8)
+        async with asyncio.timeout(600):
+            assert [event async for event in engine.generate(short)]
