@@ -109,7 +109,7 @@ def test_every_call_but_the_bare_ones_has_both_prefixes() -> None:
     assert bare == ["/", "/metrics"]
     for _, path, operation in OPERATIONS:
         if path not in bare:
-            assert operation["x-aliases"] == [("/v1" if path.startswith("/api/") else "/api") + path]
+            assert ("/v1" if path.startswith("/api/") else "/api") + path in operation["x-aliases"]
 
 
 def test_a_query_survives_prefix_and_slash(http: httpx.Client) -> None:
