@@ -56,6 +56,12 @@ def test_the_grpc_examples_answer(server: RunningServer) -> None:
     assert "delta" in run(["bash", "-c", command])
 
 
+def test_the_prompt_example_answers(server: RunningServer) -> None:
+    answer = json.loads(run(["bash", "-c", here(block("bash", "What answers"), server)]))
+    assert answer["response"]
+    assert answer["model_used"] == "llama3.3"
+
+
 def test_the_documents_example_processes_and_finds(server: RunningServer, tmp_path: Path) -> None:
     document = FPDF()
     document.add_page()
