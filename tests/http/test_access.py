@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import struct
 import time
 from collections.abc import AsyncIterator
@@ -156,6 +157,9 @@ async def test_an_upload_cannot_change_its_project_on_the_way(closed: Closed, po
         async def parts() -> AsyncIterator[dataset_pb2.UploadFileRequest]:
             for request in requests:
                 yield request
+                # A write that meets the refusal on its way is an "internal error" to grpc.aio's client, which then
+                # forgets the server's answer.
+                await asyncio.sleep(0.1)
 
         async with grpc.aio.insecure_channel(closed.running.addresses[port]) as channel:
             metadata = tuple(closed.header("bot").items())
