@@ -13,7 +13,6 @@ from llamastead_server.domain.completion import CompletionEvent, CompletionReque
 from llamastead_server.domain.embeddings import EmbeddingRequest, Embeddings
 from llamastead_server.domain.errors import InvalidRequest, Overloaded, Unavailable
 from llamastead_server.services import errors
-from llamastead_server.services.chat import _whole
 from llamastead_server.services.chat_json import CompletionHead
 from llamastead_server.services.completion_json import TextCompletionHead
 from llamastead_server.services.openai import embedding_json
@@ -55,7 +54,7 @@ class BatchLines:
     async def _chat(self, body: Mapping[str, Any]) -> Mapping[str, Any]:
         request = ChatRequest.parse(body)
         async with self._turns.start(None, request) as turn:
-            deltas, end = await _whole(turn)
+            deltas, end = await turn.whole()
             head = CompletionHead.of(turn.started.model)
         return head.completion(deltas, end, logprobs=request.logprobs, sources=None)
 

@@ -12,7 +12,7 @@ from google.protobuf.json_format import ParseDict
 
 from llamastead.v1 import chat_pb2, chat_pb2_grpc
 from llamastead_server.domain import names
-from llamastead_server.domain.answer import CallDelta, TextDelta, TurnFinished
+from llamastead_server.domain.answer import CallDelta, TextDelta
 from llamastead_server.domain.chat import ChatTurn, ChatTurns, SessionChoice, TurnStarted
 from llamastead_server.domain.chat_request import ChatRequest
 from llamastead_server.domain.errors import InvalidRequest
@@ -49,7 +49,7 @@ class ChatServicer(chat_pb2_grpc.ChatServiceServicer):
                     async for body in bodies:
                         yield body
                 return
-            deltas, end = await _whole(turn)
+            deltas, end = await turn.whole()
             sources = _sources(chat, turn.started)
             # Headers wait for the end: until then an error can still be an HTTP status.
             await context.send_initial_metadata(_headers(turn.started))
@@ -63,7 +63,7 @@ class ChatServicer(chat_pb2_grpc.ChatServiceServicer):
             raise InvalidRequest("This call answers in one message: use StreamChatCompletion to stream.")
         chat = _chat_request(request)
         async with self._turns.start(self._project(request), chat, self._session(request, context)) as turn:
-            deltas, end = await _whole(turn)
+            deltas, end = await turn.whole()
             await context.send_initial_metadata(_headers(turn.started))
             completion = CompletionHead.of(turn.started.model).completion(
                 deltas, end, logprobs=chat.logprobs, sources=_sources(chat, turn.started)
@@ -151,15 +151,6 @@ async def _events(head: CompletionHead, chat: ChatRequest, turn: ChatTurn) -> As
             if chat.include_usage:
                 yield sse_event(head.usage(event.usage))
             yield DONE
-
-
-async def _whole(turn: ChatTurn) -> tuple[Sequence[TextDelta | CallDelta], TurnFinished]:
-    deltas: list[TextDelta | CallDelta] = []
-    async for event in turn:
-        if isinstance(event, TurnFinished):
-            return deltas, event
-        deltas.append(event)
-    raise AssertionError("a turn ends with TurnFinished")
 
 
 def _chat_request(request: chat_pb2.CreateChatCompletionRequest) -> ChatRequest:
