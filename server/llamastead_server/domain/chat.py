@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 from llamastead_server.domain import prompt as prompts
 from llamastead_server.domain.answer import Answer, AnswerEvent, CallDelta, TextDelta, TurnFinished
@@ -263,9 +263,7 @@ async def _generate(
     while True:
         async with AsyncExitStack() as attempt:
             generation = engine.generate(request.generation(prompt.messages, parameters, offer))
-            events = await attempt.enter_async_context(
-                aclosing(cast("AsyncGenerator[GenerationEvent, None]", generation))
-            )
+            events = await attempt.enter_async_context(aclosing(generation))
             try:
                 await started(events)
             except ContextLengthExceeded:

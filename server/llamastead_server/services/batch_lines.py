@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import Mapping
 from contextlib import aclosing
-from typing import Any, cast
+from typing import Any
 
 from llamastead_server.domain.batch_run import LineAnswer
 from llamastead_server.domain.chat import ChatTurns
 from llamastead_server.domain.chat_request import ChatRequest
-from llamastead_server.domain.completion import CompletionEvent, CompletionRequest, Completions
+from llamastead_server.domain.completion import CompletionRequest, Completions
 from llamastead_server.domain.embeddings import EmbeddingRequest, Embeddings
 from llamastead_server.domain.errors import InvalidRequest, Overloaded, Unavailable
 from llamastead_server.services import errors
@@ -60,8 +60,7 @@ class BatchLines:
 
     async def _complete(self, body: Mapping[str, Any]) -> Mapping[str, Any]:
         request = CompletionRequest.parse(body)
-        run = cast("AsyncGenerator[CompletionEvent, None]", self._completions.run(request))
-        async with aclosing(run) as events:
+        async with aclosing(self._completions.run(request)) as events:
             answer = [event async for event in events]
         head = TextCompletionHead.of(request.model or self._completions.default_model)
         return head.whole(answer, logprobs=request.logprobs is not None)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import aclosing
-from typing import cast
 
 import grpc
 from google.api import httpbody_pb2
@@ -21,7 +20,7 @@ from llamastead_server.domain.sessions import Sessions
 from llamastead_server.domain.sources import Source
 from llamastead_server.services import plain
 from llamastead_server.services.chat_json import CompletionHead, message_json, source_json, usage_json
-from llamastead_server.services.http_body import DONE, json_body, late_errors, sse_event
+from llamastead_server.services.http_body import DONE, STREAM_HEADERS, json_body, late_errors, sse_event
 
 _Context = grpc.aio.ServicerContext[object, object]
 _NOT_IN_BODY = {"namespace", "project", "session_id", "no_session"}
@@ -44,8 +43,7 @@ class ChatServicer(chat_pb2_grpc.ChatServiceServicer):
             head = CompletionHead.of(turn.started.model)
             if chat.stream:
                 await context.send_initial_metadata(_headers(turn.started))
-                stream = late_errors(_events(head, chat, turn))
-                async with aclosing(cast("AsyncGenerator[httpbody_pb2.HttpBody, None]", stream)) as bodies:
+                async with aclosing(late_errors(_events(head, chat, turn))) as bodies:
                     async for body in bodies:
                         yield body
                 return
@@ -135,7 +133,9 @@ class ChatServicer(chat_pb2_grpc.ChatServiceServicer):
         return chat_pb2.DeleteAllChatSessionsResponse(message=f"Deleted {count} session(s)", count=count)
 
 
-async def _events(head: CompletionHead, chat: ChatRequest, turn: ChatTurn) -> AsyncIterator[httpbody_pb2.HttpBody]:
+async def _events(
+    head: CompletionHead, chat: ChatRequest, turn: ChatTurn
+) -> AsyncGenerator[httpbody_pb2.HttpBody, None]:
     sources = _sources(chat, turn.started)
     if sources is not None:
         yield sse_event({"type": "sources", "sources": [source_json(source) for source in sources]})
@@ -159,8 +159,7 @@ def _chat_request(request: chat_pb2.CreateChatCompletionRequest) -> ChatRequest:
 
 
 def _headers(started: TurnStarted) -> tuple[tuple[str, str], ...]:
-    # X-Accel-Buffering asks proxies in front of the gateway to pass events on as they come.
-    headers = [("cache-control", "no-cache"), ("x-accel-buffering", "no")]
+    headers = list(STREAM_HEADERS)
     if started.session_id is not None:
         headers.append(("x-session-id", started.session_id))
     if str(started.trimmed):

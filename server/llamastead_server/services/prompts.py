@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
-from typing import Any, cast
+from typing import Any
 
 import grpc
 from google.api import httpbody_pb2
@@ -73,12 +73,12 @@ class PromptServicer(pb_grpc.PromptServiceServicer):
         metadata = CallMetadata(context.invocation_metadata())
         form = wanted_form(metadata)
         await context.send_initial_metadata(STREAM_HEADERS)
-        stream = late_errors(self._events(_parsed(request), form), metadata.rest_path, form=form)
-        async with aclosing(cast("AsyncGenerator[httpbody_pb2.HttpBody, None]", stream)) as bodies:
+        events = self._events(_parsed(request), form)
+        async with aclosing(late_errors(events, metadata.rest_path, form=form)) as bodies:
             async for body in bodies:
                 yield body
 
-    async def _events(self, request: PromptRequest, form: StreamForm) -> AsyncIterator[httpbody_pb2.HttpBody]:
+    async def _events(self, request: PromptRequest, form: StreamForm) -> AsyncGenerator[httpbody_pb2.HttpBody, None]:
         async with aclosing(self._pieces(request)) as pieces:
             async for piece in pieces:
                 yield form.event(piece)
