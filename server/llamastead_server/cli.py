@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pydantic import ValidationError
 
 from llamastead_server import token_commands
+from llamastead_server.domain import validation
 from llamastead_server.domain.errors import LlamasteadError
 from llamastead_server.settings import Settings
 
@@ -88,7 +89,7 @@ def _wrong_settings(error: ValidationError) -> str:
     for item in error.errors(include_url=False, include_context=False):
         name = "_".join(str(part) for part in item["loc"]).upper()
         name = name if name.startswith(("LLAMASTEAD_", "LF_")) else f"LLAMASTEAD_{name}"
-        reason = item["msg"].removeprefix("Value error, ")
+        reason = validation.reason(item["msg"])
         lines.append(f"  {name}: {reason}" if item["loc"] else f"  {reason}")
     return "\n".join(lines)
 

@@ -15,7 +15,7 @@ def smi(folder: Path, script: str) -> None:
 
 async def test_a_machine_without_the_tool_has_no_accelerator(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert await machine.accelerators() == ()
+    assert await machine.accelerators() == []
     (cpu,) = await machine.devices()
     assert cpu.kind == "cpu"
     assert 0 < cpu.memory_free_bytes < cpu.memory_total_bytes
@@ -38,4 +38,4 @@ async def test_a_tool_that_hangs_is_ended(tmp_path: Path, monkeypatch: pytest.Mo
     smi(tmp_path, "exec sleep 600")
     monkeypatch.setenv("PATH", f"{tmp_path}:/bin:/usr/bin")
     monkeypatch.setattr(machine, "_SECONDS", 0.1)
-    assert await machine.accelerators() == ()
+    assert await machine.accelerators() == []

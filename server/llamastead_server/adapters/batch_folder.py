@@ -6,7 +6,7 @@ import asyncio
 import json
 import os
 import shutil
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -43,7 +43,7 @@ class BatchFolder:
         finally:
             await asyncio.shield(asyncio.to_thread(upload.discard))
 
-    async def read(self, file_id: str) -> AsyncIterator[bytes]:
+    async def read(self, file_id: str) -> AsyncGenerator[bytes, None]:
         """The content in pieces; a file that is deleted meanwhile is read to its end."""
         file = await asyncio.to_thread(self._path(file_id).open, "rb")
         try:
@@ -56,7 +56,7 @@ class BatchFolder:
         """Checks every line."""
         return await asyncio.to_thread(self._check, file_id, endpoint)
 
-    async def requests(self, file_id: str) -> AsyncIterator[Mapping[str, Any]]:
+    async def requests(self, file_id: str) -> AsyncGenerator[Mapping[str, Any], None]:
         """The lines of a checked file."""
         file = await asyncio.to_thread(self._path(file_id).open, "rb")
         try:

@@ -13,6 +13,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
+from llamastead_server.adapters.folder_sync import sync_folder
 from llamastead_server.domain.errors import NotFound, PayloadTooLarge
 from llamastead_server.domain.names import ProjectRef
 
@@ -160,7 +161,7 @@ class BlobUpload:
                 folder.mkdir(exist_ok=True)
             self.incoming.rename(place)
             for folder in (place.parent, *(folder.parent for folder in fresh)):
-                _sync_folder(folder)
+                sync_folder(folder)
 
 
 def _place(folder: Path, file_hash: str) -> Path:
@@ -171,11 +172,3 @@ def _unlink(path: Path) -> None:
     path.unlink(missing_ok=True)
     with contextlib.suppress(OSError):
         path.parent.rmdir()
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

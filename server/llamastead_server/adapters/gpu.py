@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import importlib.util
 import os
 from dataclasses import dataclass
 from pathlib import Path
 
-_QUERY = ("nvidia-smi", "--query-gpu=index,uuid,memory.free", "--format=csv,noheader,nounits")
+from llamastead_server.adapters import nvidia_smi
+
+_COLUMNS = "index,uuid,memory.free"
 _TIMEOUT = 15.0
 _MEBIBYTE = 1 << 20
 
@@ -49,26 +50,11 @@ class GpuHost:
 
     async def gpus(self) -> list[Gpu] | None:
         """The GPUs with their free memory now; `None` when the driver does not tell."""
-        try:
-            process = await asyncio.create_subprocess_exec(
-                *_QUERY, stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE,
-                stderr=asyncio.subprocess.DEVNULL,
-            )  # fmt: skip
-        except OSError:
+        said = await nvidia_smi.ask(_COLUMNS, seconds=_TIMEOUT)
+        if said is None:
             return None
         try:
-            async with asyncio.timeout(_TIMEOUT):
-                said, _ = await process.communicate()
-        except TimeoutError:
-            return None
-        finally:
-            if process.returncode is None:
-                with contextlib.suppress(ProcessLookupError):
-                    process.kill()
-        if process.returncode:
-            return None
-        try:
-            found = [_gpu(line) for line in said.decode(errors="replace").splitlines() if line.strip()]
+            found = [_gpu(line) for line in said]
         except ValueError:
             return None
         return _visible(found, os.environ.get("CUDA_VISIBLE_DEVICES"))

@@ -15,6 +15,7 @@ from llamastead_server.adapters.model_catalog import CatalogEntry, ModelCatalog
 from llamastead_server.domain.errors import Conflict, InvalidRequest, LlamasteadError, Unavailable
 from llamastead_server.domain.gpu_settings import PAGE, GpuSettings
 from llamastead_server.domain.names import path_inside
+from llamastead_server.domain.validation import reasons, summary
 
 FILE_NAME = "llamastead.yaml"
 """A file in a model's folder with any of the fields of `GpuSettings`."""
@@ -104,9 +105,7 @@ class GpuModels:
         try:
             return GpuSettings.model_validate({**self._defaults.model_dump(), **own})
         except ValidationError as error:
-            reasons = {
-                ".".join(str(part) for part in item["loc"]) or "file": item["msg"].removeprefix("Value error, ")
-                for item in error.errors(include_url=False, include_context=False, include_input=False)
-            }
-            summary = "; ".join(f"{field}: {reason}" for field, reason in reasons.items())
-            raise Conflict(f"The file {FILE_NAME} of model {name!r} is wrong: {summary}.", details=reasons) from None
+            found = reasons(error, root="file")
+            raise Conflict(
+                f"The file {FILE_NAME} of model {name!r} is wrong: {summary(found)}.", details=found
+            ) from None

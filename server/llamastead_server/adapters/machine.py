@@ -6,42 +6,24 @@ import asyncio
 import contextlib
 import os
 import platform
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
 import psutil
 
+from llamastead_server.adapters import nvidia_smi
 from llamastead_server.domain.diagnosis import Device
 from llamastead_server.domain.meters import Resources
 
-_QUERY = ("--query-gpu=name,memory.total,memory.free,utilization.gpu", "--format=csv,noheader,nounits")
+_COLUMNS = "name,memory.total,memory.free,utilization.gpu"
 _SECONDS = 5.0
 _MIB = 1 << 20
 
 
 async def accelerators() -> Sequence[Device]:
     """NVIDIA's accelerators, as their own tool lists them; none where there is no such tool."""
-    tool = shutil.which("nvidia-smi")
-    if tool is None:
-        return ()
-    process = await asyncio.create_subprocess_exec(
-        tool,
-        *_QUERY,
-        stdin=asyncio.subprocess.DEVNULL,
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.DEVNULL,
-    )
-    try:
-        async with asyncio.timeout(_SECONDS):
-            output, _ = await process.communicate()
-    except TimeoutError:
-        return ()
-    finally:
-        if process.returncode is None:
-            process.kill()
-            await process.wait()
-    return [device for line in output.decode(errors="replace").splitlines() if (device := _device(line)) is not None]
+    said = await nvidia_smi.ask(_COLUMNS, seconds=_SECONDS)
+    return [device for line in said or () if (device := _device(line)) is not None]
 
 
 async def devices() -> Sequence[Device]:

@@ -12,6 +12,7 @@ from typing import Any
 from uuid import uuid4
 
 from llamastead_server.adapters import yaml_files
+from llamastead_server.adapters.folder_sync import sync_folder
 from llamastead_server.domain import names
 from llamastead_server.domain.config import ProjectConfig
 from llamastead_server.domain.errors import AlreadyExists, Conflict, InvalidRequest, NotFound
@@ -132,7 +133,7 @@ class ProjectFiles:
         folder = self._path(ref).parent
         aside = folder.parent / f"{_DELETED}{uuid4()}"
         folder.rename(aside)
-        yaml_files.sync_folder(folder.parent)
+        sync_folder(folder.parent)
         shutil.rmtree(aside)
 
     def _sweep(self) -> None:

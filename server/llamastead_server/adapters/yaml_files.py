@@ -11,6 +11,7 @@ from uuid import uuid4
 
 import yaml
 
+from llamastead_server.adapters.folder_sync import sync_folder
 from llamastead_server.domain.errors import InvalidRequest
 
 TEMPORARY = ".writing-"
@@ -50,15 +51,6 @@ def write(path: Path, content: Mapping[str, Any]) -> None:
         temporary.unlink(missing_ok=True)
         raise
     sync_folder(path.parent)
-
-
-def sync_folder(folder: Path) -> None:
-    """Makes renames inside the folder survive a power cut."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 class _Dumper(yaml.CSafeDumper):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
@@ -169,7 +169,7 @@ class BatchContent(Protocol):
         """Begins an upload; what is not kept is removed when the block is left."""
         ...
 
-    def read(self, file_id: str) -> AsyncIterator[bytes]:
+    def read(self, file_id: str) -> AsyncGenerator[bytes, None]:
         """The content in pieces."""
         ...
 
@@ -177,7 +177,7 @@ class BatchContent(Protocol):
         """Checks every line of a file of requests."""
         ...
 
-    def requests(self, file_id: str) -> AsyncIterator[Mapping[str, Any]]:
+    def requests(self, file_id: str) -> AsyncGenerator[Mapping[str, Any], None]:
         """The lines of a checked file of requests."""
         ...
 

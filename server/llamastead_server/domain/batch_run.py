@@ -9,10 +9,10 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass, replace
-from typing import Any, Protocol, cast
+from typing import Any, Protocol
 
 from llamastead_server.domain.batch_records import (
     Batch,
@@ -147,8 +147,7 @@ class BatchRuns:
 
     async def _lines(self, batch: Batch, journal: Journal, until: float) -> BatchStatus | None:
         """Answers what is left; gives how the batch ends, or None when the time is over."""
-        requests = cast("AsyncGenerator[Mapping[str, Any], None]", self._content.requests(batch.input_file_id))
-        async with aclosing(requests) as lines:
+        async with aclosing(self._content.requests(batch.input_file_id)) as lines:
             async for line in lines:
                 if line["custom_id"] in journal.done:
                     continue

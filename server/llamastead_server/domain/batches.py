@@ -6,7 +6,7 @@ import secrets
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import replace
-from typing import Any, cast
+from typing import Any
 
 from llamastead_server.domain import names
 from llamastead_server.domain.batch_records import OPEN, Batch, BatchContent, BatchFile, BatchStore, Page
@@ -82,10 +82,10 @@ class Batches:
         """Files of a purpose, or all: one more than the page holds when there are more."""
         return await self._store.list_files(page, purpose)
 
-    async def read_file(self, file_id: str) -> AsyncIterator[bytes]:
+    async def read_file(self, file_id: str) -> AsyncGenerator[bytes, None]:
         """The content in pieces; raises `NotFound` when there is no such file."""
         await self.get_file(file_id)
-        async with aclosing(cast("AsyncGenerator[bytes, None]", self._content.read(file_id))) as pieces:
+        async with aclosing(self._content.read(file_id)) as pieces:
             async for data in pieces:
                 yield data
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 from llamastead_server.domain import prompt as prompts
-from llamastead_server.domain.answer import Answer, AnswerEvent, TurnFinished
+from llamastead_server.domain.answer import Answer, AnswerEvent, CallDelta, TextDelta, TurnFinished
 from llamastead_server.domain.chat_messages import unanswered
 from llamastead_server.domain.chat_request import ChatRequest, Parameters
 from llamastead_server.domain.chat_sources import SourceFinder, find_sources
@@ -86,6 +86,15 @@ class ChatTurn:
                     yield found
                     return
                 yield found
+
+    async def whole(self) -> tuple[Sequence[TextDelta | CallDelta], TurnFinished]:
+        """Waits for the end: everything the answer is made of, and how it ended."""
+        deltas: list[TextDelta | CallDelta] = []
+        async for event in self:
+            if isinstance(event, TurnFinished):
+                return deltas, event
+            deltas.append(event)
+        raise AssertionError("a turn ends with TurnFinished")
 
 
 class ChatTurns:
@@ -254,9 +263,7 @@ async def _generate(
     while True:
         async with AsyncExitStack() as attempt:
             generation = engine.generate(request.generation(prompt.messages, parameters, offer))
-            events = await attempt.enter_async_context(
-                aclosing(cast("AsyncGenerator[GenerationEvent, None]", generation))
-            )
+            events = await attempt.enter_async_context(aclosing(generation))
             try:
                 await started(events)
             except ContextLengthExceeded:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import AsyncExitStack, aclosing
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal, cast
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, StringConstraints, ValidationError
 
@@ -13,7 +13,7 @@ from llamastead_server.domain.chat_request import Parameters, StreamOptions
 from llamastead_server.domain.deadline import Deadline
 from llamastead_server.domain.engine_stream import next_event, started
 from llamastead_server.domain.errors import InvalidRequest, ValidationFailed
-from llamastead_server.domain.generation import Delta, Finished, GenerationEvent, GenerationRequest
+from llamastead_server.domain.generation import Delta, Finished, GenerationRequest
 from llamastead_server.domain.ports import ModelRegistry
 from llamastead_server.domain.runtime_settings import RuntimeSettings
 from llamastead_server.domain.validation import reasons, summary
@@ -92,7 +92,7 @@ class Completions:
         """Name of the model for requests that name none."""
         return self._models.default_model
 
-    async def run(self, request: CompletionRequest) -> AsyncIterator[CompletionEvent]:
+    async def run(self, request: CompletionRequest) -> AsyncGenerator[CompletionEvent, None]:
         """Continues each prompt in turn; closing the iterator frees the engine.
 
         Raises:
@@ -117,8 +117,7 @@ class Completions:
                     stop=tuple(parameters.stop or ()),
                     top_logprobs=request.logprobs,
                 )
-                stream = cast("AsyncGenerator[GenerationEvent, None]", engine.generate(generation))
-                async with aclosing(stream) as events:
+                async with aclosing(engine.generate(generation)) as events:
                     async with deadline.held():
                         await started(events)
                     while not isinstance(event := await next_event(events, deadline), Finished):

@@ -7,6 +7,8 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from llamastead_server.domain import validation
+
 
 def reasons(error: ValidationError, raw: Any) -> dict[str, str]:
     """The reasons by path, such as `runtime.models.0.model`; values are not repeated, as some are secret."""
@@ -14,7 +16,7 @@ def reasons(error: ValidationError, raw: Any) -> dict[str, str]:
     for item in error.errors(include_url=False, include_context=False, include_input=False):
         missing = item["type"] == "missing"
         path = ".".join(_path(item["loc"], raw, missing=missing)) or "config"
-        reason = "is missing" if missing else item["msg"].removeprefix("Value error, ").removeprefix("Input ")
+        reason = "is missing" if missing else validation.reason(item["msg"])
         if reason not in found.setdefault(path, []):
             found[path].append(reason)
     return {path: " or ".join(entries) for path, entries in found.items()}
@@ -22,7 +24,7 @@ def reasons(error: ValidationError, raw: Any) -> dict[str, str]:
 
 def summary(found: Mapping[str, str]) -> str:
     """The reasons as one sentence."""
-    return "Invalid configuration: " + "; ".join(f"{path}: {reason}" for path, reason in found.items()) + "."
+    return f"Invalid configuration: {validation.summary(found)}."
 
 
 def _path(location: Sequence[int | str], raw: Any, *, missing: bool) -> Sequence[str]:

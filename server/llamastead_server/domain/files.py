@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from llamastead_server.domain.errors import InvalidRequest
+from llamastead_server.domain.named_locks import NamedLocks
 from llamastead_server.domain.names import ProjectRef
 from llamastead_server.domain.ports import Chunk
 
@@ -209,15 +210,14 @@ class DatasetLocks:
     """
 
     def __init__(self) -> None:
-        self._locks: dict[tuple[str, ...], asyncio.Lock] = {}
-        self._users: dict[tuple[str, ...], int] = {}
+        self._locks = NamedLocks()
         self._stops: dict[tuple[ProjectRef, str], asyncio.Event] = {}
         self._ending: list[tuple[ProjectRef, str | None]] = []
 
     @asynccontextmanager
     async def run(self, ref: ProjectRef, dataset: str) -> AsyncIterator[asyncio.Event]:
         """Holds a dataset; the event is set when someone wants it deleted."""
-        async with self._held("run", *ref, dataset):
+        async with self._locks.held(("run", *ref, dataset)):
             stop = self._stops[ref, dataset] = asyncio.Event()
             try:
                 yield stop
@@ -246,20 +246,8 @@ class DatasetLocks:
 
     def file(self, ref: ProjectRef, dataset: str, file_hash: str) -> AbstractAsyncContextManager[None]:
         """Holds one file of a dataset."""
-        return self._held("file", *ref, dataset, file_hash)
+        return self._locks.held(("file", *ref, dataset, file_hash))
 
     def blobs(self, ref: ProjectRef) -> AbstractAsyncContextManager[None]:
         """Holds the relation of a project's records to its blobs."""
-        return self._held("blobs", *ref)
-
-    @asynccontextmanager
-    async def _held(self, *key: str) -> AsyncIterator[None]:
-        lock = self._locks.setdefault(key, asyncio.Lock())
-        self._users[key] = self._users.get(key, 0) + 1
-        try:
-            async with lock:
-                yield
-        finally:
-            self._users[key] -= 1
-            if not self._users[key]:
-                del self._users[key], self._locks[key]
+        return self._locks.held(("blobs", *ref))

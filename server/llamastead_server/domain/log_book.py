@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections import deque
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
@@ -107,7 +107,7 @@ class LogBook:
         """The latest entries that a query means, oldest first."""
         return self._read(query)[0]
 
-    async def follow(self, query: LogQuery) -> AsyncIterator[LogEntry]:
+    async def follow(self, query: LogQuery) -> AsyncGenerator[LogEntry, None]:
         """The same, then new entries as they come.
 
         A reader that is too slow misses those that were pushed out meanwhile: it holds no memory of its own.

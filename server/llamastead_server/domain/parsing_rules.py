@@ -16,6 +16,7 @@ from llamastead_server.domain.files import DocumentError
 from llamastead_server.domain.parser_config import PARSER_TYPES, ParserSettings
 from llamastead_server.domain.processing_config import DataProcessingStrategy, Extractor, Parser
 from llamastead_server.domain.reading import ReadSettings
+from llamastead_server.domain.validation import reasons, summary
 
 
 class ParsingRules:
@@ -85,14 +86,10 @@ def _overridden(parser: Parser, overrides: Mapping[str, Any], filename: str) -> 
     try:
         return PARSER_TYPES[parser.type].settings.model_validate({**parser.config, **overrides})
     except ValidationError as error:
-        reasons = {
-            ".".join(["parser_overrides", *(str(part) for part in item["loc"])]): item["msg"]
-            for item in error.errors(include_url=False, include_context=False, include_input=False)
-        }
-        summary = "; ".join(f"{path}: {reason}" for path, reason in reasons.items())
+        found = reasons(error, prefix="parser_overrides")
         raise ValidationFailed(
-            f"The file {filename!r} is read by the parser {parser.type}, which has no such settings: {summary}.",
-            details=reasons,
+            f"The file {filename!r} is read by the parser {parser.type}, which has no such settings: {summary(found)}.",
+            details=found,
         ) from None
 
 

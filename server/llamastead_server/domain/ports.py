@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -32,7 +32,7 @@ class Engine(Protocol):
         """Whether `generate` gives calls as `ToolCalled`, instead of the text the model writes for them."""
         ...
 
-    def generate(self, request: GenerationRequest) -> AsyncIterator[GenerationEvent]:
+    def generate(self, request: GenerationRequest) -> AsyncGenerator[GenerationEvent, None]:
         """Runs one completion: `Started`, then `Delta`s and `ToolCalled`s, then `Finished`.
 
         Closing the iterator or cancelling its task frees the engine's slot at once.

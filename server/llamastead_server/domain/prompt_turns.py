@@ -12,6 +12,7 @@ from llamastead_server.domain.chat import ChatTurn, ChatTurns
 from llamastead_server.domain.chat_request import ChatRequest
 from llamastead_server.domain.errors import ValidationFailed
 from llamastead_server.domain.runtime_settings import RuntimeSettings
+from llamastead_server.domain.validation import summary
 
 DEFAULT_ALIAS = "llama3.3"
 """What the default model is called in answers to requests that name none."""
@@ -44,8 +45,7 @@ class PromptRequest:
         if timeout is not None and not (timeout > 0 and math.isfinite(timeout)):
             wrong["timeout"] = "must be more than 0 seconds"
         if wrong:
-            reasons = "; ".join(f"{field}: {reason}" for field, reason in wrong.items())
-            raise ValidationFailed(f"Invalid request: {reasons}.", details=wrong)
+            raise ValidationFailed(f"Invalid request: {summary(wrong)}.", details=wrong)
         return cls(ChatRequest.parse({**fields, "messages": [{"role": "user", "content": prompt}]}), timeout)
 
     @property

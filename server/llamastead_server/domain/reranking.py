@@ -8,6 +8,7 @@ from typing import Any
 
 from llamastead_server.domain.errors import InvalidRequest, ValidationFailed
 from llamastead_server.domain.ports import Embedder
+from llamastead_server.domain.validation import summary
 
 MOST_DOCUMENTS = 1000
 
@@ -41,8 +42,7 @@ class RerankRequest:
         if top_n < 1:
             wrong.setdefault("top_n", "must be at least 1")
         if wrong:
-            reasons = "; ".join(f"{field}: {reason}" for field, reason in wrong.items())
-            raise ValidationFailed(f"Invalid request: {reasons}.", details=wrong)
+            raise ValidationFailed(f"Invalid request: {summary(wrong)}.", details=wrong)
         texts = [document.get("text") if isinstance(document, dict) else document for document in documents]
         for number, text in enumerate(texts):
             if not isinstance(text, str):

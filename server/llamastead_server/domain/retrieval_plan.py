@@ -34,6 +34,7 @@ from llamastead_server.domain.searches import (
     Search,
     Variants,
 )
+from llamastead_server.domain.validation import summary
 
 DEFAULT_TOP_K = 5
 DEFAULT_ALPHA = 0.5
@@ -91,8 +92,7 @@ class RetrievalQuery:
         if self.distance_metric and self.distance_metric.lower() not in METRICS:
             wrong["distance_metric"] = f"must be one of {', '.join(METRICS)}"
         if wrong:
-            reasons = "; ".join(f"{name} {reason}" for name, reason in wrong.items())
-            raise ValidationFailed(f"Invalid query: {reasons}.", details=wrong)
+            raise ValidationFailed(f"Invalid query: {summary(wrong)}.", details=wrong)
 
 
 @dataclass(frozen=True, slots=True)

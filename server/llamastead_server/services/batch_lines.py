@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import Mapping
 from contextlib import aclosing
-from typing import Any, cast
+from typing import Any
 
 from llamastead_server.domain.batch_run import LineAnswer
 from llamastead_server.domain.chat import ChatTurns
 from llamastead_server.domain.chat_request import ChatRequest
-from llamastead_server.domain.completion import CompletionEvent, CompletionRequest, Completions
+from llamastead_server.domain.completion import CompletionRequest, Completions
 from llamastead_server.domain.embeddings import EmbeddingRequest, Embeddings
 from llamastead_server.domain.errors import InvalidRequest, Overloaded, Unavailable
 from llamastead_server.services import errors
-from llamastead_server.services.chat import _whole
 from llamastead_server.services.chat_json import CompletionHead
 from llamastead_server.services.completion_json import TextCompletionHead
 from llamastead_server.services.openai import embedding_json
@@ -55,14 +54,13 @@ class BatchLines:
     async def _chat(self, body: Mapping[str, Any]) -> Mapping[str, Any]:
         request = ChatRequest.parse(body)
         async with self._turns.start(None, request) as turn:
-            deltas, end = await _whole(turn)
+            deltas, end = await turn.whole()
             head = CompletionHead.of(turn.started.model)
         return head.completion(deltas, end, logprobs=request.logprobs, sources=None)
 
     async def _complete(self, body: Mapping[str, Any]) -> Mapping[str, Any]:
         request = CompletionRequest.parse(body)
-        run = cast("AsyncGenerator[CompletionEvent, None]", self._completions.run(request))
-        async with aclosing(run) as events:
+        async with aclosing(self._completions.run(request)) as events:
             answer = [event async for event in events]
         head = TextCompletionHead.of(request.model or self._completions.default_model)
         return head.whole(answer, logprobs=request.logprobs is not None)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import aclosing
-from typing import Any, cast
+from typing import Any
 
 import grpc
 from google.api import httpbody_pb2
@@ -88,8 +88,7 @@ class BatchServicer(pb_grpc.BatchServiceServicer):
     ) -> AsyncIterator[httpbody_pb2.HttpBody]:
         """Gives a file's content."""
         empty = True
-        content = cast("AsyncGenerator[bytes, None]", self._batches.read_file(request.file_id))
-        async with aclosing(content) as pieces:
+        async with aclosing(self._batches.read_file(request.file_id)) as pieces:
             async for data in pieces:
                 empty = False
                 yield httpbody_pb2.HttpBody(content_type=_JSON_LINES, data=data)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import aclosing
-from typing import cast
 
 import grpc
 from google.api import httpbody_pb2
@@ -12,7 +11,7 @@ from google.protobuf.json_format import ParseDict
 
 from llamastead.v1 import chat_pb2, chat_pb2_grpc
 from llamastead_server.domain import names
-from llamastead_server.domain.answer import CallDelta, TextDelta, TurnFinished
+from llamastead_server.domain.answer import CallDelta, TextDelta
 from llamastead_server.domain.chat import ChatTurn, ChatTurns, SessionChoice, TurnStarted
 from llamastead_server.domain.chat_request import ChatRequest
 from llamastead_server.domain.errors import InvalidRequest
@@ -21,7 +20,7 @@ from llamastead_server.domain.sessions import Sessions
 from llamastead_server.domain.sources import Source
 from llamastead_server.services import plain
 from llamastead_server.services.chat_json import CompletionHead, message_json, source_json, usage_json
-from llamastead_server.services.http_body import DONE, json_body, late_errors, sse_event
+from llamastead_server.services.http_body import DONE, STREAM_HEADERS, json_body, late_errors, sse_event
 
 _Context = grpc.aio.ServicerContext[object, object]
 _NOT_IN_BODY = {"namespace", "project", "session_id", "no_session"}
@@ -44,12 +43,11 @@ class ChatServicer(chat_pb2_grpc.ChatServiceServicer):
             head = CompletionHead.of(turn.started.model)
             if chat.stream:
                 await context.send_initial_metadata(_headers(turn.started))
-                stream = late_errors(_events(head, chat, turn))
-                async with aclosing(cast("AsyncGenerator[httpbody_pb2.HttpBody, None]", stream)) as bodies:
+                async with aclosing(late_errors(_events(head, chat, turn))) as bodies:
                     async for body in bodies:
                         yield body
                 return
-            deltas, end = await _whole(turn)
+            deltas, end = await turn.whole()
             sources = _sources(chat, turn.started)
             # Headers wait for the end: until then an error can still be an HTTP status.
             await context.send_initial_metadata(_headers(turn.started))
@@ -63,7 +61,7 @@ class ChatServicer(chat_pb2_grpc.ChatServiceServicer):
             raise InvalidRequest("This call answers in one message: use StreamChatCompletion to stream.")
         chat = _chat_request(request)
         async with self._turns.start(self._project(request), chat, self._session(request, context)) as turn:
-            deltas, end = await _whole(turn)
+            deltas, end = await turn.whole()
             await context.send_initial_metadata(_headers(turn.started))
             completion = CompletionHead.of(turn.started.model).completion(
                 deltas, end, logprobs=chat.logprobs, sources=_sources(chat, turn.started)
@@ -135,7 +133,9 @@ class ChatServicer(chat_pb2_grpc.ChatServiceServicer):
         return chat_pb2.DeleteAllChatSessionsResponse(message=f"Deleted {count} session(s)", count=count)
 
 
-async def _events(head: CompletionHead, chat: ChatRequest, turn: ChatTurn) -> AsyncIterator[httpbody_pb2.HttpBody]:
+async def _events(
+    head: CompletionHead, chat: ChatRequest, turn: ChatTurn
+) -> AsyncGenerator[httpbody_pb2.HttpBody, None]:
     sources = _sources(chat, turn.started)
     if sources is not None:
         yield sse_event({"type": "sources", "sources": [source_json(source) for source in sources]})
@@ -153,23 +153,13 @@ async def _events(head: CompletionHead, chat: ChatRequest, turn: ChatTurn) -> As
             yield DONE
 
 
-async def _whole(turn: ChatTurn) -> tuple[Sequence[TextDelta | CallDelta], TurnFinished]:
-    deltas: list[TextDelta | CallDelta] = []
-    async for event in turn:
-        if isinstance(event, TurnFinished):
-            return deltas, event
-        deltas.append(event)
-    raise AssertionError("a turn ends with TurnFinished")
-
-
 def _chat_request(request: chat_pb2.CreateChatCompletionRequest) -> ChatRequest:
     body = plain.given(request)
     return ChatRequest.parse({key: value for key, value in body.items() if key not in _NOT_IN_BODY})
 
 
 def _headers(started: TurnStarted) -> tuple[tuple[str, str], ...]:
-    # X-Accel-Buffering asks proxies in front of the gateway to pass events on as they come.
-    headers = [("cache-control", "no-cache"), ("x-accel-buffering", "no")]
+    headers = list(STREAM_HEADERS)
     if started.session_id is not None:
         headers.append(("x-session-id", started.session_id))
     if str(started.trimmed):

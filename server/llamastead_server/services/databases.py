@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
-
 from llamastead.v1 import retrieval_pb2 as pb
 from llamastead_server.domain.database_views import DatabaseView, Document, Stats
 from llamastead_server.domain.previews import Preview
 from llamastead_server.services.plain import to_struct
+from llamastead_server.services.timestamps import rfc3339
 
 _FLOAT_BYTES = 4
 
@@ -54,7 +53,7 @@ def document_message(document: Document) -> pb.Document:
         chunk_count=document.chunk_count,
         size_bytes=document.size,
         parser_used=document.parser or "",
-        date_ingested=_rfc3339(document.uploaded_at),
+        date_ingested=rfc3339(document.uploaded_at),
         metadata=to_struct(known),
     )
 
@@ -71,7 +70,7 @@ def stats_message(stats: Stats) -> pb.GetStatsResponse:
         index_size_bytes=stats.vectors * stats.dimension * _FLOAT_BYTES,
         embedding_dimension=stats.dimension,
         distance_metric=stats.config.distance_metric,
-        last_updated=None if newest is None else _rfc3339(newest),
+        last_updated=None if newest is None else rfc3339(newest),
         metadata=to_struct({"embedding_model": stats.model, "type": stats.config.type}),
     )
 
@@ -104,7 +103,3 @@ def preview_message(preview: Preview) -> pb.PreviewChunksResponse:
         total_size_with_overlaps=total,
         warnings=preview.warnings,
     )
-
-
-def _rfc3339(seconds: float) -> str:
-    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds")

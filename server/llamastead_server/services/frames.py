@@ -6,12 +6,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from llamastead_server.domain.errors import InvalidRequest, ValidationFailed
+from llamastead_server.domain.validation import reasons, summary
 
 Id = Annotated[
     str, Field(min_length=1, max_length=128, description="Chosen by the client; every frame about the request has it.")
@@ -251,15 +252,13 @@ def schema() -> str:
 
 
 def _reasons(error: ValidationError) -> InvalidRequest:
-    items = error.errors(include_url=False, include_context=False, include_input=False)
-    kinds: Sequence[str] = [item["type"] for item in items]
+    kinds = [item["type"] for item in error.errors(include_url=False, include_context=False, include_input=False)]
     if "json_invalid" in kinds or not {"union_tag_invalid", "union_tag_not_found"}.isdisjoint(kinds):
         known = ", ".join(("chat", "task.watch", "model.load", "metrics.subscribe", "cancel", "ping"))
         return InvalidRequest(f"Send JSON objects whose `type` is one of: {known}.")
     # The first part of a location is the frame's type.
-    reasons = {".".join(map(str, item["loc"][1:])) or "frame": item["msg"] for item in items}
-    summary = "; ".join(f"{field}: {reason}" for field, reason in reasons.items())
-    return ValidationFailed(f"Invalid frame: {summary}.", details=reasons)
+    found = reasons(error, root="frame", skip=1)
+    return ValidationFailed(f"Invalid frame: {summary(found)}.", details=found)
 
 
 if __name__ == "__main__":

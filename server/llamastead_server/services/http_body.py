@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 from google.api.httpbody_pb2 import HttpBody
 
@@ -81,8 +81,8 @@ def wanted_form(metadata: CallMetadata) -> StreamForm:
 
 
 async def late_errors(
-    events: AsyncIterator[HttpBody], path: str | None = None, keep_alive: float = 15.0, form: StreamForm = EVENTS
-) -> AsyncIterator[HttpBody]:
+    events: AsyncGenerator[HttpBody, None], path: str | None = None, keep_alive: float = 15.0, form: StreamForm = EVENTS
+) -> AsyncGenerator[HttpBody, None]:
     """Sends events as they come, several in one message when they come faster than they leave.
 
     An error before the first event is raised, and becomes an HTTP status. A later one cannot: it ends the stream with
@@ -98,7 +98,7 @@ async def late_errors(
     room = asyncio.Semaphore(_WAITING_EVENTS)
 
     async def read() -> None:
-        async with aclosing(cast(AsyncGenerator[HttpBody, None], events)) as source:
+        async with aclosing(events) as source:
             async for event in source:
                 await room.acquire()
                 queue.put_nowait(event.data)

@@ -7,7 +7,7 @@ import sys
 from array import array
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import aclosing
-from typing import Any, cast
+from typing import Any
 from uuid import uuid4
 
 import grpc
@@ -94,15 +94,14 @@ class OpenAIServicer(pb_grpc.OpenAIServiceServicer):
             yield json_body(await self._whole(wanted))
             return
 
-        async def events() -> AsyncIterator[httpbody_pb2.HttpBody]:
+        async def events() -> AsyncGenerator[httpbody_pb2.HttpBody, None]:
             async with aclosing(self._parts(wanted)) as parts:
                 async for part in parts:
                     yield sse_event(part)
             yield DONE
 
         await context.send_initial_metadata(STREAM_HEADERS)
-        stream = cast("AsyncGenerator[httpbody_pb2.HttpBody, None]", late_errors(events()))
-        async with aclosing(stream) as bodies:
+        async with aclosing(late_errors(events())) as bodies:
             async for body in bodies:
                 yield body
 
@@ -177,16 +176,14 @@ class OpenAIServicer(pb_grpc.OpenAIServiceServicer):
 
     async def _whole(self, wanted: CompletionRequest) -> dict[str, Any]:
         head = self._head(wanted)
-        run = cast("AsyncGenerator[CompletionEvent, None]", self._completions.run(wanted))
-        async with aclosing(run) as events:
+        async with aclosing(self._completions.run(wanted)) as events:
             return head.whole([event async for event in events], logprobs=wanted.logprobs is not None)
 
     async def _parts(self, wanted: CompletionRequest) -> AsyncGenerator[dict[str, Any], None]:
         head = self._head(wanted)
         ends: list[CompletionEvent] = []
         offset = 0
-        run = cast("AsyncGenerator[CompletionEvent, None]", self._completions.run(wanted))
-        async with aclosing(run) as events:
+        async with aclosing(self._completions.run(wanted)) as events:
             async for event in events:
                 yield head.part(event, offset=offset, logprobs=wanted.logprobs is not None)
                 if isinstance(event.event, Delta):

@@ -8,7 +8,7 @@ import time
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 import grpc
 from google.api import httpbody_pb2
@@ -82,7 +82,7 @@ class OperationsServicer(pb_grpc.OperationsServiceServicer):
     ) -> AsyncIterator[httpbody_pb2.HttpBody]:
         """Streams log entries as lines of JSON."""
 
-        async def lines() -> AsyncIterator[httpbody_pb2.HttpBody]:
+        async def lines() -> AsyncGenerator[httpbody_pb2.HttpBody, None]:
             async with aclosing(self._entries(request)) as entries:
                 async for entry in entries:
                     yield LINES.event(messages.log_json(entry))
@@ -127,7 +127,7 @@ class OperationsServicer(pb_grpc.OperationsServiceServicer):
         """Gives the present metrics as JSON, or streams them."""
         interval = _interval(request)
 
-        async def events() -> AsyncIterator[httpbody_pb2.HttpBody]:
+        async def events() -> AsyncGenerator[httpbody_pb2.HttpBody, None]:
             while True:
                 yield EVENTS.event(plain.to_json(messages.metrics(await self._parts.meters.measurements())))
                 await asyncio.sleep(interval)
@@ -161,7 +161,7 @@ class OperationsServicer(pb_grpc.OperationsServiceServicer):
     ) -> AsyncIterator[httpbody_pb2.HttpBody]:
         """Gives the same as JSON, or streams each check as it ends."""
 
-        async def events() -> AsyncIterator[httpbody_pb2.HttpBody]:
+        async def events() -> AsyncGenerator[httpbody_pb2.HttpBody, None]:
             report = Report()
             async for check, finding in self._parts.diagnosis.run():
                 report.findings[check.name] = finding
@@ -198,17 +198,15 @@ class OperationsServicer(pb_grpc.OperationsServiceServicer):
             for entry in self._parts.log.read(query):
                 yield entry
             return
-        followed = cast("AsyncGenerator[LogEntry, None]", self._parts.log.follow(query))
-        async with aclosing(followed) as entries:
+        async with aclosing(self._parts.log.follow(query)) as entries:
             async for entry in entries:
                 yield entry
 
 
 def _stream(
-    events: AsyncIterator[httpbody_pb2.HttpBody], form: StreamForm
+    events: AsyncGenerator[httpbody_pb2.HttpBody, None], form: StreamForm
 ) -> AsyncGenerator[httpbody_pb2.HttpBody, None]:
-    stream = late_errors(events, "/api/", form=form)
-    return cast("AsyncGenerator[httpbody_pb2.HttpBody, None]", stream)
+    return late_errors(events, "/api/", form=form)
 
 
 def _log_query(request: pb.GetLogsRequest) -> LogQuery:

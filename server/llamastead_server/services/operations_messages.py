@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime
 from typing import Any
 
 from google.protobuf.json_format import ParseDict
@@ -12,12 +11,13 @@ from llamastead.v1 import operations_pb2 as pb
 from llamastead_server.domain.diagnosis import Device, Finding, Report
 from llamastead_server.domain.log_book import LogEntry
 from llamastead_server.domain.meters import Measurements, ModelLoad, Resources
+from llamastead_server.services.timestamps import rfc3339
 
 
 def log_json(entry: LogEntry) -> dict[str, Any]:
     """A log entry as JSON data."""
     shown: dict[str, Any] = {
-        "timestamp": datetime.fromtimestamp(entry.time, UTC).isoformat(timespec="milliseconds"),
+        "timestamp": rfc3339(entry.time),
         "level": entry.level,
         "logger": entry.logger,
         "message": entry.message,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
-from typing import Any, cast
+from typing import Any
 
 import grpc
 from google.api import httpbody_pb2
@@ -13,8 +13,7 @@ from google.api import httpbody_pb2
 from llamastead.v1 import prompt_pb2 as pb
 from llamastead.v1 import prompt_pb2_grpc as pb_grpc
 from llamastead_server.domain.answer import TextDelta, TurnFinished
-from llamastead_server.domain.chat import ChatTurn
-from llamastead_server.domain.errors import EngineFailed, InvalidRequest
+from llamastead_server.domain.errors import InvalidRequest
 from llamastead_server.domain.prompt_turns import PromptRequest, PromptTurns
 from llamastead_server.services import plain
 from llamastead_server.services.http_body import STREAM_HEADERS, StreamForm, json_body, late_errors, wanted_form
@@ -74,12 +73,12 @@ class PromptServicer(pb_grpc.PromptServiceServicer):
         metadata = CallMetadata(context.invocation_metadata())
         form = wanted_form(metadata)
         await context.send_initial_metadata(STREAM_HEADERS)
-        stream = late_errors(self._events(_parsed(request), form), metadata.rest_path, form=form)
-        async with aclosing(cast("AsyncGenerator[httpbody_pb2.HttpBody, None]", stream)) as bodies:
+        events = self._events(_parsed(request), form)
+        async with aclosing(late_errors(events, metadata.rest_path, form=form)) as bodies:
             async for body in bodies:
                 yield body
 
-    async def _events(self, request: PromptRequest, form: StreamForm) -> AsyncIterator[httpbody_pb2.HttpBody]:
+    async def _events(self, request: PromptRequest, form: StreamForm) -> AsyncGenerator[httpbody_pb2.HttpBody, None]:
         async with aclosing(self._pieces(request)) as pieces:
             async for piece in pieces:
                 yield form.event(piece)
@@ -101,18 +100,9 @@ class PromptServicer(pb_grpc.PromptServiceServicer):
     async def _whole(self, request: PromptRequest) -> dict[str, Any]:
         began = time.monotonic()
         async with self._turns.start(request) as turn:
-            text, end = await _collected(turn)
+            deltas, end = await turn.whole()
+        text = "".join(delta.text for delta in deltas if isinstance(delta, TextDelta))
         return _summary(request, text, end, began)
-
-
-async def _collected(turn: ChatTurn) -> tuple[str, TurnFinished]:
-    answer: list[str] = []
-    async for event in turn:
-        if isinstance(event, TurnFinished):
-            return "".join(answer), event
-        if isinstance(event, TextDelta):
-            answer.append(event.text)
-    raise EngineFailed("The engine ended before the answer was complete.")
 
 
 def _parsed(request: pb.ProcessPromptRequest) -> PromptRequest:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from datetime import UTC, datetime
 
 import grpc
 
@@ -12,6 +11,7 @@ from llamastead.v1 import token_pb2_grpc as pb_grpc
 from llamastead_server.domain.access import ProjectPattern, Scope
 from llamastead_server.domain.ports import Clock
 from llamastead_server.domain.tokens import Token, Tokens
+from llamastead_server.services.timestamps import rfc3339
 
 
 class TokenServicer(pb_grpc.TokenServiceServicer):
@@ -50,12 +50,7 @@ class TokenServicer(pb_grpc.TokenServiceServicer):
             name=token.name,
             scope=str(token.scope),
             project=None if token.projects is None else str(token.projects),
-            created_at=iso(token.created_at),
-            expires_at=None if token.expires_at is None else iso(token.expires_at),
+            created_at=rfc3339(token.created_at, "seconds"),
+            expires_at=None if token.expires_at is None else rfc3339(token.expires_at, "seconds"),
             expired=token.expired(self._clock()),
         )
-
-
-def iso(seconds: float) -> str:
-    """A time in ISO 8601, UTC."""
-    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="seconds")

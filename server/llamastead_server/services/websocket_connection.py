@@ -5,9 +5,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import Callable
 from contextlib import ExitStack, aclosing
-from typing import cast
 
 from pydantic import BaseModel
 from websockets.asyncio.server import ServerConnection
@@ -25,7 +24,7 @@ from llamastead_server.domain.errors import (
 )
 from llamastead_server.domain.limits import Limits
 from llamastead_server.services import errors, frames
-from llamastead_server.services.websocket_work import Answer, WebSocketWork, demand, rules
+from llamastead_server.services.websocket_work import WebSocketWork, demand, rules
 
 _log = logging.getLogger("llamastead.access")
 _ENDLESS = (frames.TaskWatch, frames.MetricsSubscribe)
@@ -162,8 +161,7 @@ class Conversation:
             with ExitStack() as streams:
                 if rules(frame).streams == "always":
                     streams.enter_context(self._limits.stream(caller))
-                answers = cast("AsyncGenerator[Answer, None]", self._work.answer(frame))
-                async with aclosing(answers) as stream:
+                async with aclosing(self._work.answer(frame)) as stream:
                     async for answer in stream:
                         await self._send(answer)
             status = "OK"

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
-
-from google.protobuf.json_format import MessageToDict
+from collections.abc import AsyncGenerator, Callable, Mapping
 
 from llamastead_server.domain import names
 from llamastead_server.domain.access import Principal
@@ -16,7 +14,7 @@ from llamastead_server.domain.chat_request import ChatRequest
 from llamastead_server.domain.errors import InvalidRequest
 from llamastead_server.domain.ports import ModelRegistry
 from llamastead_server.domain.tasks import TaskRunner
-from llamastead_server.services import frames
+from llamastead_server.services import frames, plain
 from llamastead_server.services.chat_json import call_json, logprobs_json, source_json, usage_json
 from llamastead_server.services.method_access import MethodAccess, access
 from llamastead_server.services.tasks import task_message
@@ -77,7 +75,7 @@ class WebSocketWork:
         self._models = models
         self._metrics = metrics
 
-    def answer(self, frame: frames.Work) -> AsyncIterator[Answer]:
+    def answer(self, frame: frames.Work) -> AsyncGenerator[Answer, None]:
         """The frames that answer one; closing the iterator stops the work."""
         if isinstance(frame, frames.Chat):
             return self._chat(frame)
@@ -87,7 +85,7 @@ class WebSocketWork:
             return self._load(frame)
         return self._ticks(frame)
 
-    async def _chat(self, frame: frames.Chat) -> AsyncIterator[Answer]:
+    async def _chat(self, frame: frames.Chat) -> AsyncGenerator[Answer, None]:
         if "stream" in frame.request:
             raise InvalidRequest("Leave out `stream`: over the WebSocket the answer always streams.")
         chat = ChatRequest.parse(frame.request)
@@ -112,16 +110,13 @@ class WebSocketWork:
                 else:
                     yield frames.Done(id=frame.id, finish_reason=event.reason, usage=usage_json(event.usage))
 
-    async def _task(self, frame: frames.TaskWatch) -> AsyncIterator[Answer]:
+    async def _task(self, frame: frames.TaskWatch) -> AsyncGenerator[Answer, None]:
         ref = names.project_ref(frame.namespace, frame.project)
         async for task in self._tasks.watch(ref, frame.task_id):
-            shown = MessageToDict(
-                task_message(task), preserving_proto_field_name=True, always_print_fields_with_no_presence=True
-            )
-            yield frames.TaskState(id=frame.id, task=shown)
+            yield frames.TaskState(id=frame.id, task=plain.to_json(task_message(task)))
         yield frames.Done(id=frame.id)
 
-    async def _load(self, frame: frames.ModelLoad) -> AsyncIterator[Answer]:
+    async def _load(self, frame: frames.ModelLoad) -> AsyncGenerator[Answer, None]:
         name = self._models.resolve(frame.model).name
         loading = asyncio.create_task(self._models.load(frame.model))
         shown = ""
@@ -141,7 +136,7 @@ class WebSocketWork:
             loading.cancel()
             await asyncio.wait([loading])
 
-    async def _ticks(self, frame: frames.MetricsSubscribe) -> AsyncIterator[Answer]:
+    async def _ticks(self, frame: frames.MetricsSubscribe) -> AsyncGenerator[Answer, None]:
         while True:
             yield frames.Metrics(id=frame.id, timestamp=time.time(), metrics=dict(self._metrics()))
             await asyncio.sleep(frame.interval_seconds)
