@@ -272,13 +272,20 @@ async def test_a_cancelled_write_is_finished(store: MilvusStore, collection: Col
     assert await ids(store, collection, {}) == ["c0001", "c0002"]
 
 
-async def test_a_killed_child_is_replaced_and_nothing_acknowledged_is_lost(
-    store: MilvusStore, lite: MilvusLite, collection: Collection
+@pytest.mark.parametrize("ailment", [signal.SIGKILL, signal.SIGSTOP])
+async def test_a_child_that_was_killed_or_hangs_is_replaced_and_nothing_acknowledged_is_lost(
+    store: MilvusStore,
+    lite: MilvusLite,
+    collection: Collection,
+    ailment: signal.Signals,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    for name in ("_CALL_SECONDS", "_PROBE_SECONDS"):
+        monkeypatch.setattr(f"llamastead_server.adapters.milvus_store.{name}", 3.0)
     await store.upsert(collection, [chunk(i, "llama") for i in range(100)], [vector(i) for i in range(100)])
     first = lite.pid
     assert first is not None
-    os.kill(first, signal.SIGKILL)
+    os.kill(first, ailment)
     answers = await asyncio.gather(*(store.search_keyword(collection, "llama", 100, {}) for _ in range(10)))
     assert [len(answer) for answer in answers] == [100] * 10
     assert lite.pid not in (None, first)

@@ -76,6 +76,12 @@ class MilvusLite:
             process.wait(seconds)
         return process.returncode is not None
 
+    def kill(self) -> None:
+        """Kills the child, which no longer answers; `start` makes another."""
+        process = self._process
+        if process is not None:
+            process.kill()
+
     def start(self) -> str:
         """Starts the child, after the end of a former one, and returns the URI it answers on.
 

@@ -12,6 +12,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar, cast
 
+import grpc
+
 from llamastead_server.adapters import milvus_schema
 from llamastead_server.adapters.milvus_filter import encode, render
 from llamastead_server.adapters.milvus_lite import MilvusLite
@@ -30,6 +32,7 @@ _NO_COLLECTION = 100
 _CONNECTION_FAILED = 2
 _ROW_OVERHEAD_BYTES = 1500
 _DYING_SECONDS = 0.5
+_PROBE_SECONDS = 5.0
 _log = logging.getLogger(__name__)
 
 
@@ -249,10 +252,24 @@ class MilvusStore:
         """Whether the embedded server is dead, or was and has been started again by another thread."""
         if self._lite is None:
             return False
+        killed = _timed_out(error) and self._kill_if_hung(self._lite, client)
         if self._client is not client:
             return True
-        broken = getattr(error, "code", None) == _CONNECTION_FAILED or not self._lite.alive
+        broken = killed or getattr(error, "code", None) == _CONNECTION_FAILED or not self._lite.alive
         return broken and self._lite.ends_within(_DYING_SECONDS)
+
+    def _kill_if_hung(self, lite: MilvusLite, client: Any) -> bool:
+        """Kills the embedded server if it answers nothing at all; one that is only slow with a call lives on."""
+        try:
+            client.list_collections(timeout=_PROBE_SECONDS)
+        except Exception as error:
+            # Under the lock: another thread may just have put a new server in its place.
+            with self._opening:
+                if _timed_out(error) and self._client is client:
+                    _log.error("the embedded vector store hangs; killing it")
+                    lite.kill()
+                    return True
+        return False
 
     def _open(self, instead_of: Any = None) -> Any:
         with self._opening:
@@ -293,6 +310,10 @@ class MilvusStore:
 
 def _count(client: Any, name: str) -> int:
     return int(client.query(name, filter="", output_fields=["count(*)"], timeout=_CALL_SECONDS)[0]["count(*)"])
+
+
+def _timed_out(error: Exception) -> bool:
+    return isinstance(error, grpc.Call) and error.code() is grpc.StatusCode.DEADLINE_EXCEEDED
 
 
 def _worded(error: Exception) -> Exception:
