@@ -309,6 +309,37 @@ asyncio.run(main())
 """
 
 
+IMPORTS = """
+import asyncio, sys, threading
+from pathlib import Path
+from llamastead_server.adapters.milvus_store import MilvusStore
+from tests.adapters.test_milvus_store import REF, DIMENSION, Collection, chunk, vector
+class Finder:
+    def find_spec(self, name, path=None, target=None):
+        if threading.current_thread() is not threading.main_thread():
+            print(name, flush=True)
+async def main():
+    async with MilvusStore.embedded(Path(sys.argv[1])) as store:
+        collection = Collection(REF, "main", DIMENSION)
+        await store.create(collection)
+        await store.upsert(collection, [chunk(1, "llama")], [vector(1)])
+        await store.search_vector(collection, vector(1), 3, {"color": "red"})
+        await store.search_keyword(collection, "llama", 3, {})
+        await store.vector_scores(collection, vector(1), ["c0001"])
+        await store.delete_file(REF, "main", "papers", None)
+        await store.size_bytes(REF, "main")
+        await store.drop(REF)
+sys.meta_path.insert(0, Finder())
+asyncio.run(main())
+"""
+
+
+async def test_no_thread_of_the_store_imports_anything_which_can_lock_up_a_server_that_forks(tmp_path: Path) -> None:
+    used = subprocess.run([sys.executable, "-c", IMPORTS, str(tmp_path)], capture_output=True, text=True, timeout=60)
+    assert used.returncode == 0, used.stderr
+    assert used.stdout == ""
+
+
 async def test_what_was_acknowledged_survives_a_kill_of_the_server(tmp_path: Path) -> None:
     writer = subprocess.Popen([sys.executable, "-c", WRITER, str(tmp_path)], stdout=subprocess.PIPE, text=True)
     assert writer.stdout is not None

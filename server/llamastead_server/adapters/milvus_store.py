@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import importlib
 import logging
 import threading
 from collections.abc import Callable, Mapping, Sequence
@@ -49,6 +50,7 @@ class MilvusStore:
     """
 
     def __init__(self, lite: MilvusLite | None, *, uri: str = "", token: str = "") -> None:
+        _import_client()
         self._lite = lite
         self._uri = uri
         self._token = token
@@ -275,7 +277,6 @@ class MilvusStore:
         with self._opening:
             if self._client is not None and self._client is not instead_of:
                 return self._client
-            # Imported here: it takes half a second, and not on the event loop's thread.
             import pymilvus
 
             # It logs a page per expected error, such as a collection that is absent.
@@ -306,6 +307,17 @@ class MilvusStore:
 
         await self._in_thread(close)
         self._pool.shutdown(wait=False)
+
+
+def _import_client() -> None:
+    """Imports the client library and all that it would import at its first calls; not in threads, therefore.
+
+    Forking, as the event loop does to start a child, takes the locks of logging and of imports, in this order. A
+    thread that collects garbage while it imports takes them in the other one, and both wait for ever.
+    """
+    for name in ("pymilvus", "scipy.sparse", "grpc._channel", "grpc._interceptor"):
+        with contextlib.suppress(ImportError):
+            importlib.import_module(name)
 
 
 def _count(client: Any, name: str) -> int:
