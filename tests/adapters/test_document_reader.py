@@ -474,6 +474,17 @@ async def test_children_are_gone_when_the_reader_closes(tmp_path: Path) -> None:
     assert parser_children() == before
 
 
+async def test_a_child_that_was_killed_while_it_had_nothing_to_do_fails_no_file(tmp_path: Path) -> None:
+    before = parser_children()
+    async with KreuzbergReader(children=1) as reader:
+        await read(reader, tmp_path, "notes.txt", FACT.encode())
+        (child,) = parser_children() - before
+        os.kill(child, signal.SIGKILL)
+        while child in parser_children():
+            await asyncio.sleep(0.02)
+        assert (await read(reader, tmp_path, "notes.txt", FACT.encode())).pieces[0].text == FACT
+
+
 async def test_a_child_is_replaced_after_its_share_of_documents(tmp_path: Path) -> None:
     async with KreuzbergReader(children=1, documents_per_child=2) as reader:
         for _ in range(5):

@@ -272,13 +272,20 @@ async def test_a_cancelled_write_is_finished(store: MilvusStore, collection: Col
     assert await ids(store, collection, {}) == ["c0001", "c0002"]
 
 
-async def test_a_killed_child_is_replaced_and_nothing_acknowledged_is_lost(
-    store: MilvusStore, lite: MilvusLite, collection: Collection
+@pytest.mark.parametrize("ailment", [signal.SIGKILL, signal.SIGSTOP])
+async def test_a_child_that_was_killed_or_hangs_is_replaced_and_nothing_acknowledged_is_lost(
+    store: MilvusStore,
+    lite: MilvusLite,
+    collection: Collection,
+    ailment: signal.Signals,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    for name in ("_CALL_SECONDS", "_PROBE_SECONDS"):
+        monkeypatch.setattr(f"llamastead_server.adapters.milvus_store.{name}", 3.0)
     await store.upsert(collection, [chunk(i, "llama") for i in range(100)], [vector(i) for i in range(100)])
     first = lite.pid
     assert first is not None
-    os.kill(first, signal.SIGKILL)
+    os.kill(first, ailment)
     answers = await asyncio.gather(*(store.search_keyword(collection, "llama", 100, {}) for _ in range(10)))
     assert [len(answer) for answer in answers] == [100] * 10
     assert lite.pid not in (None, first)
@@ -300,6 +307,37 @@ async def main():
             print(start + 10, flush=True)
 asyncio.run(main())
 """
+
+
+IMPORTS = """
+import asyncio, sys, threading
+from pathlib import Path
+from llamastead_server.adapters.milvus_store import MilvusStore
+from tests.adapters.test_milvus_store import REF, DIMENSION, Collection, chunk, vector
+class Finder:
+    def find_spec(self, name, path=None, target=None):
+        if threading.current_thread() is not threading.main_thread():
+            print(name, flush=True)
+async def main():
+    async with MilvusStore.embedded(Path(sys.argv[1])) as store:
+        collection = Collection(REF, "main", DIMENSION)
+        await store.create(collection)
+        await store.upsert(collection, [chunk(1, "llama")], [vector(1)])
+        await store.search_vector(collection, vector(1), 3, {"color": "red"})
+        await store.search_keyword(collection, "llama", 3, {})
+        await store.vector_scores(collection, vector(1), ["c0001"])
+        await store.delete_file(REF, "main", "papers", None)
+        await store.size_bytes(REF, "main")
+        await store.drop(REF)
+sys.meta_path.insert(0, Finder())
+asyncio.run(main())
+"""
+
+
+async def test_no_thread_of_the_store_imports_anything_which_can_lock_up_a_server_that_forks(tmp_path: Path) -> None:
+    used = subprocess.run([sys.executable, "-c", IMPORTS, str(tmp_path)], capture_output=True, text=True, timeout=60)
+    assert used.returncode == 0, used.stderr
+    assert used.stdout == ""
 
 
 async def test_what_was_acknowledged_survives_a_kill_of_the_server(tmp_path: Path) -> None:

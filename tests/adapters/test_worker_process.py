@@ -82,6 +82,26 @@ async def test_a_stopped_clock_is_noticed_and_replaced(worker: WorkerProcess) ->
     assert not alive(pid)
 
 
+async def test_a_worker_comes_back_when_the_reason_that_kept_it_down_is_gone(
+    worker: WorkerProcess, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert worker.pid is not None
+    with monkeypatch.context() as patch:
+        patch.setattr("tempfile.tempdir", str(tmp_path / "absent"))
+        os.kill(worker.pid, signal.SIGKILL)
+        await until(lambda: "could not be started" in worker.last_error)
+        assert worker.state != "ready"
+    await worker.wait_ready(20)
+
+
+async def test_a_worker_without_a_place_for_its_socket_says_so_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "absent"))
+    with pytest.raises(Unavailable, match="No such file"):
+        await WorkerProcess("sleepy", MODULE, [], probe_engine, QUICK).start()
+
+
 async def test_a_worker_that_cannot_start_says_why_and_is_not_retried() -> None:
     worker = WorkerProcess("sleepy", MODULE, ["--die"], probe_engine, QUICK)
     with pytest.raises(Unavailable, match="the disk is on fire"):

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import sqlalchemy as sa
 
 from llamastead_server.adapters.database import Database
 from llamastead_server.adapters.task_store import SqlTaskStore
@@ -224,6 +225,34 @@ async def test_finished_tasks_are_swept_after_their_time(tmp_path: Path) -> None
         assert await store.sweep(10.0) == 0
         assert await store.sweep(10.1) == 1
         assert await store.get(REF, claimed.id) is None
+
+
+async def test_a_database_that_takes_no_writes_for_a_while_stops_no_runner(tmp_path: Path) -> None:
+    async def job(ref: ProjectRef, arguments: Mapping[str, Any], progress: TaskProgress) -> Mapping[str, Any]:
+        return {}
+
+    async with Database.in_folder(tmp_path) as database:
+
+        async def execute(statement: str) -> None:
+            await database.write(lambda connection: connection.execute(sa.text(statement)))
+
+        rules = replace(QUICK, lease=0.3, concurrency=2)
+        runner = TaskRunner(SqlTaskStore(database), {"job": job}, time.time, alone=True, rules=rules)
+        await runner.start()
+        try:
+            await execute(
+                "CREATE TRIGGER full BEFORE UPDATE ON tasks WHEN NEW.state = 'SUCCESS' "
+                "BEGIN SELECT RAISE(ABORT, 'the disk is full'); END"
+            )
+            # More than there are runners: each meets the trouble.
+            tasks = [await runner.submit(REF, "job", {}) for _ in range(4)]
+            for task in tasks:
+                while (await runner.get(REF, task.id)).attempt < 1:
+                    await asyncio.sleep(0.02)
+            await execute("DROP TRIGGER full")
+            assert [(await end_of(runner, task)).state for task in tasks] == ["SUCCESS"] * 4
+        finally:
+            await runner.stop()
 
 
 async def test_a_task_is_claimed_once_and_only_its_owner_can_change_it(tmp_path: Path) -> None:

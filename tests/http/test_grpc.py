@@ -127,6 +127,22 @@ async def test_a_source_that_outruns_its_client_ends_when_the_client_goes(gatewa
             await chat.ended.wait()
 
 
+async def test_a_client_that_does_not_read_is_let_go(
+    gateway: Running, chat: ScriptedChat, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("llamastead_server.services.interceptors._LONGEST_WRITE", 0.5)
+    chat.events = 10_000_000
+    async with grpc.aio.insecure_channel(gateway.addresses[1]) as channel:
+        call = chat_pb2_grpc.ChatServiceStub(channel).StreamChatCompletion(REQUEST)
+        await call.read()
+        # It neither reads on nor goes away.
+        async with asyncio.timeout(30):
+            await chat.ended.wait()
+        with pytest.raises(grpc.aio.AioRpcError, match="took no message"):
+            while await call.read():
+                pass
+
+
 @PORTS
 async def test_client_streams_may_be_longer_than_a_json_body(gateway: Running, port: str) -> None:
     async def chunks() -> AsyncIterator[dataset_pb2.UploadFileRequest]:

@@ -92,6 +92,18 @@ async def test_a_client_that_stops_reading_stops_the_source(gateway: Running, ch
         await chat.ended.wait()
 
 
+async def test_a_client_that_reads_no_more_is_let_go(
+    gateway: Running, chat: ScriptedChat, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("llamastead_server.services.interceptors._LONGEST_WRITE", 0.5)
+    chat.events = 10_000_000
+    async with gateway.http.stream("POST", CHAT, json={"stream": True}) as answer:
+        await anext(answer.aiter_raw(1024))
+        async with asyncio.timeout(30):
+            await chat.ended.wait()
+    assert (await gateway.http.post(CHAT, json={})).status_code == 200
+
+
 async def test_many_streams_run_side_by_side(gateway: Running, chat: ScriptedChat) -> None:
     chat.events, chat.pause = 20, 0.01
     answers = await asyncio.gather(*(gateway.http.post(CHAT, json={"stream": True}) for _ in range(50)))

@@ -85,7 +85,7 @@ class KreuzbergReader:
             "with_text": with_text,
         }
         async with self._places:
-            child = self._idle.pop() if self._idle else await _Child.start(self._memory_bytes, self._longest_text)
+            child = await self._living_child()
             reusable = False
             try:
                 async with asyncio.timeout(self._timeout):
@@ -107,6 +107,15 @@ class KreuzbergReader:
                     self._idle.append(child)
                 else:
                     await child.end()
+
+    async def _living_child(self) -> _Child:
+        """A child for one document: one that died while it had nothing to do says nothing about the next one."""
+        while self._idle:
+            child = self._idle.pop()
+            if child.alive:
+                return child
+            await child.end()
+        return await _Child.start(self._memory_bytes, self._longest_text)
 
 
 class _Child:
@@ -140,6 +149,11 @@ class _Child:
         reader, writer = await asyncio.open_connection(sock=ours)
         _log.debug("parser child %d started", process.pid)
         return cls(process, reader, writer)
+
+    @property
+    def alive(self) -> bool:
+        """Whether the process runs and its socket is open."""
+        return self._process.returncode is None and not self._reader.at_eof()
 
     async def ask(self, request: Mapping[str, Any]) -> ParsedDocument:
         """Sends one request and gathers its answer."""

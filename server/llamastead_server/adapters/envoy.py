@@ -26,13 +26,15 @@ _LEVELS = {
 }
 _STOP_GRACE = 2.0
 _LONGEST_PAUSE = 30.0
+_HEARTBEAT_PAUSE = 2.0
+_HEARTBEAT_FAILURES = 3
 
 
 class EnvoyGateway:
     """The running gateway.
 
     Create and start it on the event loop of the main thread: Envoy dies with the thread that spawned it, which also
-    means that it does not outlive a killed server. After `start` it is started again whenever it dies.
+    means that it does not outlive a killed server. After `start` it is started again whenever it dies or hangs.
     """
 
     def __init__(self, options: GatewayOptions) -> None:
@@ -121,21 +123,41 @@ class EnvoyGateway:
     async def _supervise(self) -> None:
         pause = 0.1
         while True:
-            assert self._process is not None
-            await self._process.wait()
-            reason = child_process.epitaph(self._process.returncode, self._output.last_line)
+            reason = await self._until_ended()
             _log.error("the gateway ended: %s Starting it again in %.1f s.", reason, pause)
             await asyncio.sleep(pause)
             pause = min(2 * pause, _LONGEST_PAUSE)
-            process = await self._spawn()
             try:
+                process = await self._spawn()
                 async with asyncio.timeout(self._options.start_timeout):
                     await self._until_ready(process)
             except (TimeoutError, Unavailable):
                 await self._end()
+            except OSError as error:
+                _log.error("the gateway can't be started: %s", error)
             else:
                 _log.info("the gateway is back")
                 pause = 0.1
+
+    async def _until_ended(self) -> str:
+        """Waits for Envoy's end, which it brings about when Envoy no longer answers; tells how it ended."""
+        assert self._process is not None
+        process, failures = self._process, 0
+        exited = asyncio.create_task(process.wait())
+        try:
+            while not (await asyncio.wait([exited], timeout=_HEARTBEAT_PAUSE))[0]:
+                try:
+                    await self._admin.is_live()
+                    failures = 0
+                except (OSError, TimeoutError):
+                    failures += 1
+                if failures >= _HEARTBEAT_FAILURES and process.returncode is None:
+                    _log.error("the gateway hangs: no answer to %d questions in a row", failures)
+                    process.kill()
+                    await exited
+        finally:
+            exited.cancel()
+        return child_process.epitaph(process.returncode, self._output.last_line)
 
     async def _end(self) -> None:
         if self._process is not None:

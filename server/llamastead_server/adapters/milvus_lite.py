@@ -46,6 +46,8 @@ class MilvusLite:
 
     def __init__(self, folder: Path, *, wait: float = 3.0) -> None:
         self._folder = folder.absolute()
+        # Here, as looking for a package takes the lock of imports: see `milvus_store`.
+        self._libraries = _library_folder()
         self._wait = wait
         self._guard: IO[str] | None = None
         self._lifeline: IO[str] | None = None
@@ -76,6 +78,12 @@ class MilvusLite:
             process.wait(seconds)
         return process.returncode is not None
 
+    def kill(self) -> None:
+        """Kills the child, which no longer answers; `start` makes another."""
+        process = self._process
+        if process is not None:
+            process.kill()
+
     def start(self) -> str:
         """Starts the child, after the end of a former one, and returns the URI it answers on.
 
@@ -91,7 +99,7 @@ class MilvusLite:
         fcntl.lockf(self._lifeline, fcntl.LOCK_EX)
         # A fresh name each time: pymilvus remembers a failed connection by its address.
         path = runtime / f"{secrets.token_hex(4)}.sock"
-        libraries = _library_folder()
+        libraries = self._libraries
         self._process = subprocess.Popen(
             [libraries / "milvus", self.data_file, f"unix:{path}", "ERROR", lifeline],
             cwd=self._folder,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import importlib
 import logging
 import threading
 from collections.abc import Callable, Mapping, Sequence
@@ -11,6 +12,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar, cast
+
+import grpc
 
 from llamastead_server.adapters import milvus_schema
 from llamastead_server.adapters.milvus_filter import encode, render
@@ -30,6 +33,7 @@ _NO_COLLECTION = 100
 _CONNECTION_FAILED = 2
 _ROW_OVERHEAD_BYTES = 1500
 _DYING_SECONDS = 0.5
+_PROBE_SECONDS = 5.0
 _log = logging.getLogger(__name__)
 
 
@@ -46,6 +50,7 @@ class MilvusStore:
     """
 
     def __init__(self, lite: MilvusLite | None, *, uri: str = "", token: str = "") -> None:
+        _import_client()
         self._lite = lite
         self._uri = uri
         self._token = token
@@ -249,16 +254,29 @@ class MilvusStore:
         """Whether the embedded server is dead, or was and has been started again by another thread."""
         if self._lite is None:
             return False
+        killed = _timed_out(error) and self._kill_if_hung(self._lite, client)
         if self._client is not client:
             return True
-        broken = getattr(error, "code", None) == _CONNECTION_FAILED or not self._lite.alive
+        broken = killed or getattr(error, "code", None) == _CONNECTION_FAILED or not self._lite.alive
         return broken and self._lite.ends_within(_DYING_SECONDS)
+
+    def _kill_if_hung(self, lite: MilvusLite, client: Any) -> bool:
+        """Kills the embedded server if it answers nothing at all; one that is only slow with a call lives on."""
+        try:
+            client.list_collections(timeout=_PROBE_SECONDS)
+        except Exception as error:
+            # Under the lock: another thread may just have put a new server in its place.
+            with self._opening:
+                if _timed_out(error) and self._client is client:
+                    _log.error("the embedded vector store hangs; killing it")
+                    lite.kill()
+                    return True
+        return False
 
     def _open(self, instead_of: Any = None) -> Any:
         with self._opening:
             if self._client is not None and self._client is not instead_of:
                 return self._client
-            # Imported here: it takes half a second, and not on the event loop's thread.
             import pymilvus
 
             # It logs a page per expected error, such as a collection that is absent.
@@ -291,8 +309,23 @@ class MilvusStore:
         self._pool.shutdown(wait=False)
 
 
+def _import_client() -> None:
+    """Imports the client library and all that it would import at its first calls; not in threads, therefore.
+
+    Forking, as the event loop does to start a child, takes the locks of logging and of imports, in this order. A
+    thread that collects garbage while it imports takes them in the other one, and both wait for ever.
+    """
+    for name in ("pymilvus", "scipy.sparse", "grpc._channel", "grpc._interceptor"):
+        with contextlib.suppress(ImportError):
+            importlib.import_module(name)
+
+
 def _count(client: Any, name: str) -> int:
     return int(client.query(name, filter="", output_fields=["count(*)"], timeout=_CALL_SECONDS)[0]["count(*)"])
+
+
+def _timed_out(error: Exception) -> bool:
+    return isinstance(error, grpc.Call) and error.code() is grpc.StatusCode.DEADLINE_EXCEEDED
 
 
 def _worded(error: Exception) -> Exception:

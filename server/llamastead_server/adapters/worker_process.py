@@ -219,8 +219,15 @@ class WorkerProcess:
 
     async def _run_once(self) -> bool:
         """Runs one process to its end; tells whether it ever got ready."""
-        with socket_folder() as folder:
-            return await self._run_in(folder)
+        try:
+            with socket_folder() as folder:
+                return await self._run_in(folder)
+        except OSError as error:
+            # No room for its folder, or no process left for it: that passes, and so must not end the supervision.
+            self._last_error = f"it could not be started: {error}."
+            self._set("failed")
+            self._log.error("worker %s failed: %s", self.name, self._last_error)
+            return False
 
     async def _run_in(self, folder: Path) -> bool:
         output = WorkerOutput(self._log)

@@ -181,11 +181,19 @@ class TaskRunner:
                 task = None
                 await asyncio.sleep(self._rules.poll)
             if task is not None:
-                await self._run(task)
+                await self._run_safely(task)
                 continue
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(self._rules.poll):
                     await self._submitted.wait()
+
+    async def _run_safely(self, task: Task) -> None:
+        """Runs one attempt; what can't be recorded, as on a full disk, is tried again when the lease has run out."""
+        try:
+            await self._run(task)
+        except Exception:
+            _log.exception("recording how task %s ended failed", task.id)
+            await asyncio.sleep(self._rules.poll)
 
     async def _claim(self) -> Task | None:
         now = self._clock()
@@ -193,7 +201,10 @@ class TaskRunner:
 
     async def _sweep(self) -> None:
         while True:
-            await self._store.sweep(self._clock() - self._rules.keep)
+            try:
+                await self._store.sweep(self._clock() - self._rules.keep)
+            except Exception:
+                _log.exception("forgetting old tasks failed")
             await asyncio.sleep(_SWEEP_INTERVAL)
 
     async def _run(self, task: Task) -> None:
@@ -208,9 +219,9 @@ class TaskRunner:
         settled = False
         try:
             await asyncio.wait([work, beat], return_when=asyncio.FIRST_COMPLETED)
+            settled = True
             if work.done():
                 await self._settle(self._outcome(task, work, lease.meta))
-            settled = True
         finally:
             del self._running[task.id]
             beat.cancel()

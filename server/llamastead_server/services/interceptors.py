@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import inspect
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, aclosing
@@ -12,7 +13,7 @@ import grpc
 from google.protobuf.message import DecodeError, Message
 
 from llamastead_server.domain.access import Principal
-from llamastead_server.domain.errors import InvalidRequest, NotSupported
+from llamastead_server.domain.errors import InvalidRequest, NotSupported, RequestTimeout
 from llamastead_server.services.metadata import CallMetadata, MetadataPairs
 
 _Context = grpc.aio.ServicerContext[Any, Any]
@@ -23,6 +24,9 @@ if TYPE_CHECKING:
 else:
     _ServerInterceptor = grpc.aio.ServerInterceptor
 
+
+_LONGEST_WRITE = 60.0
+"""Seconds a client may take for one message of a stream."""
 
 Check = Callable[[Message, bool], None]
 """Looks at a message of a request before the servicer sees it, and raises to refuse the call. The second argument
@@ -95,9 +99,17 @@ class CallContext:
         self._headers += initial_metadata
 
     async def write(self, message: Any) -> None:
-        """Sends a message of a response stream, after the headers."""
+        """Sends a message of a response stream, after the headers; ends the call of a client that does not read.
+
+        Otherwise it would hold what the call holds, such as one of the few places in an engine, as long as it likes.
+        """
         await self.send_headers()
-        await self._context.write(message)
+        try:
+            async with asyncio.timeout(_LONGEST_WRITE):
+                await self._context.write(message)
+        except TimeoutError:
+            # What the call held is free when the status goes out, which waits behind the message until it is taken.
+            raise RequestTimeout(f"The client took no message for {_LONGEST_WRITE:g} seconds.") from None
 
     async def send_headers(self) -> None:
         """Sends the headers now, unless they are on their way."""
