@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import logging
 import signal
 import subprocess
 import sys
@@ -139,6 +140,14 @@ async def test_a_bad_file_fails_alone_and_says_why(parts: Stack) -> None:
     assert "empty" in (report.files[2].error or "")
     records = {record.filename: record.status for record in await parts.files.list_files(REF)}
     assert records == {"gate.md": "processed", "broken.pdf": "failed", "empty.txt": "failed"}
+
+
+async def test_the_log_tells_how_a_run_went(parts: Stack, caplog: pytest.LogCaptureFixture) -> None:
+    await parts.add("gate.md", GATE)
+    await parts.add("empty.txt", b"")
+    with caplog.at_level(logging.INFO, "llamastead.datasets"):
+        await parts.ingestion.process(REF, DATASET)
+    assert f"dataset {REF}/{DATASET}: 2 files: 1 processed, 1 failed" in caplog.messages
 
 
 async def test_the_same_content_is_kept_once_per_dataset_and_once_on_disk(parts: Stack) -> None:
@@ -315,8 +324,13 @@ async def test_a_file_of_its_own_settings_is_read_by_them_until_they_are_taken_b
 
 
 async def test_settings_the_parser_does_not_have_are_refused_with_the_file(parts: Stack) -> None:
-    for overrides in ({"chunk_size": "many"}, {"delimiter": ";"}):
-        with pytest.raises(ValidationFailed, match="parser_overrides"):
+    refused = {
+        "chunk_size": ({"chunk_size": "many"}, "should be a valid integer"),
+        "chunk_overlap": ({"chunk_size": 60, "chunk_overlap": 50}, "use 0 to half of chunk_size"),
+        "delimiter": ({"delimiter": ";"}, ""),
+    }
+    for field, (overrides, reason) in refused.items():
+        with pytest.raises(ValidationFailed, match=f"refuses these settings: parser_overrides.{field}: {reason}"):
             await parts.datasets.add_file(
                 REF,
                 DATASET,
@@ -381,11 +395,13 @@ async def test_a_cancelled_task_stops_and_its_file_is_as_uploaded(tmp_path: Path
         await parts.tasks.start()
         run = await parts.ingestion.plan(REF, DATASET)
         task = await parts.tasks.submit(REF, PROCESS_DATASET, {"dataset": DATASET}, run.meta())
+        assert task.meta["message"] == "Processed 0 of 2 files"
         await gated.reached.wait()
         while not (await parts.tasks.get(REF, task.id)).files("processing"):
             await asyncio.sleep(0.05)
         cancelled = await parts.tasks.cancel(REF, task.id)
         assert (cancelled.done, cancelled.stopped, cancelled.not_reverted) == (True, True, 0)
+        assert (await parts.tasks.get(REF, task.id)).meta["message"] == "Processed 0 of 2 files"
         assert cancelled.in_work == cancelled.reverted > 0
         assert cancelled.in_work + cancelled.waiting == 2
         assert {record.status for record in await parts.files.list_files(REF)} == {"uploaded"}

@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import hashlib
 import json
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -40,6 +41,7 @@ from llamastead_server.domain.retrieval import check_embedding
 PROCESS_DATASET = "process_dataset"
 """The kind of task that `Ingestion.run_task` runs; its arguments are `dataset` and `file_hash`."""
 
+_log = logging.getLogger("llamastead.datasets")
 _CHUNKER_VERSION = 2
 """Raise it when chunks of the same text change: files are then processed again."""
 
@@ -143,7 +145,9 @@ class Ingestion:
                     task.cancel()
                 await asyncio.wait([work, stopped, telling])
                 await run.tell()
-        return run.report()
+                report = run.report()
+                _log.info("dataset %s/%s: %s", ref, dataset, report)
+        return report
 
     async def _begin(
         self, ref: ProjectRef, dataset: str, file_hash: str | None, progress: TaskProgress | None

@@ -87,11 +87,13 @@ def _overridden(parser: Parser, overrides: Mapping[str, Any], filename: str) -> 
     except ValidationError as error:
         reasons = {
             ".".join(["parser_overrides", *(str(part) for part in item["loc"])]): item["msg"]
+            .removeprefix("Value error, ")
+            .removeprefix("Input ")
             for item in error.errors(include_url=False, include_context=False, include_input=False)
         }
         summary = "; ".join(f"{path}: {reason}" for path, reason in reasons.items())
         raise ValidationFailed(
-            f"The file {filename!r} is read by the parser {parser.type}, which has no such settings: {summary}.",
+            f"The file {filename!r} is read by the parser {parser.type}, which refuses these settings: {summary}.",
             details=reasons,
         ) from None
 
