@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from contextlib import aclosing
 from typing import Any, cast
 
 from google.api.httpbody_pb2 import HttpBody
 
-from llamastead_server.domain.errors import Internal
+from llamastead_server.domain.errors import Internal, LlamasteadError
 from llamastead_server.services import errors
 
+_log = logging.getLogger("llamastead.errors")
 _EVENTS = "text/event-stream"
 
 DONE = HttpBody(content_type=_EVENTS, data=b"data: [DONE]\n\n")
@@ -80,12 +82,18 @@ async def late_errors(
         if isinstance(failure, Exception):
             if not started:
                 raise failure
-            yield sse_event({"error": errors.error_object(errors.expected(failure), path or "")})
+            yield _last(errors.expected(failure), path)
         elif reader.cancelled():
-            yield sse_event({"error": errors.error_object(Internal("The answer was cut off."), path or "")})
+            yield _last(Internal("The answer was cut off."), path)
     finally:
         reader.cancel()
         await asyncio.wait([reader])
+
+
+def _last(error: LlamasteadError, path: str | None) -> HttpBody:
+    # The access log can but call such an answer OK: its status was sent before.
+    _log.warning("a stream ends with an error: %s", error.message)
+    return sse_event({"error": errors.error_object(error, path or "")})
 
 
 def _joined(first: bytes, queue: asyncio.Queue[bytes | None], room: asyncio.Semaphore) -> tuple[bytes, bool]:
