@@ -29,6 +29,7 @@ from llamastead_server.domain.errors import (
 from llamastead_server.domain.ingestion import PROCESS_DATASET
 from llamastead_server.domain.names import ProjectRef
 from llamastead_server.domain.ports import Collection, Embedder
+from llamastead_server.domain.previews import PreviewRequest
 from tests.dataset_stack import DATASET, MODEL, REF, Stack, pieces_of, stack
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -147,7 +148,7 @@ async def test_the_log_tells_how_a_run_went(parts: Stack, caplog: pytest.LogCapt
     await parts.add("empty.txt", b"")
     with caplog.at_level(logging.INFO, "llamastead.datasets"):
         await parts.ingestion.process(REF, DATASET)
-    assert f"dataset {REF}/{DATASET}: 2 files: 1 processed, 1 failed" in caplog.messages
+    assert f"dataset {REF}/{DATASET}: 1 processed, 1 failed" in caplog.messages
 
 
 async def test_the_same_content_is_kept_once_per_dataset_and_once_on_disk(parts: Stack) -> None:
@@ -157,6 +158,19 @@ async def test_the_same_content_is_kept_once_per_dataset_and_once_on_disk(parts:
     await parts.datasets.create(REF, "more")
     assert not (await parts.datasets.add_file(REF, "more", "c.txt", None, pieces_of(GOATS.encode()))).skipped
     assert await parts.left() == (0, 2, 1)
+
+
+async def test_content_gone_from_the_disk_is_said_so_and_comes_back_with_an_upload(parts: Stack) -> None:
+    digest = await parts.add("gate.md", GATE)
+    parts.blobs.path(REF, digest).unlink()
+    (file,) = (await parts.ingestion.process(REF, DATASET)).files
+    assert file.error == "The content of 'gate.md' is gone from the server's disk. Upload the file again."
+    with pytest.raises(Conflict, match="Upload the file again"):
+        await parts.previews.preview(REF, PreviewRequest("main_db", dataset=DATASET, file_hash=digest))
+    again = await parts.datasets.add_file(REF, DATASET, "gate.md", None, pieces_of(GATE.encode()))
+    assert (again.record.hash, again.skipped) == (digest, False)
+    assert (await parts.ingestion.process(REF, DATASET)).count("processed") == 1
+    assert (await parts.datasets.add_file(REF, DATASET, "gate.md", None, pieces_of(GATE.encode()))).skipped
 
 
 async def test_concurrent_uploads_of_one_content_end_as_one_file(parts: Stack) -> None:

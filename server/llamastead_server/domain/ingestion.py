@@ -20,7 +20,15 @@ from llamastead_server.domain.document_chunks import document_chunks
 from llamastead_server.domain.embedding_choice import choose_embedder
 from llamastead_server.domain.errors import Conflict, LlamasteadError, NotFound, ValidationFailed
 from llamastead_server.domain.file_removal import clear
-from llamastead_server.domain.files import BlobStore, DatasetLocks, DocumentError, FileRecord, FileStore, IndexedChunks
+from llamastead_server.domain.files import (
+    BlobStore,
+    ContentGone,
+    DatasetLocks,
+    DocumentError,
+    FileRecord,
+    FileStore,
+    IndexedChunks,
+)
 from llamastead_server.domain.names import ProjectRef
 from llamastead_server.domain.parsing_rules import ParsingRules
 from llamastead_server.domain.ports import (
@@ -212,6 +220,9 @@ class Ingestion:
                 chunk_size=record.chunk_size,
                 embedder=record.embedding_model,
             )
+            return
+        if not await self._blobs.exists(record.project, record.hash):
+            await self._fail(run, index, record, ContentGone(record.filename))
             return
         run.note(index, status="processing", chunk_size=size, embedder=run.embedder.model)
         working = replace(record, status="processing", error=None, chunk_count=0, processed_with=None)

@@ -75,9 +75,7 @@ class ProcessingReport:
 
     def __str__(self) -> str:
         counts = {status: self.count(status) for status in get_args(FilePhase)}
-        return f"{len(self.files)} files: " + ", ".join(
-            f"{number} {status}" for status, number in counts.items() if number
-        )
+        return ", ".join(f"{number} {status}" for status, number in counts.items() if number) or "no files"
 
     def count(self, status: FilePhase) -> int:
         """Files of one status."""
