@@ -171,6 +171,14 @@ async def test_chunks_of_a_pdf_know_their_page_and_its_author(reader: KreuzbergR
 
 
 @pytest.mark.asyncio(loop_scope="module")
+async def test_the_date_of_a_mail_is_written_like_that_of_any_document(reader: KreuzbergReader, tmp_path: Path) -> None:
+    dated = b"Date: Mon, 03 Mar 2025 10:00:00 +0100\r\n" + MAIL.encode()
+    assert (await read(reader, tmp_path, "a.eml", dated)).metadata["created_at"] == "2025-03-03T10:00:00+01:00"
+    undated = b"Date: some day in March\r\n" + MAIL.encode()
+    assert (await read(reader, tmp_path, "b.eml", undated)).pieces
+
+
+@pytest.mark.asyncio(loop_scope="module")
 async def test_text_in_windows_1252_is_read(reader: KreuzbergReader, tmp_path: Path) -> None:
     document = await read(reader, tmp_path, "old.txt", "Crème brûlée for the café. ".encode("cp1252"))
     assert document.pieces[0].text == "Crème brûlée for the café."

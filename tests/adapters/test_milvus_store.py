@@ -192,6 +192,14 @@ async def test_an_absent_collection_is_empty_and_can_be_dropped(store: MilvusSto
     await store.drop(REF, "absent")
 
 
+async def test_a_collection_that_never_held_a_chunk_is_empty_and_no_failure(
+    store: MilvusStore, collection: Collection, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert await store.search_vector(collection, vector(0), 5, {}) == []
+    assert await store.search_keyword(collection, "gate", 5, {}) == []
+    assert not caplog.records
+
+
 async def test_size_grows_with_chunks(store: MilvusStore, collection: Collection) -> None:
     await store.upsert(collection, [chunk(i) for i in range(50)], [vector(i) for i in range(50)])
     assert await store.size_bytes(REF, collection.database) > 50 * 4 * DIMENSION

@@ -72,6 +72,7 @@ def test_a_value_out_of_range_is_refused_naming_its_field(field: str, value: Any
         ("Hello!", "list"),
         (["Hello!"], "object"),
         ([{"role": "nobody", "content": "x"}], "nobody"),
+        ([{"content": "x"}], "role is missing: give one of system, user"),
         ([{"role": ["user"], "content": "x"}], "role"),
         ([{"role": "user"}], "content"),
         ([{"role": "user", "content": 5}], "content"),

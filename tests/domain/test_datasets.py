@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import logging
 import signal
 import subprocess
 import sys
@@ -28,6 +29,7 @@ from llamastead_server.domain.errors import (
 from llamastead_server.domain.ingestion import PROCESS_DATASET
 from llamastead_server.domain.names import ProjectRef
 from llamastead_server.domain.ports import Collection, Embedder
+from llamastead_server.domain.previews import PreviewRequest
 from tests.dataset_stack import DATASET, MODEL, REF, Stack, pieces_of, stack
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -141,6 +143,14 @@ async def test_a_bad_file_fails_alone_and_says_why(parts: Stack) -> None:
     assert records == {"gate.md": "processed", "broken.pdf": "failed", "empty.txt": "failed"}
 
 
+async def test_the_log_tells_how_a_run_went(parts: Stack, caplog: pytest.LogCaptureFixture) -> None:
+    await parts.add("gate.md", GATE)
+    await parts.add("empty.txt", b"")
+    with caplog.at_level(logging.INFO, "llamastead.datasets"):
+        await parts.ingestion.process(REF, DATASET)
+    assert f"dataset {REF}/{DATASET}: 1 processed, 1 failed" in caplog.messages
+
+
 async def test_the_same_content_is_kept_once_per_dataset_and_once_on_disk(parts: Stack) -> None:
     first = await parts.datasets.add_file(REF, DATASET, "a.txt", None, pieces_of(GOATS.encode()))
     second = await parts.datasets.add_file(REF, DATASET, "b.txt", None, pieces_of(GOATS.encode()))
@@ -148,6 +158,19 @@ async def test_the_same_content_is_kept_once_per_dataset_and_once_on_disk(parts:
     await parts.datasets.create(REF, "more")
     assert not (await parts.datasets.add_file(REF, "more", "c.txt", None, pieces_of(GOATS.encode()))).skipped
     assert await parts.left() == (0, 2, 1)
+
+
+async def test_content_gone_from_the_disk_is_said_so_and_comes_back_with_an_upload(parts: Stack) -> None:
+    digest = await parts.add("gate.md", GATE)
+    parts.blobs.path(REF, digest).unlink()
+    (file,) = (await parts.ingestion.process(REF, DATASET)).files
+    assert file.error == "The content of 'gate.md' is gone from the server's disk. Upload the file again."
+    with pytest.raises(Conflict, match="Upload the file again"):
+        await parts.previews.preview(REF, PreviewRequest("main_db", dataset=DATASET, file_hash=digest))
+    again = await parts.datasets.add_file(REF, DATASET, "gate.md", None, pieces_of(GATE.encode()))
+    assert (again.record.hash, again.skipped) == (digest, False)
+    assert (await parts.ingestion.process(REF, DATASET)).count("processed") == 1
+    assert (await parts.datasets.add_file(REF, DATASET, "gate.md", None, pieces_of(GATE.encode()))).skipped
 
 
 async def test_concurrent_uploads_of_one_content_end_as_one_file(parts: Stack) -> None:
@@ -315,8 +338,13 @@ async def test_a_file_of_its_own_settings_is_read_by_them_until_they_are_taken_b
 
 
 async def test_settings_the_parser_does_not_have_are_refused_with_the_file(parts: Stack) -> None:
-    for overrides in ({"chunk_size": "many"}, {"delimiter": ";"}):
-        with pytest.raises(ValidationFailed, match="parser_overrides"):
+    refused = {
+        "chunk_size": ({"chunk_size": "many"}, "should be a valid integer"),
+        "chunk_overlap": ({"chunk_size": 60, "chunk_overlap": 50}, "use 0 to half of chunk_size"),
+        "delimiter": ({"delimiter": ";"}, ""),
+    }
+    for field, (overrides, reason) in refused.items():
+        with pytest.raises(ValidationFailed, match=f"refuses these settings: parser_overrides.{field}: {reason}"):
             await parts.datasets.add_file(
                 REF,
                 DATASET,
@@ -381,11 +409,13 @@ async def test_a_cancelled_task_stops_and_its_file_is_as_uploaded(tmp_path: Path
         await parts.tasks.start()
         run = await parts.ingestion.plan(REF, DATASET)
         task = await parts.tasks.submit(REF, PROCESS_DATASET, {"dataset": DATASET}, run.meta())
+        assert task.meta["message"] == "Processed 0 of 2 files"
         await gated.reached.wait()
         while not (await parts.tasks.get(REF, task.id)).files("processing"):
             await asyncio.sleep(0.05)
         cancelled = await parts.tasks.cancel(REF, task.id)
         assert (cancelled.done, cancelled.stopped, cancelled.not_reverted) == (True, True, 0)
+        assert (await parts.tasks.get(REF, task.id)).meta["message"] == "Processed 0 of 2 files"
         assert cancelled.in_work == cancelled.reverted > 0
         assert cancelled.in_work + cancelled.waiting == 2
         assert {record.status for record in await parts.files.list_files(REF)} == {"uploaded"}

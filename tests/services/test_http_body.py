@@ -59,7 +59,9 @@ async def test_an_error_before_the_first_event_is_raised() -> None:
         ("/api/stream", {"message": "Gone.", "code": "unavailable", "details": {}}),
     ],
 )
-async def test_a_later_error_is_the_last_event_after_all_others(path: str | None, expected: dict[str, object]) -> None:
+async def test_a_later_error_is_the_last_event_after_all_others_and_is_logged(
+    path: str | None, expected: dict[str, object], caplog: pytest.LogCaptureFixture
+) -> None:
     async def failing() -> AsyncIterator[HttpBody]:
         async for event in numbers(5):
             yield event
@@ -69,6 +71,7 @@ async def test_a_later_error_is_the_last_event_after_all_others(path: str | None
     events = [json.loads(line.removeprefix("data: ")) for line in text.split("\n\n") if line]
     assert [event.get("n") for event in events[:-1]] == list(range(5))
     assert events[-1] == {"error": expected}
+    assert caplog.messages == ["a stream ends with an error: Gone."]
 
 
 async def test_an_unexpected_later_error_leaks_nothing() -> None:

@@ -138,13 +138,7 @@ class MilvusStore:
     ) -> Sequence[Match]:
         """The chunks that share words with the query, best first, scored by BM25."""
         words = milvus_schema.searchable(query[:_LONGEST_QUERY])
-        try:
-            return await self._search(collection, words, "sparse", "BM25", limit, render(filters))
-        except Unavailable:
-            # BM25 divides by the number of chunks: Milvus fails on a collection that never held one.
-            if await self.count(collection.project, collection.database):
-                raise
-            return []
+        return await self._search(collection, words, "sparse", "BM25", limit, render(filters))
 
     async def vector_scores(
         self, collection: Collection, vector: Sequence[float], chunk_ids: Sequence[str]
@@ -176,10 +170,16 @@ class MilvusStore:
 
         def search(client: Any) -> list[Match]:
             self._load(client, name)
-            hits = client.search(
-                name, data=[data], anns_field=field, filter=condition, limit=max(1, min(limit, _LARGEST_LIMIT)),
-                search_params={"metric_type": metric, "params": {}}, timeout=_CALL_SECONDS,
-            )[0]  # fmt: skip
+            try:
+                hits = client.search(
+                    name, data=[data], anns_field=field, filter=condition, limit=max(1, min(limit, _LARGEST_LIMIT)),
+                    search_params={"metric_type": metric, "params": {}}, timeout=_CALL_SECONDS,
+                )[0]  # fmt: skip
+            except Exception:
+                # BM25 divides by the number of chunks: Milvus fails on a collection that never held one.
+                if _count(client, name):
+                    raise
+                return []
             return [Match(hit["id"], float(hit["distance"])) for hit in hits]
 
         return await self._read(search, missing=[])

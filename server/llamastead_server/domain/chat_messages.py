@@ -43,7 +43,8 @@ def _message(entry: Any) -> Message:
         raise ValueError("must be an object with role and content")
     role = entry.get("role")
     if not isinstance(role, str) or role not in _ROLES:
-        raise ValueError(f"role {role!r} is not one of {', '.join(_ROLES)}")
+        given = "role is missing: give" if role is None else f"role {role!r} is not"
+        raise ValueError(f"{given} one of {', '.join(_ROLES)}")
     calls = parse_calls(entry.get("tool_calls") or ())
     if calls and role != "assistant":
         raise ValueError("only an assistant message has tool_calls")

@@ -278,7 +278,10 @@ class Datasets:
             if existing is not None and existing.visible:
                 if record.parser_overrides is not None:
                     await self._files.override(existing, record.parser_overrides)
-                return AddedFile(existing, skipped=True)
+                gone = not await self._blobs.exists(record.project, record.hash)
+                if gone:
+                    await upload.keep()
+                return AddedFile(existing, skipped=not gone)
             await upload.keep()
             stored = replace(record, status="uploaded")
             await self._files.put(stored)

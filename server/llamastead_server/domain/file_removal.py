@@ -68,7 +68,10 @@ class FileRemoval:
                 await self.unprocess(record)
             case "deleting" | "erasing":
                 await self.remove(record, erase=record.status == "erasing")
-        _log.info("file %s of %s/%s was %s", record.hash, record.project, record.dataset, record.status)
+        _log.info(
+            "file %s of %s/%s is put right: the server stopped while it was %s",
+            record.hash, record.project, record.dataset, record.status,
+        )  # fmt: skip
 
 
 def as_uploaded(record: FileRecord) -> FileRecord:

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
-from llamastead_server.domain.errors import InvalidRequest
+from llamastead_server.domain.errors import Conflict, InvalidRequest
 from llamastead_server.domain.named_locks import NamedLocks
 from llamastead_server.domain.names import ProjectRef
 from llamastead_server.domain.ports import Chunk
@@ -27,6 +27,13 @@ FileStatus = Literal["uploading", "uploaded", "processing", "processed", "failed
 
 class DocumentError(InvalidRequest):
     """A file can't be read; the message is the reason, for the person who uploaded it."""
+
+
+class ContentGone(Conflict):
+    """A file's content is not on the disk any more: somebody removed it there, or a backup lacked it."""
+
+    def __init__(self, filename: str) -> None:
+        super().__init__(f"The content of {filename!r} is gone from the server's disk. Upload the file again.")
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import hashlib
 import json
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -19,7 +20,15 @@ from llamastead_server.domain.document_chunks import document_chunks
 from llamastead_server.domain.embedding_choice import choose_embedder
 from llamastead_server.domain.errors import Conflict, LlamasteadError, NotFound, ValidationFailed
 from llamastead_server.domain.file_removal import clear
-from llamastead_server.domain.files import BlobStore, DatasetLocks, DocumentError, FileRecord, FileStore, IndexedChunks
+from llamastead_server.domain.files import (
+    BlobStore,
+    ContentGone,
+    DatasetLocks,
+    DocumentError,
+    FileRecord,
+    FileStore,
+    IndexedChunks,
+)
 from llamastead_server.domain.names import ProjectRef
 from llamastead_server.domain.parsing_rules import ParsingRules
 from llamastead_server.domain.ports import (
@@ -40,6 +49,7 @@ from llamastead_server.domain.retrieval import check_embedding
 PROCESS_DATASET = "process_dataset"
 """The kind of task that `Ingestion.run_task` runs; its arguments are `dataset` and `file_hash`."""
 
+_log = logging.getLogger("llamastead.datasets")
 _CHUNKER_VERSION = 2
 """Raise it when chunks of the same text change: files are then processed again."""
 
@@ -143,7 +153,9 @@ class Ingestion:
                     task.cancel()
                 await asyncio.wait([work, stopped, telling])
                 await run.tell()
-        return run.report()
+                report = run.report()
+                _log.info("dataset %s/%s: %s", ref, dataset, report)
+        return report
 
     async def _begin(
         self, ref: ProjectRef, dataset: str, file_hash: str | None, progress: TaskProgress | None
@@ -208,6 +220,9 @@ class Ingestion:
                 chunk_size=record.chunk_size,
                 embedder=record.embedding_model,
             )
+            return
+        if not await self._blobs.exists(record.project, record.hash):
+            await self._fail(run, index, record, ContentGone(record.filename))
             return
         run.note(index, status="processing", chunk_size=size, embedder=run.embedder.model)
         working = replace(record, status="processing", error=None, chunk_count=0, processed_with=None)

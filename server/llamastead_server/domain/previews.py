@@ -11,7 +11,7 @@ from pathlib import Path
 from llamastead_server.domain import names
 from llamastead_server.domain.chunking import ChunkSettings
 from llamastead_server.domain.errors import InvalidRequest, NotFound, ValidationFailed
-from llamastead_server.domain.files import BlobStore, FileStore
+from llamastead_server.domain.files import BlobStore, ContentGone, FileStore
 from llamastead_server.domain.names import ProjectRef
 from llamastead_server.domain.parsing_rules import ParsingRules
 from llamastead_server.domain.ports import DocumentReader, ParsedPiece, ProjectStore
@@ -96,6 +96,7 @@ class Previews:
             NotFound: The project, the database, the dataset, the file or the strategy does not exist.
             InvalidRequest: Nothing to cut was given, or it can't be read.
             ValidationFailed: A size is out of its range.
+            ContentGone: The file's content is not on the disk any more.
         """
         config = await self._projects.config(ref)
         config.rag.database(request.database)
@@ -118,6 +119,8 @@ class Previews:
         record = await self._files.get(ref, request.dataset, digest)
         if record is None or not record.visible:
             raise NotFound(f"Dataset {request.dataset!r} holds no file with the hash {digest}.")
+        if not await self._blobs.exists(ref, digest):
+            raise ContentGone(record.filename)
         settings = _settings(rules, record.filename, request)
         return await self._cut(self._blobs.path(ref, digest), record.filename, settings)
 

@@ -6,7 +6,7 @@ import asyncio
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from llamastead_server.domain.files import FileRecord
 from llamastead_server.domain.parsing_rules import ParsingRules
@@ -72,6 +72,10 @@ class ProcessingReport:
     strategy: str
     database: str
     files: Sequence[FileResult]
+
+    def __str__(self) -> str:
+        counts = {status: self.count(status) for status in get_args(FilePhase)}
+        return ", ".join(f"{number} {status}" for status, number in counts.items() if number) or "no files"
 
     def count(self, status: FilePhase) -> int:
         """Files of one status."""
@@ -151,7 +155,6 @@ class ProcessingRun:
 
     def meta(self) -> dict[str, Any]:
         """How far the run is, as a task shows it."""
-        working = self._counts["pending"] + self._counts["processing"] > 0
         ended = self._counts["processed"] + self._counts["skipped"] + self._counts["failed"]
         total = len(self._results)
         files = [
@@ -167,7 +170,9 @@ class ProcessingRun:
             }
             for index, result in enumerate(self._results)
         ]
-        message = f"Processing {ended + 1} of {total} files" if working else f"Processed {total} files"
+        message = f"Processed {total} files" if ended == total else f"Processed {ended} of {total} files"
+        if self._counts["processing"]:
+            message = f"Processing {ended + 1} of {total} files"
         return {"current": ended, "total": total, "message": message, "files": files}
 
     def report(self) -> ProcessingReport:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
@@ -11,9 +12,11 @@ from typing import Any
 
 from google.api.httpbody_pb2 import HttpBody
 
-from llamastead_server.domain.errors import Internal
+from llamastead_server.domain.errors import Internal, LlamasteadError
 from llamastead_server.services import errors
 from llamastead_server.services.metadata import CallMetadata
+
+_log = logging.getLogger("llamastead.errors")
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,12 +127,18 @@ async def late_errors(
         if isinstance(failure, Exception):
             if not started:
                 raise failure
-            yield form.event({"error": errors.error_object(errors.expected(failure), path or "")})
+            yield _last(form, errors.expected(failure), path)
         elif reader.cancelled():
-            yield form.event({"error": errors.error_object(Internal("The answer was cut off."), path or "")})
+            yield _last(form, Internal("The answer was cut off."), path)
     finally:
         reader.cancel()
         await asyncio.wait([reader])
+
+
+def _last(form: StreamForm, error: LlamasteadError, path: str | None) -> HttpBody:
+    # The access log can but call such an answer OK: its status was sent before.
+    _log.warning("a stream ends with an error: %s", error.message)
+    return form.event({"error": errors.error_object(error, path or "")})
 
 
 def _joined(first: bytes, queue: asyncio.Queue[bytes | None], room: asyncio.Semaphore) -> tuple[bytes, bool]:

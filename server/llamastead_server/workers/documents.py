@@ -7,6 +7,7 @@ import re
 import secrets
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import Any
 
@@ -287,7 +288,14 @@ def _described(metadata: Mapping[str, Any]) -> dict[str, Any]:
     known = {
         "title": metadata.get("title") or metadata.get("subject"),
         "authors": [str(author)[:200] for author in metadata.get("authors") or ()][:20],
-        "created_at": metadata.get("created_at"),
+        "created_at": _iso(metadata.get("created_at")),
         "page_count": metadata.get("page_count"),
     }
     return {key: value[:500] if isinstance(value, str) else value for key, value in known.items() if value}
+
+
+def _iso(moment: Any) -> Any:
+    try:
+        return parsedate_to_datetime(moment).isoformat()
+    except (TypeError, ValueError):
+        return moment  # all but mail says it so

@@ -152,6 +152,7 @@ class DatasetServiceServicer:
 
         Content that the dataset holds already, under whatever name, is not stored again: the answer then carries
         `skipped`, the name it was first stored under, and a sentence in `reason`.
+        Content that is gone from the disk is put back so.
 
         The part `parser_overrides` may hold a JSON object of at most 10 KB: settings that replace those of the parser
         that takes the file, such as `{"chunk_size": 200}`. They hold for this file until they are given again.

@@ -246,6 +246,7 @@ class RetrievalServiceServicer:
         Errors:
         - 400: Neither a file of a dataset nor a content was given, or the document can't be read.
         - 404: The project, the database, the dataset, the file or the strategy does not exist.
+        - 409: The content of the file is gone from the server's disk.
         - 413: The body is larger than this server takes.
         - 422: A size is out of range.
         """
