@@ -14,7 +14,8 @@ from typing import Any
 import pytest
 
 import llamastead_server
-from llamastead_server.adapters.engine import WorkerEngine, probe_engine
+from llamastead_server.adapters.engine import WorkerEngine
+from llamastead_server.adapters.loaded_model import EngineProbe
 from llamastead_server.adapters.worker_process import Supervision, WorkerProcess
 from llamastead_server.domain.errors import ContextLengthExceeded, EngineFailed, InvalidRequest, Overloaded
 from llamastead_server.domain.generation import (
@@ -43,7 +44,7 @@ QUICK = Supervision(
 class Running:
     def __init__(self) -> None:
         arguments = ["--model", str(MODEL), "--context-length", str(WINDOW), "--slots", "4", "--threads", "1"]
-        self.worker = WorkerProcess("engine", "llamastead_server.workers.engine", arguments, probe_engine, QUICK)
+        self.worker = WorkerProcess("engine", "llamastead_server.workers.engine", arguments, EngineProbe(), QUICK)
         self.engine = WorkerEngine(CARD, self.worker, context_length=WINDOW, slots=4, queue=2)
 
     async def events(self, **request: Any) -> list[GenerationEvent]:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from llamastead_server.adapters.engine import probe_engine
+from llamastead_server.adapters.loaded_model import EngineProbe
 from llamastead_server.adapters.worker_process import Supervision, WorkerProcess
 from llamastead_server.domain.errors import Unavailable
 
@@ -27,7 +27,7 @@ QUICK = Supervision(
 
 @pytest.fixture
 async def worker() -> AsyncIterator[WorkerProcess]:
-    worker = WorkerProcess("sleepy", MODULE, [], probe_engine, QUICK)
+    worker = WorkerProcess("sleepy", MODULE, [], EngineProbe(), QUICK)
     await worker.start()
     yield worker
     await worker.stop()
@@ -48,7 +48,7 @@ def alive(pid: int) -> bool:
 
 async def test_a_started_worker_is_ready_and_answers(worker: WorkerProcess) -> None:
     assert worker.state == "ready"
-    assert (await probe_engine(worker.channel)).state == "ready"
+    assert (await EngineProbe()(worker.channel)).state == "ready"
 
 
 async def test_stopping_ends_the_process(worker: WorkerProcess) -> None:
@@ -103,7 +103,7 @@ async def test_a_worker_without_a_place_for_its_socket_says_so_at_once(
 
 
 async def test_a_worker_that_cannot_start_says_why_and_is_not_retried() -> None:
-    worker = WorkerProcess("sleepy", MODULE, ["--die"], probe_engine, QUICK)
+    worker = WorkerProcess("sleepy", MODULE, ["--die"], EngineProbe(), QUICK)
     with pytest.raises(Unavailable, match="the disk is on fire"):
         await worker.start()
     assert worker.state == "stopped"
@@ -111,7 +111,7 @@ async def test_a_worker_that_cannot_start_says_why_and_is_not_retried() -> None:
 
 
 async def test_a_start_that_is_given_up_leaves_no_process() -> None:
-    worker = WorkerProcess("sleepy", MODULE, [], probe_engine, QUICK)
+    worker = WorkerProcess("sleepy", MODULE, [], EngineProbe(), QUICK)
     start = asyncio.create_task(worker.start())
     await until(lambda: worker.pid is not None)
     pid = worker.pid
@@ -123,7 +123,7 @@ async def test_a_start_that_is_given_up_leaves_no_process() -> None:
 
 
 async def test_what_a_worker_prints_is_logged_at_its_level(caplog: pytest.LogCaptureFixture) -> None:
-    worker = WorkerProcess("sleepy", MODULE, [], probe_engine, QUICK)
+    worker = WorkerProcess("sleepy", MODULE, [], EngineProbe(), QUICK)
     with caplog.at_level(logging.INFO, logger="llamastead.worker.sleepy"):
         await worker.start()
         await worker.stop()
@@ -133,10 +133,10 @@ async def test_what_a_worker_prints_is_logged_at_its_level(caplog: pytest.LogCap
 def test_a_worker_dies_with_its_parent(tmp_path: Path) -> None:
     script = f"""
 import asyncio
-from llamastead_server.adapters.engine import probe_engine
+from llamastead_server.adapters.loaded_model import EngineProbe
 from llamastead_server.adapters.worker_process import WorkerProcess
 async def main():
-    worker = WorkerProcess("sleepy", {MODULE!r}, [], probe_engine)
+    worker = WorkerProcess("sleepy", {MODULE!r}, [], EngineProbe())
     await worker.start()
     print(worker.pid, flush=True)
     await asyncio.sleep(600)

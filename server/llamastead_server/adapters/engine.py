@@ -12,7 +12,7 @@ import grpc
 
 from llamastead.internal.v1 import engine_pb2, engine_pb2_grpc
 from llamastead_server.adapters.generation_meter import GenerationMeter
-from llamastead_server.adapters.worker_process import WorkerProcess, WorkerStatus
+from llamastead_server.adapters.worker_process import WorkerProcess
 from llamastead_server.domain.errors import ContextLengthExceeded, EngineFailed, InvalidRequest, Overloaded
 from llamastead_server.domain.generation import (
     Delta,
@@ -32,12 +32,6 @@ from llamastead_server.domain.meters import Meters, NoMeters
 _SAMPLING_FIELDS = (
     "temperature", "top_p", "top_k", "min_p", "repeat_penalty", "presence_penalty", "frequency_penalty", "seed",
 )  # fmt: skip
-
-
-async def probe_engine(channel: grpc.aio.Channel) -> WorkerStatus:
-    """Asks an engine worker for its status; the `probe` of its `WorkerProcess`."""
-    status = await engine_pb2_grpc.EngineServiceStub(channel).GetStatus(engine_pb2.GetStatusRequest())
-    return WorkerStatus(status.state, status.error)
 
 
 class WorkerEngine:

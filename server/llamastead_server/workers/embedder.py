@@ -101,7 +101,7 @@ class EmbedderServicer(embedder_pb2_grpc.EmbedderServiceServicer):
     ) -> embedder_pb2.GetEmbedderStatusResponse:
         """Tells whether the model is loaded."""
         status = embedder_pb2.GetEmbedderStatusResponse(
-            state="loading", model=self._name, queued_texts=self._queue.size, memory_bytes=_resident_bytes(),
+            state="loading", model=self._name, queued_texts=self._queue.size, memory_bytes=child.resident_bytes(),
             installed=dict.fromkeys([self._name, *self._others.available()]),
         )  # fmt: skip
         if self._loading is not None and self._loading.done():
@@ -131,14 +131,6 @@ async def _refuse(context: _Context, error: LlamasteadError) -> NoReturn:
     code = grpc.StatusCode.NOT_FOUND if isinstance(error, NotFound) else grpc.StatusCode.INVALID_ARGUMENT
     await context.abort(code, error.message)
     raise AssertionError("abort returned")
-
-
-def _resident_bytes() -> int:
-    try:
-        pages = int(Path("/proc/self/statm").read_text().split()[1])
-    except OSError:
-        return 0
-    return pages * os.sysconf("SC_PAGE_SIZE")
 
 
 async def _serve(arguments: argparse.Namespace) -> None:

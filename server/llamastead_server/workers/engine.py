@@ -7,7 +7,6 @@ import asyncio
 import json
 import logging
 import os
-import resource
 import sys
 from collections.abc import Callable
 from contextlib import aclosing
@@ -100,7 +99,7 @@ class EngineServicer(engine_pb2_grpc.EngineServiceServicer):
             context_length=self._model.context_length,
             slots=self._model.slots,
             active_requests=max(self._active, status.active_requests),
-            memory_bytes=_resident_bytes(),
+            memory_bytes=child.resident_bytes(),
             generated_tokens=self._generated,
             load_progress=status.progress,
             load_step=status.step,
@@ -176,15 +175,6 @@ def _tools(text: str) -> list[Any]:
 async def _abort(context: _Context, message: str) -> NoReturn:
     await context.abort(grpc.StatusCode.INVALID_ARGUMENT, message)
     raise AssertionError("abort returns never")
-
-
-def _resident_bytes() -> int:
-    try:
-        with open("/proc/self/statm", "rb") as file:  # noqa: PTH123
-            return int(file.read().split()[1]) * os.sysconf("SC_PAGESIZE")
-    except OSError:
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        return peak if sys.platform == "darwin" else peak * 1024
 
 
 def main() -> None:

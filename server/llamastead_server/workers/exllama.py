@@ -18,9 +18,9 @@ from llamastead_server.workers.exllama_answer import Answer
 from llamastead_server.workers.exllama_loading import CannotLoad, Loaded, Source
 from llamastead_server.workers.exllama_sampling import Penalties, sampler_settings
 from llamastead_server.workers.exllama_scheduler import Scheduler
-from llamastead_server.workers.exllama_schema import ANY_OBJECT, parsed
+from llamastead_server.workers.exllama_schema import ANY_OBJECT
 from llamastead_server.workers.json_grammar import JsonGrammar, Vocabulary
-from llamastead_server.workers.model import EngineError, Event, ModelStatus, Refused
+from llamastead_server.workers.model import EngineError, Event, ModelStatus, Refused, parsed_schema
 
 _log = logging.getLogger(__name__)
 _WAITING_PER_SLOT = 4
@@ -171,7 +171,7 @@ class ExLlama:
     def _grammar(self, request: engine_pb2.GenerateRequest) -> JsonGrammar | None:
         if not request.json_schema and not request.json_object:
             return None
-        schema = parsed(request.json_schema) if request.json_schema else ANY_OBJECT
+        schema = parsed_schema(request.json_schema) if request.json_schema else ANY_OBJECT
         loaded = self._ready()
         if not loaded.ends:
             raise Refused("JSON answers need a model whose config names a token that ends them.")

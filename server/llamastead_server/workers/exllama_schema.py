@@ -6,7 +6,6 @@ brought into the part of the language that it keeps, and what lies outside is re
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -32,21 +31,6 @@ _FORMATS = {
 }
 ANY_OBJECT: Mapping[str, Any] = {"type": "object"}
 """The schema of any JSON object."""
-
-
-def parsed(text: str) -> dict[str, Any]:
-    """Reads a schema.
-
-    Raises:
-        Refused: It is not a JSON object.
-    """
-    try:
-        schema = json.loads(text)
-    except ValueError as error:
-        raise Refused(f"The JSON schema is not JSON: {error}") from None
-    if not isinstance(schema, dict):
-        raise Refused("The JSON schema must be an object.")
-    return schema
 
 
 def enforceable(schema: Mapping[str, Any], alphabet: Callable[[str], bool]) -> dict[str, Any]:

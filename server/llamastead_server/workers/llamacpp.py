@@ -23,7 +23,7 @@ from llamastead_server.domain.generation import Message
 from llamastead_server.domain.gguf_header import GgufHeader, read_header
 from llamastead_server.workers.chat_template import ChatTemplate, ControlTokens, TemplateRefused
 from llamastead_server.workers.llamacpp_http import LlamaHttp, LlamaServerError
-from llamastead_server.workers.model import ModelStatus, Refused
+from llamastead_server.workers.model import ModelStatus, Refused, parsed_schema
 
 _CONTROL, _USER_DEFINED = 3, 4
 _TOKENS, _TOKEN_TYPES = "tokenizer.ggml.tokens", "tokenizer.ggml.token_type"
@@ -148,7 +148,9 @@ class LlamaCpp:
         """
         body = {**_sampling(request), "prompt": list(prompt), "stream": True, "return_progress": True}
         if request.json_schema or request.json_object:
-            schema = _parsed_schema(request.json_schema or '{"type": "object"}')
+            asked = parsed_schema(request.json_schema) if request.json_schema else {"type": "object"}
+            # Small models otherwise lose themselves in white space, which JSON allows without end.
+            schema = {**asked, "x-guidance": {"whitespace_flexible": False}}
             await self._check_schema(schema)
             body["json_schema"] = schema
         try:
@@ -274,14 +276,3 @@ def _sampling(request: engine_pb2.GenerateRequest) -> dict[str, Any]:
     body["n_predict"] = request.max_tokens or -1
     body["n_probs"] = max(1, request.top_logprobs) if request.HasField("top_logprobs") else 0
     return body
-
-
-def _parsed_schema(text: str) -> Any:
-    try:
-        schema = json.loads(text)
-    except ValueError as error:
-        raise Refused(f"The JSON schema is not JSON: {error}") from None
-    if not isinstance(schema, dict):
-        raise Refused("The JSON schema must be an object.")
-    # Small models otherwise lose themselves in white space, which JSON allows without end.
-    return {**schema, "x-guidance": {"whitespace_flexible": False}}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -96,3 +97,18 @@ class Model(Protocol):
 
     async def status(self) -> ModelStatus:
         """Asks the engine's own scheduler, so that a wedged one does not answer."""
+
+
+def parsed_schema(text: str) -> dict[str, Any]:
+    """Reads the JSON schema of a request.
+
+    Raises:
+        Refused: It is not a JSON object.
+    """
+    try:
+        schema = json.loads(text)
+    except ValueError as error:
+        raise Refused(f"The JSON schema is not JSON: {error}") from None
+    if not isinstance(schema, dict):
+        raise Refused("The JSON schema must be an object.")
+    return schema
