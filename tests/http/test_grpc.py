@@ -133,14 +133,17 @@ async def test_a_client_that_does_not_read_is_let_go(
     monkeypatch.setattr("llamastead_server.services.interceptors._LONGEST_WRITE", 0.5)
     chat.events = 10_000_000
     async with grpc.aio.insecure_channel(gateway.addresses[1]) as channel:
-        call = chat_pb2_grpc.ChatServiceStub(channel).StreamChatCompletion(REQUEST)
-        await call.read()
+        call = aiter(chat_pb2_grpc.ChatServiceStub(channel).StreamChatCompletion(REQUEST))
+        await anext(call)
         # It neither reads on nor goes away.
         async with asyncio.timeout(30):
             await chat.ended.wait()
         with pytest.raises(grpc.aio.AioRpcError, match="took no message"):
-            while await call.read():
-                pass
+            await _rest(call)
+
+
+async def _rest(call: AsyncIterator[object]) -> int:
+    return len([message async for message in call])
 
 
 @PORTS
