@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -15,9 +16,10 @@ from llamastead.v1 import project_pb2
 from llamastead_server.adapters.project_files import ProjectFiles
 from llamastead_server.adapters.project_templates import ProjectTemplates
 from llamastead_server.domain.errors import InvalidRequest, ValidationFailed
+from llamastead_server.domain.ports import Project
 from llamastead_server.domain.projects import Projects
 from llamastead_server.services import plain
-from llamastead_server.services.projects import ProjectServicer
+from llamastead_server.services.projects import ProjectServicer, project_message
 
 # These calls use nothing of their context.
 CONTEXT = cast("grpc.aio.ServicerContext[Any, Any]", None)
@@ -33,6 +35,24 @@ async def no_datasets(ref: object) -> AsyncIterator[list[str]]:
 def service(tmp_path: Path) -> ProjectServicer:
     templates = ProjectTemplates(tmp_path / "templates")
     return ProjectServicer(Projects(ProjectFiles(tmp_path / "projects"), templates, lambda: "tiny", (), no_datasets))
+
+
+async def test_a_long_list_is_not_made_on_the_event_loop(
+    service: ProjectServicer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("one", "two"):
+        await service.CreateProject(project_pb2.CreateProjectRequest(namespace="org", name=name), CONTEXT)
+    threads = []
+
+    def made(project: Project) -> project_pb2.Project:
+        threads.append(threading.current_thread())
+        return project_message(project)
+
+    monkeypatch.setattr("llamastead_server.services.projects.project_message", made)
+    listed = await service.ListProjects(project_pb2.ListProjectsRequest(namespace="org"), CONTEXT)
+    assert [project.name for project in listed.projects] == ["one", "two"]
+    assert threads
+    assert threading.main_thread() not in threads
 
 
 async def test_a_projects_life(service: ProjectServicer) -> None:

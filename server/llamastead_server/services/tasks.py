@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -26,14 +27,15 @@ class TaskServicer(pb_grpc.TaskServiceServicer):
     ) -> pb.Task:
         """Returns the state of a task."""
         task = await self._tasks.get(project_ref(request.namespace, request.project), request.task_id)
-        return task_message(task)
+        # In a thread: for thousands of files it would hold the event loop.
+        return await asyncio.to_thread(task_message, task)
 
     async def WatchTask(  # noqa: N802
         self, request: pb.WatchTaskRequest, context: grpc.aio.ServicerContext[object, object]
     ) -> AsyncIterator[pb.Task]:
         """Streams a task until it has ended."""
         async for task in self._tasks.watch(project_ref(request.namespace, request.project), request.task_id):
-            yield task_message(task)
+            yield await asyncio.to_thread(task_message, task)
 
     async def CancelTask(  # noqa: N802
         self, request: pb.CancelTaskRequest, context: grpc.aio.ServicerContext[object, object]
