@@ -344,7 +344,7 @@ async def test_settings_the_parser_does_not_have_are_refused_with_the_file(parts
         "delimiter": ({"delimiter": ";"}, ""),
     }
     for field, (overrides, reason) in refused.items():
-        with pytest.raises(ValidationFailed, match=f"refuses these settings: parser_overrides.{field}: {reason}"):
+        with pytest.raises(ValidationFailed, match=f"refuses these: parser_overrides.{field}: {reason}"):
             await parts.datasets.add_file(
                 REF,
                 DATASET,

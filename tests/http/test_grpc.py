@@ -8,6 +8,7 @@ import struct
 import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import grpc
 import pytest
@@ -127,6 +128,11 @@ async def test_a_source_that_outruns_its_client_ends_when_the_client_goes(gatewa
             await chat.ended.wait()
 
 
+async def read_on(call: Any) -> None:
+    while await call.read():
+        pass
+
+
 async def test_a_client_that_does_not_read_is_let_go(
     gateway: Running, chat: ScriptedChat, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -139,8 +145,7 @@ async def test_a_client_that_does_not_read_is_let_go(
         async with asyncio.timeout(30):
             await chat.ended.wait()
         with pytest.raises(grpc.aio.AioRpcError, match="took no message"):
-            while await call.read():
-                pass
+            await read_on(call)
 
 
 @PORTS

@@ -7,6 +7,8 @@ import itertools
 import json
 import time
 
+import pytest
+
 from llamastead_server.domain.errors import Overloaded
 from tests.gateway import Running, ScriptedChat
 

@@ -88,7 +88,7 @@ def _overridden(parser: Parser, overrides: Mapping[str, Any], filename: str) -> 
     except ValidationError as error:
         found = reasons(error, prefix="parser_overrides")
         raise ValidationFailed(
-            f"The file {filename!r} is read by the parser {parser.type}, which refuses these settings: {summary(found)}.",
+            f"The file {filename!r} is read by the parser {parser.type}, which refuses these: {summary(found)}.",
             details=found,
         ) from None
 
