@@ -127,6 +127,8 @@ def test_a_batch_runs_the_other_endpoints_too(
         (jsonl([{**chat_line("a"), "url": "/v1/embeddings"}]), "endpoint"),
         (jsonl([{**chat_line("a"), "method": "GET"}]), "POST"),
         (jsonl([{**chat_line("a"), "body": 7}]), "body"),
+        (jsonl([chat_line("a"), chat_line("\ud800")]), "surrogate"),
+        (jsonl([chat_line("a", user="\udfff")]), "surrogate"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
