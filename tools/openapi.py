@@ -173,11 +173,14 @@ class Generator:
     def body(self, method: MethodDescriptorProto, in_path: Sequence[str], body: str, comment: Comment) -> Json:
         """Describes a call's body."""
         if uploads := comment.lists.get("Request content type"):
-            ((media_type, part),) = uploads.items()
+            # The file comes first; then the fields that go with it, all required.
+            ((media_type, parts),) = uploads.items()
+            part, *fields = parts.split(", ")
             file: Json = {"type": "string", "contentMediaType": "application/octet-stream", "description": "The file."}
             name = part.removesuffix("[]")
             value = file if name == part else {"type": "array", "items": file, "maxItems": 100}
-            form = {"type": "object", "required": [name], "properties": {name: value}}
+            properties: Json = {name: value} | {field: {"type": "string"} for field in fields}
+            form = {"type": "object", "required": [name, *fields], "properties": properties}
             return {"required": True, "content": {media_type: {"schema": form}}}
         if body != "*":
             member = self.member(method.input_type, body)
@@ -186,7 +189,8 @@ class Generator:
             schema = self.schema(method.input_type, member)
             return {"required": required(member), "content": {"application/json": {"schema": schema}}}
         reference = self.reference(method.input_type, skip=in_path)
-        needed = any(required(member) for member in self.messages[method.input_type].field)
+        members = self.messages[method.input_type].field
+        needed = any(required(member) for member in members if member.name not in in_path)
         return {"required": needed, "content": {"application/json": {"schema": reference}}}
 
     def member(self, type_name: str, name: str) -> FieldDescriptorProto:

@@ -7,8 +7,10 @@ import pytest
 import sqlalchemy as sa
 
 from llamastead_server.adapters import schema
+from llamastead_server.adapters.batch_store import SqlBatchStore
 from llamastead_server.adapters.database import Database
 from llamastead_server.adapters.file_store import SqlFileStore
+from llamastead_server.domain.batch_records import BatchFile
 from llamastead_server.domain.errors import Conflict
 from llamastead_server.domain.names import ProjectRef
 
@@ -119,3 +121,16 @@ async def test_a_database_of_an_older_server_keeps_its_files_and_gets_what_is_ne
         changed = await SqlFileStore(database).get(ProjectRef("org", "bot"), "d", "h")
         assert changed is not None
         assert changed.parser_overrides == {"chunk_size": 100}
+
+
+async def test_batches_of_an_older_server_belong_to_nobody(tmp_path: Path) -> None:
+    def age(connection: sa.Connection) -> None:
+        for table in ("batches", "batch_files"):
+            connection.execute(sa.text(f"ALTER TABLE {table} DROP COLUMN owner"))
+        connection.execute(sa.text("DELETE FROM schema_version WHERE version > 4"))
+        connection.execute(sa.text("INSERT INTO batch_files VALUES ('file-1', 'a.jsonl', 'batch', 1, 0)"))
+
+    async with Database.in_folder(tmp_path) as database:
+        await database.write(age)
+    async with Database.in_folder(tmp_path) as database:
+        assert await SqlBatchStore(database).get_file("file-1") == BatchFile("file-1", "a.jsonl", "batch", 1, 0.0)

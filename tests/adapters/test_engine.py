@@ -104,6 +104,13 @@ async def test_max_tokens_ends_with_length(running: Running) -> None:
     assert (end.reason, end.usage.completion_tokens) == ("length", 3)
 
 
+async def test_more_tokens_than_the_engine_can_count_are_as_many_as_fit(running: Running) -> None:
+    prompt = "one two " * 900
+    for most in (2**32 - 1, 10**12):
+        end = finished(await running.events(prompt=prompt, max_tokens=most, sampling=Sampling(seed=1)))
+        assert end.usage.completion_tokens > 0
+
+
 async def test_no_max_tokens_runs_to_the_end_of_the_window_at_most(running: Running) -> None:
     end = finished(await running.events(prompt="one two " * 900, max_tokens=None, sampling=Sampling(seed=1)))
     assert end.usage.total_tokens <= WINDOW

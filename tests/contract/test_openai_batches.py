@@ -127,6 +127,8 @@ def test_a_batch_runs_the_other_endpoints_too(
         (jsonl([{**chat_line("a"), "url": "/v1/embeddings"}]), "endpoint"),
         (jsonl([{**chat_line("a"), "method": "GET"}]), "POST"),
         (jsonl([{**chat_line("a"), "body": 7}]), "body"),
+        (jsonl([chat_line("a"), chat_line("\ud800")]), "surrogate"),
+        (jsonl([chat_line("a", user="\udfff")]), "surrogate"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
@@ -265,3 +267,35 @@ def test_interactive_requests_go_first(small: RunningServer) -> None:
         assert http.get(f"/v1/batches/{batch_id}").json()["request_counts"]["completed"] < 150
         http.post(f"/v1/batches/{batch_id}/cancel")
         ended(http, batch_id)
+
+
+def test_a_token_sees_only_its_own_files_and_batches(tmp_path: Path) -> None:
+    limits = {f"LLAMASTEAD_RATE_LIMIT_{kind}": "0" for kind in ("REQUESTS", "BATCH")}
+
+    def caller(token: str) -> httpx.Client:
+        return httpx.Client(base_url=server.url, headers={"Authorization": f"Bearer {token}"}, timeout=60)
+
+    def made(name: str) -> str:
+        return str(admin.post("/v1/tokens", json={"name": name, "scope": "write"}).json()["secret"])
+
+    with (
+        running(tmp_path, settings={"LLAMASTEAD_API_TOKENS": "root", **limits}) as server,
+        caller("root") as admin,
+        caller(made("ann")) as ann,
+        caller(made("bob")) as bob,
+    ):
+        batch = ended(ann, begin(ann, jsonl([chat_line("a")])))
+        files = (batch["input_file_id"], batch["output_file_id"])
+        for prefix in ("/v1", "/api/v1"):
+            for file_id in files:
+                refused(bob.get(f"{prefix}/files/{file_id}"), 404)
+                refused(bob.get(f"{prefix}/files/{file_id}/content"), 404)
+                refused(bob.delete(f"{prefix}/files/{file_id}"), 404)
+            refused(bob.get(f"{prefix}/batches/{batch['id']}"), 404)
+            refused(bob.post(f"{prefix}/batches/{batch['id']}/cancel"), 404)
+            refused(bob.post(f"{prefix}/batches", json={"input_file_id": files[0], "endpoint": CHAT}), 404)
+            assert bob.get(f"{prefix}/files").json()["data"] == []
+            assert bob.get(f"{prefix}/batches").json()["data"] == []
+        for eyes in (ann, admin):
+            assert [entry["id"] for entry in eyes.get("/v1/batches").json()["data"]] == [batch["id"]]
+            assert {entry["id"] for entry in eyes.get("/v1/files").json()["data"]} == set(files)

@@ -13,13 +13,15 @@ import pytest
 from llamastead_server.adapters.batch_folder import BatchFolder
 from llamastead_server.adapters.batch_store import SqlBatchStore
 from llamastead_server.adapters.database import Database
-from llamastead_server.domain.batch_records import Batch
+from llamastead_server.domain.access import Principal, Scope
+from llamastead_server.domain.batch_records import Batch, Page
 from llamastead_server.domain.batch_run import BATCHES, BatchRuns, LineAnswer
 from llamastead_server.domain.batches import Batches
-from llamastead_server.domain.errors import Overloaded, PayloadTooLarge
+from llamastead_server.domain.errors import NotFound, Overloaded, PayloadTooLarge
 from tests.fake_clock import FakeClock
 
 CHAT = "/v1/chat/completions"
+ANYONE = Principal("address:127.0.0.1")
 
 
 class Answers:
@@ -64,7 +66,7 @@ class Stack:
         async with asyncio.timeout(30):
             await self.runs.run(BATCHES, {}, None)  # type: ignore[arg-type]
 
-    async def begin(self, *names: str) -> Batch:
+    async def begin(self, *names: str, caller: Principal = ANYONE) -> Batch:
         self.clock.now += 1
         lines = [{"custom_id": name, "method": "POST", "url": CHAT, "body": {"name": name}} for name in names]
 
@@ -72,14 +74,14 @@ class Stack:
             for line in lines:
                 yield json.dumps(line).encode() + b"\n"
 
-        file = await self.batches.add_file("in.jsonl", content(), lambda: "batch")
-        return await self.batches.create(file.id, CHAT, "24h", {})
+        file = await self.batches.add_file(caller, "in.jsonl", content(), lambda: "batch")
+        return await self.batches.create(caller, file.id, CHAT, "24h", {})
 
     async def now(self, batch: Batch) -> Batch:
-        return await self.batches.get(batch.id)
+        return await self.batches.get(ANYONE, batch.id)
 
     async def lines(self, file_id: str) -> list[dict[str, Any]]:
-        data = b"".join([piece async for piece in self.batches.read_file(file_id)])
+        data = b"".join([piece async for piece in self.batches.read_file(ANYONE, file_id)])
         return [json.loads(line) for line in data.splitlines()]
 
     async def _wake(self) -> None:
@@ -207,7 +209,7 @@ async def test_a_cancelled_batch_answers_no_further_line(stack: Stack, early: bo
         running = asyncio.create_task(stack.run())
         while not stack.answers.asked:
             await asyncio.sleep(0.01)
-    assert (await stack.batches.cancel(batch.id)).status == "cancelling"
+    assert (await stack.batches.cancel(ANYONE, batch.id)).status == "cancelling"
     if early:
         await stack.run()
     else:
@@ -234,14 +236,42 @@ async def test_a_file_too_large_leaves_nothing(stack: Stack) -> None:
             yield b"x" * 10_000
 
     with pytest.raises(PayloadTooLarge):
-        await stack.batches.add_file("in.jsonl", content(), lambda: "batch")
+        await stack.batches.add_file(ANYONE, "in.jsonl", content(), lambda: "batch")
     assert [path for path in stack.folder.rglob("*") if path.is_file()] == []
 
 
 async def test_batches_that_have_not_ended_are_bounded(stack: Stack) -> None:
     batch = await stack.begin("a")
     for _ in range(99):
-        await stack.batches.create(batch.input_file_id, CHAT, None, {})
+        await stack.batches.create(ANYONE, batch.input_file_id, CHAT, None, {})
     with pytest.raises(Overloaded) as refused:
-        await stack.batches.create(batch.input_file_id, CHAT, None, {})
+        await stack.batches.create(ANYONE, batch.input_file_id, CHAT, None, {})
     assert refused.value.retry_after
+
+
+async def test_what_one_caller_made_is_not_there_for_another_but_for_administrators(stack: Stack) -> None:
+    ann, bob = (Principal(f"token:{name}", Scope.WRITE, has_token=True) for name in ("ann", "bob"))
+    admin = Principal("token:root", Scope.ADMIN, has_token=True)
+    batches, page = stack.batches, Page()
+    mine = await stack.begin("a", caller=ann)
+    await stack.begin("b", caller=bob)
+    for refused in (
+        batches.get(bob, mine.id),
+        batches.cancel(bob, mine.id),
+        batches.get_file(bob, mine.input_file_id),
+        batches.delete_file(bob, mine.input_file_id),
+        batches.create(bob, mine.input_file_id, CHAT, None, {}),
+        anext(batches.read_file(bob, mine.input_file_id)),
+    ):
+        with pytest.raises(NotFound):
+            await refused
+    await stack.run()
+    done = await batches.get(ann, mine.id)
+    for file_id in (done.input_file_id, done.output_file_id):
+        assert (await batches.get_file(ann, file_id)).id == (await batches.get_file(admin, file_id)).id
+        with pytest.raises(NotFound):
+            await batches.get_file(bob, file_id)
+    assert [batch.id for batch in await batches.list_batches(ann, page)] == [mine.id]
+    assert {file.id for file in await batches.list_files(ann, page, None)} == {done.input_file_id, done.output_file_id}
+    assert len(await batches.list_batches(admin, page)) == 2
+    assert len(await batches.list_files(admin, page, None)) == 4

@@ -83,3 +83,8 @@ async def test_a_slow_follower_holds_nothing_and_misses_what_was_pushed_out() ->
             book.add(entry(number))
         assert (await waiting).time == 7
         assert [int((await anext(entries)).time) for _ in range(2)] == [8, 9]
+
+
+def test_a_zone_whose_plus_was_not_escaped_is_read_all_the_same() -> None:
+    written, arrived = (LogQuery.parse(None, None, f"2026-01-01T00:00:00{sign}01:00", None) for sign in "+ ")
+    assert written == arrived

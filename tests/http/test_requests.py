@@ -196,3 +196,13 @@ async def test_tokens_guard_all_but_what_says_that_the_server_lives(chat: Script
         assert (await gateway.http.get(HISTORY, headers={"Authorization": "Bearer right"})).status_code == 200
         assert (await gateway.http.post(CHAT, json={"stream": True})).status_code == 401
     assert not chat.requests
+
+
+async def test_what_the_gateway_refuses_is_worded_as_the_path_documents_errors(gateway: Running) -> None:
+    for headers in ({"Origin": "http://evil.example"}, {"Host": "evil.example"}):
+        for path in ("/api/process_prompt", "/v1/api/process_prompt"):
+            answer = await gateway.http.post(path, json={"prompt": "x"}, headers=headers)
+            assert (answer.status_code, set(answer.json())) == (403, {"error"})
+            assert set(answer.json()["error"]) == {"code", "message", "details"}
+        answer = await gateway.http.post(CHAT, json={}, headers=headers)
+        assert (answer.status_code, set(answer.json())) == (403, {"detail", "error"})

@@ -225,6 +225,9 @@ async def test_a_failure_is_an_error_frame_and_the_connection_lives_on(served: S
         ({"request": {"messages": []}}, "validation_failed"),
         ({"request": ASK | {"temperature": 9}}, "validation_failed"),
         ({"request": ASK | {"stream": False}}, "invalid_request"),
+        ({"request": ASK | {"namespace": "other"}}, "invalid_request"),
+        ({"request": ASK | {"project": "other"}}, "invalid_request"),
+        ({"request": ASK | {"session_id": "other"}, "session_id": "mine"}, "invalid_request"),
         ({"request": ASK | {"model": "absent"}}, "model_not_found"),
     ],
 )
@@ -247,6 +250,7 @@ async def test_a_chat_that_cannot_be_is_refused_with_its_id(served: Served, fiel
         ('{"type": "ping", "id": "7", "extra": 1}', "7", "validation_failed"),
         ('{"type": "cancel", "id": "7"}', "7", "not_found"),
         ("[" * 50_000, None, "invalid_request"),
+        ('{"type": "cancel", "id": "\\ud800"}', None, "invalid_request"),
     ],
 )
 async def test_a_frame_that_is_none_is_an_error_frame(

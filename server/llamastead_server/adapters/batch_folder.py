@@ -187,11 +187,22 @@ def _numbered(file: Any) -> Iterator[tuple[int, bytes]]:
             line = file.readline(_LONGEST_LINE + 1)
 
 
+def _torn(request: Any) -> bool:
+    """Whether a text holds half of a surrogate pair: JSON can escape one, but no answer can quote it."""
+    try:
+        json.dumps(request, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        return True
+    return False
+
+
 def _fault(line: bytes, endpoint: str, seen: set[str]) -> str | None:
     try:
         request = json.loads(line)
     except (ValueError, RecursionError):
         return "it is not JSON"
+    if b"\\u" in line and _torn(request):
+        return "it holds half of a surrogate pair, which is no text"
     if not isinstance(request, dict):
         return "it is not an object"
     custom_id = request.get("custom_id")

@@ -97,6 +97,8 @@ def _paged(table: sa.Table, page: Page) -> sa.Select[Any]:
     if page.after is not None:
         last = sa.select(table.c.created_at, table.c.id).where(table.c.id == page.after).subquery()
         query = query.join(last, place < sa.tuple_(*last.c) if page.newest_first else place > sa.tuple_(*last.c))
+    if page.owner is not None:
+        query = query.where(table.c.owner == page.owner)
     return query.limit(page.limit + 1)
 
 
@@ -105,7 +107,7 @@ def _file_row(file: BatchFile) -> sa.Insert:
 
 
 def _file(row: sa.Row[Any]) -> BatchFile:
-    return BatchFile(row.id, row.filename, row.purpose, row.size, row.created_at)
+    return BatchFile(row.id, row.filename, row.purpose, row.size, row.created_at, row.owner)
 
 
 def _row(batch: Batch) -> dict[str, Any]:

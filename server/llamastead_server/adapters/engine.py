@@ -29,6 +29,7 @@ from llamastead_server.domain.generation import (
 )
 from llamastead_server.domain.meters import Meters, NoMeters
 
+_MOST_TOKENS = 2**31 - 1
 _SAMPLING_FIELDS = (
     "temperature", "top_p", "top_k", "min_p", "repeat_penalty", "presence_penalty", "frequency_penalty", "seed",
 )  # fmt: skip
@@ -212,7 +213,8 @@ def _request(request: GenerationRequest) -> engine_pb2.GenerateRequest:
         messages=_messages(request.messages),
         prompt=request.prompt or "",
         sampling=_sampling(request.sampling),
-        max_tokens=request.max_tokens or 0,
+        # The engines count in 31 bits; any window is full long before.
+        max_tokens=min(request.max_tokens or 0, _MOST_TOKENS),
         stop=request.stop,
         top_logprobs=request.top_logprobs,
         json_schema=request.json_schema or "",

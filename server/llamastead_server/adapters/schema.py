@@ -137,6 +137,8 @@ batch_files = sa.Table(
     sa.Column("purpose", sa.String(20), nullable=False),
     sa.Column("size", sa.BigInteger, nullable=False),
     sa.Column("created_at", sa.Float, nullable=False),
+    # Null: made before owners were kept.
+    sa.Column("owner", sa.String(200)),
     sa.Index("batch_files_by_time", "created_at", "id"),
 )
 
@@ -157,6 +159,7 @@ batches = sa.Table(
     sa.Column("failed", sa.Integer, nullable=False),
     sa.Column("errors", sa.JSON, nullable=False),
     sa.Column("labels", sa.JSON, nullable=False),
+    sa.Column("owner", sa.String(200)),
     sa.Index("batches_by_time", "created_at", "id"),
     sa.Index("batches_by_status", "status"),
 )
@@ -182,7 +185,14 @@ def _describe_files(connection: sa.Connection) -> None:
             connection.execute(sa.text(f"ALTER TABLE files ADD COLUMN {name} JSON"))
 
 
-_STEPS = (_create_all, _add_tokens, _describe_files, _add_batches)
+def _own_batches(connection: sa.Connection) -> None:
+    """Adds whose a batch and its files are; a new database has the columns already."""
+    for table in (batch_files.name, batches.name):
+        if "owner" not in {column["name"] for column in sa.inspect(connection).get_columns(table)}:
+            connection.execute(sa.text(f"ALTER TABLE {table} ADD COLUMN owner VARCHAR(200)"))
+
+
+_STEPS = (_create_all, _add_tokens, _describe_files, _add_batches, _own_batches)
 
 
 def migrate(engine: sa.Engine) -> None:

@@ -100,6 +100,10 @@ class Principal:
         """Whether they may use the project."""
         return self.projects is None or self.projects.covers(ref.namespace, ref.name)
 
+    def may_see(self, owner: str | None) -> bool:
+        """Whether they may see what a caller of the id `owner` made; None: nobody knows who did."""
+        return self.scope >= Scope.ADMIN or owner == self.id
+
     def _outside(self) -> PermissionDenied:
         return PermissionDenied(
             f"This token is restricted to {self.projects}, and this call reaches beyond it.",

@@ -16,13 +16,23 @@ OPEN: Sequence[BatchStatus] = ("validating", "in_progress", "finalizing", "cance
 
 @dataclass(frozen=True, slots=True)
 class BatchFile:
-    """A file of requests (`batch`) or of answers (`batch_output`)."""
+    """A file of requests (`batch`) or of answers (`batch_output`).
+
+    Attributes:
+        id: Unguessable id.
+        filename: Name to show.
+        purpose: `batch` or `batch_output`.
+        size: Bytes.
+        created_at: Seconds since the epoch.
+        owner: Id of the caller whose it is; None: an older server's.
+    """
 
     id: str
     filename: str
     purpose: str
     size: int
     created_at: float
+    owner: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +54,7 @@ class Batch:
         failed: Lines with an error.
         errors: What is wrong with the file of requests.
         metadata: Labels.
+        owner: Id of the caller whose it is, as its files are; None: an older server's.
     """
 
     id: str
@@ -60,6 +71,7 @@ class Batch:
     failed: int = 0
     errors: Sequence[Mapping[str, Any]] = ()
     metadata: Mapping[str, str] = field(default_factory=dict)
+    owner: str | None = None
 
     @property
     def ended(self) -> bool:
@@ -69,11 +81,12 @@ class Batch:
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """A part of a list: `limit` entries after the entry with the id `after`."""
+    """A part of a list: `limit` entries after the entry with the id `after`; only an owner's, if one is given."""
 
     after: str | None = None
     limit: int = 20
     newest_first: bool = True
+    owner: str | None = None
 
 
 class BatchStore(Protocol):

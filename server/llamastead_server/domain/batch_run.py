@@ -180,7 +180,9 @@ class BatchRuns:
         files = []
         for file_id, name in ((batch.output_file_id, "output"), (batch.error_file_id, "error")):
             if size := await self._content.size(file_id):
-                files.append(BatchFile(file_id, f"{batch.id}_{name}.jsonl", "batch_output", size, self._clock()))
+                files.append(
+                    BatchFile(file_id, f"{batch.id}_{name}.jsonl", "batch_output", size, self._clock(), batch.owner)
+                )
         if ending == "completed":
             batch = self._at(batch, "finalizing")
         await self._store.finish(self._at(batch, ending), files)

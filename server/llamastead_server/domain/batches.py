@@ -9,6 +9,7 @@ from dataclasses import replace
 from typing import Any
 
 from llamastead_server.domain import names
+from llamastead_server.domain.access import Principal, Scope
 from llamastead_server.domain.batch_records import OPEN, Batch, BatchContent, BatchFile, BatchStore, Page
 from llamastead_server.domain.errors import Conflict, InvalidRequest, NotFound, Overloaded
 from llamastead_server.domain.ports import Clock
@@ -24,6 +25,8 @@ _LONGEST_LABEL = 512
 
 class Batches:
     """Stores files and begins, shows and ends batches; `batch_run.BatchRuns` works them off.
+
+    A caller sees what the same caller made, an administrator sees all; what is another's is as if it were not there.
 
     Args:
         store: The records.
@@ -46,10 +49,13 @@ class Batches:
         if await self._store.open_batches():
             await self._wake()
 
-    async def add_file(self, filename: str, content: AsyncIterator[bytes], purpose: Callable[[], str]) -> BatchFile:
+    async def add_file(
+        self, caller: Principal, filename: str, content: AsyncIterator[bytes], purpose: Callable[[], str]
+    ) -> BatchFile:
         """Stores a file of requests.
 
         Args:
+            caller: Whose it will be.
             filename: Name to show.
             content: Its bytes.
             purpose: Gives the stated purpose once the content has been read; it must be `batch`.
@@ -67,36 +73,36 @@ class Batches:
                 )
             file_id = f"file-{secrets.token_hex(16)}"
             size = await upload.keep(file_id)
-        file = BatchFile(file_id, names.file_name(filename), PURPOSE, size, self._clock())
+        file = BatchFile(file_id, names.file_name(filename), PURPOSE, size, self._clock(), caller.id)
         await self._store.add_file(file)
         return file
 
-    async def get_file(self, file_id: str) -> BatchFile:
-        """Raises `NotFound` when there is no such file."""
+    async def get_file(self, caller: Principal, file_id: str) -> BatchFile:
+        """Raises `NotFound` when the caller has no such file."""
         file = await self._store.get_file(file_id)
-        if file is None:
+        if file is None or not caller.may_see(file.owner):
             raise NotFound(f"File {file_id[:100]!r} not found.")
         return file
 
-    async def list_files(self, page: Page, purpose: str | None) -> Sequence[BatchFile]:
-        """Files of a purpose, or all: one more than the page holds when there are more."""
-        return await self._store.list_files(page, purpose)
+    async def list_files(self, caller: Principal, page: Page, purpose: str | None) -> Sequence[BatchFile]:
+        """The caller's files of a purpose, or all: one more than the page holds when there are more."""
+        return await self._store.list_files(_seen_by(caller, page), purpose)
 
-    async def read_file(self, file_id: str) -> AsyncGenerator[bytes, None]:
-        """The content in pieces; raises `NotFound` when there is no such file."""
-        await self.get_file(file_id)
+    async def read_file(self, caller: Principal, file_id: str) -> AsyncGenerator[bytes, None]:
+        """The content in pieces; raises `NotFound` when the caller has no such file."""
+        await self.get_file(caller, file_id)
         async with aclosing(self._content.read(file_id)) as pieces:
             async for data in pieces:
                 yield data
 
-    async def delete_file(self, file_id: str) -> None:
+    async def delete_file(self, caller: Principal, file_id: str) -> None:
         """Deletes a file.
 
         Raises:
-            NotFound: There is no such file.
+            NotFound: The caller has no such file.
             Conflict: A batch that has not ended reads it.
         """
-        await self.get_file(file_id)
+        await self.get_file(caller, file_id)
         for batch in await self._store.open_batches():
             if batch.input_file_id == file_id:
                 raise Conflict(f"The batch {batch.id} still reads this file: cancel it first.")
@@ -104,12 +110,14 @@ class Batches:
         await self._store.remove_file(file_id)
         await self._content.remove(file_id)
 
-    async def create(self, input_file_id: str, endpoint: str, window: str | None, metadata: Mapping[str, str]) -> Batch:
+    async def create(
+        self, caller: Principal, input_file_id: str, endpoint: str, window: str | None, metadata: Mapping[str, str]
+    ) -> Batch:
         """Begins a batch.
 
         Raises:
             InvalidRequest: The endpoint, the window or the labels are not supported.
-            NotFound: There is no such file.
+            NotFound: The caller has no such file.
             Overloaded: Too many batches have not ended.
         """
         if endpoint not in ENDPOINTS:
@@ -121,7 +129,7 @@ class Batches:
                 f"metadata takes {_MOST_LABELS} labels of at most {_LONGEST_LABEL} characters.",
                 details={"field": "metadata"},
             )
-        file = await self.get_file(input_file_id)
+        file = await self.get_file(caller, input_file_id)
         if file.purpose != PURPOSE:
             raise InvalidRequest(
                 f"{input_file_id} is a file of answers: give one that was uploaded with the purpose {PURPOSE!r}.",
@@ -139,31 +147,32 @@ class Batches:
             created_at=now,
             expires_at=now + _WINDOW_SECONDS,
             metadata=dict(metadata),
+            owner=caller.id,
         )
         await self._store.add(batch)
         await self._wake()
         return batch
 
-    async def get(self, batch_id: str) -> Batch:
-        """Raises `NotFound` when there is no such batch."""
+    async def get(self, caller: Principal, batch_id: str) -> Batch:
+        """Raises `NotFound` when the caller has no such batch."""
         batch = await self._store.get(batch_id)
-        if batch is None:
+        if batch is None or not caller.may_see(batch.owner):
             raise NotFound(f"Batch {batch_id[:100]!r} not found.")
         return batch
 
-    async def list_batches(self, page: Page) -> Sequence[Batch]:
-        """Batches: one more than the page holds when there are more."""
-        return await self._store.list_batches(page)
+    async def list_batches(self, caller: Principal, page: Page) -> Sequence[Batch]:
+        """The caller's batches: one more than the page holds when there are more."""
+        return await self._store.list_batches(_seen_by(caller, page))
 
-    async def cancel(self, batch_id: str) -> Batch:
+    async def cancel(self, caller: Principal, batch_id: str) -> Batch:
         """Ends a batch after the line that is being answered.
 
         Raises:
-            NotFound: There is no such batch.
+            NotFound: The caller has no such batch.
             Conflict: It has ended.
         """
         while True:
-            batch = await self.get(batch_id)
+            batch = await self.get(caller, batch_id)
             if batch.ended:
                 raise Conflict(f"The batch {batch.id} is {batch.status} already.")
             if batch.status == "cancelling":
@@ -172,3 +181,7 @@ class Batches:
             if await self._store.change(changed, [status for status in OPEN if status != "cancelling"]):
                 await self._wake()
                 return changed
+
+
+def _seen_by(caller: Principal, page: Page) -> Page:
+    return page if caller.scope >= Scope.ADMIN else replace(page, owner=caller.id)

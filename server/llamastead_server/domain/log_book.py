@@ -152,7 +152,8 @@ def _time(name: str, text: str | None) -> float | None:
     if not text:
         return None
     try:
-        time = datetime.fromisoformat(text)
+        # A plus that nobody escaped in a query arrives as a space.
+        time = datetime.fromisoformat(text.replace(" ", "+") if "T" in text else text)
     except ValueError:
         raise InvalidRequest(
             f"{name} must be a time in ISO 8601, such as 2026-01-31T12:00:00Z.", details={"field": name}

@@ -11,6 +11,7 @@ from google.api import httpbody_pb2
 
 from llamastead.v1 import batch_pb2 as pb
 from llamastead.v1 import batch_pb2_grpc as pb_grpc
+from llamastead_server.domain.access import Principal
 from llamastead_server.domain.batch_records import Batch, BatchFile, Page
 from llamastead_server.domain.batches import PURPOSE, WINDOW, Batches
 from llamastead_server.domain.errors import InvalidRequest, ValidationFailed
@@ -50,7 +51,7 @@ class BatchServicer(pb_grpc.BatchServiceServicer):
                 raise ValidationFailed("The form has no field 'purpose'.", details={"purpose": reason})
             return stated
 
-        return _file(await self._batches.add_file(part.filename, part.content, purpose))
+        return _file(await self._batches.add_file(_caller(context), part.filename, part.content, purpose))
 
     async def UploadBatchFile(  # noqa: N802
         self, request_iterator: AsyncIterator[pb.UploadBatchFileRequest], context: _Context
@@ -63,7 +64,8 @@ class BatchServicer(pb_grpc.BatchServiceServicer):
             async for request in request_iterator:
                 yield request.chunk
 
-        return _file(await self._batches.add_file(first.filename or "batch.jsonl", content(), lambda: PURPOSE))
+        name = first.filename or "batch.jsonl"
+        return _file(await self._batches.add_file(_caller(context), name, content(), lambda: PURPOSE))
 
     async def ListBatchFiles(  # noqa: N802
         self, request: pb.ListBatchFilesRequest, context: _Context
@@ -73,7 +75,7 @@ class BatchServicer(pb_grpc.BatchServiceServicer):
         if order not in ("asc", "desc"):
             raise InvalidRequest("order must be asc or desc.", details={"field": "order"})
         page = Page(request.after or None, _limit(request, _MOST_FILES, _MOST_FILES), order == "desc")
-        found = await self._batches.list_files(page, request.purpose or None)
+        found = await self._batches.list_files(_caller(context), page, request.purpose or None)
         shown = found[: page.limit]
         return pb.ListBatchFilesResponse(
             object="list", data=map(_file, shown), has_more=len(found) > len(shown), **_ends(shown)
@@ -81,14 +83,14 @@ class BatchServicer(pb_grpc.BatchServiceServicer):
 
     async def GetBatchFile(self, request: pb.GetBatchFileRequest, context: _Context) -> pb.BatchFile:  # noqa: N802
         """Gives a file's description."""
-        return _file(await self._batches.get_file(request.file_id))
+        return _file(await self._batches.get_file(_caller(context), request.file_id))
 
     async def GetBatchFileContent(  # noqa: N802
         self, request: pb.GetBatchFileContentRequest, context: _Context
     ) -> AsyncIterator[httpbody_pb2.HttpBody]:
         """Gives a file's content."""
         empty = True
-        async with aclosing(self._batches.read_file(request.file_id)) as pieces:
+        async with aclosing(self._batches.read_file(_caller(context), request.file_id)) as pieces:
             async for data in pieces:
                 empty = False
                 yield httpbody_pb2.HttpBody(content_type=_JSON_LINES, data=data)
@@ -99,26 +101,28 @@ class BatchServicer(pb_grpc.BatchServiceServicer):
         self, request: pb.DeleteBatchFileRequest, context: _Context
     ) -> pb.DeleteBatchFileResponse:
         """Deletes a file."""
-        await self._batches.delete_file(request.file_id)
+        await self._batches.delete_file(_caller(context), request.file_id)
         return pb.DeleteBatchFileResponse(id=request.file_id, object="file", deleted=True)
 
     async def CreateBatch(self, request: pb.CreateBatchRequest, context: _Context) -> pb.Batch:  # noqa: N802
         """Begins a batch."""
         window = request.completion_window or None
         return _batch(
-            await self._batches.create(request.input_file_id, request.endpoint, window, dict(request.metadata))
+            await self._batches.create(
+                _caller(context), request.input_file_id, request.endpoint, window, dict(request.metadata)
+            )
         )
 
     async def GetBatch(self, request: pb.GetBatchRequest, context: _Context) -> pb.Batch:  # noqa: N802
         """Gives a batch."""
-        return _batch(await self._batches.get(request.batch_id))
+        return _batch(await self._batches.get(_caller(context), request.batch_id))
 
     async def ListBatches(  # noqa: N802
         self, request: pb.ListBatchesRequest, context: _Context
     ) -> pb.ListBatchesResponse:
         """Lists batches."""
         page = Page(request.after or None, _limit(request, 20, _MOST_BATCHES))
-        found = await self._batches.list_batches(page)
+        found = await self._batches.list_batches(_caller(context), page)
         shown = found[: page.limit]
         return pb.ListBatchesResponse(
             object="list", data=map(_batch, shown), has_more=len(found) > len(shown), **_ends(shown)
@@ -126,7 +130,12 @@ class BatchServicer(pb_grpc.BatchServiceServicer):
 
     async def CancelBatch(self, request: pb.CancelBatchRequest, context: _Context) -> pb.Batch:  # noqa: N802
         """Ends a batch early."""
-        return _batch(await self._batches.cancel(request.batch_id))
+        return _batch(await self._batches.cancel(_caller(context), request.batch_id))
+
+
+def _caller(context: _Context) -> Principal:
+    # Nobody is known where no layer asks who calls: then all is everyone's.
+    return getattr(context, "principal", None) or Principal("nobody")
 
 
 def _limit(request: Any, default: int, most: int) -> int:

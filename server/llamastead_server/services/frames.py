@@ -224,7 +224,10 @@ def id_of(text: str) -> str | None:
         found = json.loads(text)["id"]
     except (ValueError, LookupError, TypeError, RecursionError):
         return None
-    return found if isinstance(found, str) and 0 < len(found) <= 128 else None
+    if not isinstance(found, str) or not 0 < len(found) <= 128:
+        return None
+    # Half of a surrogate pair is text to JSON, but could not be sent back.
+    return None if any("\ud800" <= letter <= "\udfff" for letter in found) else found
 
 
 def write(frame: BaseModel) -> str:

@@ -57,6 +57,16 @@ def demand(caller: Principal, frame: frames.Work) -> None:
         caller.demand_all_projects()
 
 
+def _agree(frame: frames.Chat) -> None:
+    """Raises `InvalidRequest` when the body names another project or session than its frame does."""
+    for name in ("namespace", "project", "session_id", "no_session"):
+        if name in frame.request and frame.request[name] != getattr(frame, name):
+            raise InvalidRequest(
+                f"`request.{name}` contradicts the frame's `{name}`: leave it out of the request.",
+                details={"field": f"request.{name}"},
+            )
+
+
 class WebSocketWork:
     """Does what frames ask for.
 
@@ -88,6 +98,7 @@ class WebSocketWork:
     async def _chat(self, frame: frames.Chat) -> AsyncGenerator[Answer, None]:
         if "stream" in frame.request:
             raise InvalidRequest("Leave out `stream`: over the WebSocket the answer always streams.")
+        _agree(frame)
         chat = ChatRequest.parse(frame.request)
         ref = names.project_ref(frame.namespace, frame.project)
         async with self._turns.start(ref, chat, SessionChoice(frame.session_id, frame.no_session)) as turn:

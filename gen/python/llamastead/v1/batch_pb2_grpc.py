@@ -32,6 +32,9 @@ class BatchServiceStub:
 
     One line is answered at a time, and only while the engines have a slot to spare, so interactive requests go first.
     A batch survives the server: what was answered before it stopped or was killed is not answered again.
+
+    A token sees the files and batches that tokens of its name made, and a token of the scope `admin` sees all; what
+    belongs to others is not found. While the server is open, everyone sees all.
     """
 
     def __init__(self, channel):
@@ -98,13 +101,16 @@ class BatchServiceServicer:
 
     One line is answered at a time, and only while the engines have a slot to spare, so interactive requests go first.
     A batch survives the server: what was answered before it stopped or was killed is not answered again.
+
+    A token sees the files and batches that tokens of its name made, and a token of the scope `admin` sees all; what
+    belongs to others is not found. While the server is open, everyone sees all.
     """
 
     def UploadBatchFileHttp(self, request_iterator, context):
-        """Stores a file of requests, sent as a form with the fields `purpose` and `file`.
+        """Stores a file of requests, sent as a form with the fields `purpose`, which is `batch`, and `file`.
 
         Request content type:
-        - multipart/form-data: file
+        - multipart/form-data: file, purpose
 
         Errors:
         - 400: The body is malformed, or `purpose` is not `batch`.
@@ -279,6 +285,9 @@ class BatchService:
 
     One line is answered at a time, and only while the engines have a slot to spare, so interactive requests go first.
     A batch survives the server: what was answered before it stopped or was killed is not answered again.
+
+    A token sees the files and batches that tokens of its name made, and a token of the scope `admin` sees all; what
+    belongs to others is not found. While the server is open, everyone sees all.
     """
 
     @staticmethod

@@ -33,6 +33,9 @@ class BatchServiceStub:
 
     One line is answered at a time, and only while the engines have a slot to spare, so interactive requests go first.
     A batch survives the server: what was answered before it stopped or was killed is not answered again.
+
+    A token sees the files and batches that tokens of its name made, and a token of the scope `admin` sees all; what
+    belongs to others is not found. While the server is open, everyone sees all.
     """
 
     @_typing.overload
@@ -40,10 +43,10 @@ class BatchServiceStub:
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> BatchServiceAsyncStub: ...
     UploadBatchFileHttp: _grpc.StreamUnaryMultiCallable[_batch_pb2.UploadBatchFileHttpRequest, _batch_pb2.BatchFile]
-    """Stores a file of requests, sent as a form with the fields `purpose` and `file`.
+    """Stores a file of requests, sent as a form with the fields `purpose`, which is `batch`, and `file`.
 
     Request content type:
-    - multipart/form-data: file
+    - multipart/form-data: file, purpose
 
     Errors:
     - 400: The body is malformed, or `purpose` is not `batch`.
@@ -119,14 +122,17 @@ class BatchServiceAsyncStub(BatchServiceStub):
 
     One line is answered at a time, and only while the engines have a slot to spare, so interactive requests go first.
     A batch survives the server: what was answered before it stopped or was killed is not answered again.
+
+    A token sees the files and batches that tokens of its name made, and a token of the scope `admin` sees all; what
+    belongs to others is not found. While the server is open, everyone sees all.
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     UploadBatchFileHttp: _aio.StreamUnaryMultiCallable[_batch_pb2.UploadBatchFileHttpRequest, _batch_pb2.BatchFile]  # type: ignore[assignment]
-    """Stores a file of requests, sent as a form with the fields `purpose` and `file`.
+    """Stores a file of requests, sent as a form with the fields `purpose`, which is `batch`, and `file`.
 
     Request content type:
-    - multipart/form-data: file
+    - multipart/form-data: file, purpose
 
     Errors:
     - 400: The body is malformed, or `purpose` is not `batch`.
@@ -201,6 +207,9 @@ class BatchServiceServicer(metaclass=_abc_1.ABCMeta):
 
     One line is answered at a time, and only while the engines have a slot to spare, so interactive requests go first.
     A batch survives the server: what was answered before it stopped or was killed is not answered again.
+
+    A token sees the files and batches that tokens of its name made, and a token of the scope `admin` sees all; what
+    belongs to others is not found. While the server is open, everyone sees all.
     """
 
     @_abc_1.abstractmethod
@@ -209,10 +218,10 @@ class BatchServiceServicer(metaclass=_abc_1.ABCMeta):
         request_iterator: _MaybeAsyncIterator[_batch_pb2.UploadBatchFileHttpRequest],
         context: _ServicerContext,
     ) -> _typing.Union[_batch_pb2.BatchFile, _abc.Awaitable[_batch_pb2.BatchFile]]:
-        """Stores a file of requests, sent as a form with the fields `purpose` and `file`.
+        """Stores a file of requests, sent as a form with the fields `purpose`, which is `batch`, and `file`.
 
         Request content type:
-        - multipart/form-data: file
+        - multipart/form-data: file, purpose
 
         Errors:
         - 400: The body is malformed, or `purpose` is not `batch`.
