@@ -99,7 +99,7 @@ async def test_a_worker_without_a_place_for_its_socket_says_so_at_once(
 ) -> None:
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "absent"))
     with pytest.raises(Unavailable, match="No such file"):
-        await WorkerProcess("sleepy", MODULE, [], probe_engine, QUICK).start()
+        await WorkerProcess("sleepy", MODULE, [], EngineProbe(), QUICK).start()
 
 
 async def test_a_worker_that_cannot_start_says_why_and_is_not_retried() -> None:
