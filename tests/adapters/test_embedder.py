@@ -190,7 +190,7 @@ async def test_a_killed_worker_is_unavailable_then_started_again(embedder: Worke
     with pytest.raises(Unavailable):
         await embedder.embed_query("while it is away")
     async with asyncio.timeout(60):
-        while embedder.worker.pid == pid or embedder.worker.state != "ready":
+        while embedder.worker.pid in (None, pid) or embedder.worker.state != "ready":
             await asyncio.sleep(0.05)
     assert len(await embedder.embed_query("back again")) == 384
     assert embedder.worker.pid != pid
