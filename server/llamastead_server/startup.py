@@ -7,7 +7,7 @@ import logging
 from collections.abc import Coroutine, Sequence
 from typing import Any
 
-from llamastead_server.domain.errors import AlreadyExists, LlamasteadError
+from llamastead_server.domain.errors import AlreadyExists, Conflict, LlamasteadError
 from llamastead_server.domain.examples import Examples
 from llamastead_server.domain.names import ProjectRef
 from llamastead_server.domain.ports import ModelRegistry
@@ -36,13 +36,21 @@ async def preload(models: ModelRegistry) -> None:
 
 
 async def import_example(examples: Examples, tasks: TaskRunner, example: str) -> None:
-    """Imports an example as `default/<slug>` and waits until it is processed; one that is there stays as it is."""
+    """Imports an example as `default/<slug>` and waits until it is processed; one that is there stays as it is,
+    unless a kill cut its import short."""
     found = next((entry for entry in await examples.list_examples() if example in (entry.id, entry.slug)), None)
     ref = ProjectRef("default", example if found is None else found.slug)
     try:
         imported = await examples.import_project(example, ref, process=True)
     except AlreadyExists:
-        return
+        try:
+            finished = await examples.finish_project(example, ref)
+        except Conflict as error:
+            _log.warning("the example stays as it is: %s", error.message)
+            return
+        if finished is None:
+            return
+        imported = finished
     for task_id in imported.task_ids:
         async for task in tasks.watch(ref, task_id):
             if task.state == "FAILURE":

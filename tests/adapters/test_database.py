@@ -11,7 +11,7 @@ from llamastead_server.adapters.batch_store import SqlBatchStore
 from llamastead_server.adapters.database import Database
 from llamastead_server.adapters.file_store import SqlFileStore
 from llamastead_server.domain.batch_records import BatchFile
-from llamastead_server.domain.errors import Conflict
+from llamastead_server.domain.errors import Conflict, Unavailable
 from llamastead_server.domain.names import ProjectRef
 
 TASK = {
@@ -49,6 +49,19 @@ async def test_a_write_that_fails_leaves_nothing(tmp_path: Path) -> None:
     async with Database.in_folder(tmp_path) as database:
         with pytest.raises(LookupError):
             await database.write(half)
+        assert await database.read(count) == 0
+
+
+async def test_a_full_disk_is_named_and_leaves_nothing_half_written(tmp_path: Path) -> None:
+    def outgrow(connection: sa.Connection) -> None:
+        # As many pages as there are now: SQLite then says what it says of a full disk.
+        connection.exec_driver_sql("PRAGMA max_page_count = 1")
+        for number in range(10_000):
+            connection.execute(add(number))
+
+    async with Database.in_folder(tmp_path) as database:
+        with pytest.raises(Unavailable, match="full"):
+            await database.write(outgrow)
         assert await database.read(count) == 0
 
 

@@ -9,7 +9,7 @@ import subprocess
 import sys
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import pytest
@@ -269,6 +269,29 @@ async def test_a_collection_whose_making_fails_leaves_nothing_behind(
     await store.drop(REF, "broken")
 
 
+async def test_a_collection_that_a_kill_left_without_its_indexes_is_made_anew(
+    store: MilvusStore, lite: MilvusLite, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    half = Collection(REF, "half", DIMENSION)
+
+    def killed(client: object) -> NoReturn:
+        assert lite.pid is not None
+        os.kill(lite.pid, signal.SIGKILL)
+        raise ConnectionError
+
+    with monkeypatch.context() as patch:
+        patch.setattr("llamastead_server.adapters.milvus_schema.indexes", killed)
+        # Neither is there anybody left who could take the collection back.
+        patch.setattr("pymilvus.MilvusClient.drop_collection", lambda *arguments, **options: None)
+        with pytest.raises(Unavailable):
+            await store.create(half)
+    await store.create(half)
+    await store.upsert(half, [chunk(1, "llama")], [vector(1)])
+    assert await ids(store, half, {}) == ["c0001"]
+    assert len(await store.search_keyword(half, "llama", 3, {})) == 1
+    await store.drop(REF, "half")
+
+
 async def test_a_cancelled_write_is_finished(store: MilvusStore, collection: Collection) -> None:
     writing = asyncio.create_task(store.upsert(collection, [chunk(1)], [vector(1)]))
     await asyncio.sleep(0)
@@ -288,8 +311,8 @@ async def test_a_child_that_was_killed_or_hangs_is_replaced_and_nothing_acknowle
     ailment: signal.Signals,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    for name in ("_CALL_SECONDS", "_PROBE_SECONDS"):
-        monkeypatch.setattr(f"llamastead_server.adapters.milvus_store.{name}", 3.0)
+    monkeypatch.setattr("llamastead_server.adapters.milvus_store.CALL_SECONDS", 3.0)
+    monkeypatch.setattr("llamastead_server.adapters.milvus_connection._PROBE_SECONDS", 3.0)
     await store.upsert(collection, [chunk(i, "llama") for i in range(100)], [vector(i) for i in range(100)])
     first = lite.pid
     assert first is not None

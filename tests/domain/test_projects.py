@@ -124,11 +124,16 @@ async def test_replacing_an_unknown_project_is_not_found(projects: Projects) -> 
         await projects.replace(REF, {"version": "v9"})
 
 
-async def test_deleting_takes_everything_and_the_folder_last(projects: Projects, log: list[str]) -> None:
+async def test_deleting_takes_everything_then_the_folder_then_what_came_meanwhile(
+    projects: Projects, log: list[str]
+) -> None:
     created = await projects.create(REF)
     log.clear()
     assert await projects.delete(REF) == created
-    assert log == ["vectors of org/bot, folder there", "sessions of org/bot, folder there"]
+    there, gone = (
+        [f"{name} of org/bot, folder {state}" for name in ("vectors", "sessions")] for state in ("there", "gone")
+    )
+    assert log == [*there, *gone]
     with pytest.raises(NotFound):
         await projects.get(REF)
     with pytest.raises(NotFound):

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import grpc
@@ -55,6 +56,22 @@ def test_kill_leaves_no_orphan_and_the_state_starts_again(tmp_path: Path) -> Non
         query = {"query": "When does the barn gate close?"}
         found = httpx.post(f"{again.url}/v1/projects/default/quickstart/rag/query", json=query, timeout=60).json()
         assert found["results"]
+
+
+def test_an_example_whose_import_a_kill_cut_short_is_finished_by_the_next_start(tmp_path: Path) -> None:
+    server = RunningServer(tmp_path)
+    with ThreadPoolExecutor(1) as pool:
+        starting = pool.submit(server.start, "--example", "quickstart_rag")
+        while not (server.data_dir / "projects/default/quickstart/llamafarm.yaml").exists():
+            assert not starting.done()
+            time.sleep(0.001)
+        server.kill()
+        with pytest.raises(AssertionError, match="-9"):
+            starting.result()
+    with running(tmp_path, "--example", "quickstart_rag") as again:
+        query = {"query": "When does the barn gate close?"}
+        found = httpx.post(f"{again.url}/v1/projects/default/quickstart/rag/query", json=query, timeout=60).json()
+        assert "21:00" in str(found["results"])
 
 
 def test_two_servers_run_side_by_side(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import json
 
 import grpc
@@ -122,6 +123,13 @@ def test_a_message_of_any_length_fits_into_metadata(character: str) -> None:
     assert 3 * len(errors.status_message(error).encode()) + len(native) * 4 // 3 < 8192
     assert len(dict(errors.trailing_metadata(error, FARM))["x-http-body"]) < 32_768
     assert errors.json_body(error, HOME).isascii()
+
+
+def test_a_full_disk_is_said_to_be_full() -> None:
+    found = errors.expected(OSError(errno.ENOSPC, "No space left on device", "/data/secret.txt"))
+    assert isinstance(found, domain.Unavailable)
+    assert "No space left" in found.message
+    assert "secret" not in found.message
 
 
 def test_an_unexpected_exception_is_logged_and_leaks_nothing(caplog: pytest.LogCaptureFixture) -> None:

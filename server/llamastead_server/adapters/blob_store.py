@@ -101,7 +101,7 @@ class BlobUpload:
         try:
             self._folder.mkdir(exist_ok=True)
         except FileNotFoundError:
-            raise NotFound(f"Project {'/'.join(self._folder.parts[-3:-1])} not found.") from None
+            raise self._no_project() from None
         self.incoming.parent.mkdir(exist_ok=True)
         self._descriptor = os.open(self.incoming, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
 
@@ -124,12 +124,15 @@ class BlobUpload:
         return self._sha256.hexdigest(), self._size
 
     async def keep(self) -> None:
-        """Moves the finished content to its place."""
+        """Moves the finished content to its place; raises `NotFound` when its project is gone."""
         await self.keep_as(_place(self._folder, self._sha256.hexdigest()))
 
     async def keep_as(self, place: Path) -> None:
-        """Moves the finished content to a place below the folder."""
-        await asyncio.to_thread(self._keep, place)
+        """Moves the finished content to a place below the folder; raises `NotFound` when that is gone."""
+        try:
+            await asyncio.to_thread(self._keep, place)
+        except FileNotFoundError:
+            raise self._no_project() from None
 
     def discard(self) -> None:
         """Closes the temporary file and removes it, unless it was moved to its place."""
@@ -138,6 +141,9 @@ class BlobUpload:
                 os.close(self._descriptor)
                 self._descriptor = -1
             self.incoming.unlink(missing_ok=True)
+
+    def _no_project(self) -> NotFound:
+        return NotFound(f"Project {'/'.join(self._folder.parts[-3:-1])} not found.")
 
     async def _flush(self) -> None:
         data, self._buffer = self._buffer, bytearray()

@@ -7,7 +7,9 @@ queue. Readers run beside it in a small pool (WAL lets them). On Postgres the sa
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+import contextlib
+import sqlite3
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
@@ -17,9 +19,11 @@ import sqlalchemy as sa
 from sqlalchemy import event
 
 from llamastead_server.adapters import schema
+from llamastead_server.domain.errors import Unavailable
 
 T = TypeVar("T")
 _READERS = 4
+_DISK_TROUBLE = (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN)
 
 
 class Database:
@@ -68,20 +72,35 @@ class Database:
 
     def _transact(self, work: Callable[[sa.Connection], T]) -> T:
         assert self._engine is not None, "the database is not open"
-        with self._engine.begin() as connection:
+        with _worded(), self._engine.begin() as connection:
             return work(connection)
 
     def _open(self) -> None:
         engine = sa.create_engine(self._url, pool_size=_READERS + 1, max_overflow=0)
         if engine.dialect.name == "sqlite":
             event.listen(engine, "connect", _tune_sqlite)
-        schema.migrate(engine)
+        with _worded():
+            schema.migrate(engine)
         self._engine = engine
 
     def _close(self) -> None:
         if self._engine is not None:
             self._engine.dispose()
             self._engine = None
+
+
+@contextlib.contextmanager
+def _worded() -> Iterator[None]:
+    """Turns what SQLite says of a disk that fails it into words for whoever asked."""
+    try:
+        yield
+    except sa.exc.OperationalError as error:
+        if getattr(error.orig, "sqlite_errorcode", 0) & 0xFF not in _DISK_TROUBLE:
+            raise
+        raise Unavailable(
+            f"The database can't be used ({error.orig}): its disk may be full or read-only. Put that right, then try "
+            "again."
+        ) from error
 
 
 def _tune_sqlite(connection: Any, _record: Any) -> None:

@@ -27,6 +27,7 @@ from llamastead_server.domain.errors import Internal, Unavailable
 _START_SECONDS = 60.0
 _STOP_SECONDS = 5.0
 _POLL_SECONDS = 0.005
+_LEAST_SPACE = 8 << 20
 _log = logging.getLogger(__name__)
 
 
@@ -46,7 +47,7 @@ class MilvusLite:
 
     def __init__(self, folder: Path, *, wait: float = 3.0) -> None:
         self._folder = folder.absolute()
-        # Here, as looking for a package takes the lock of imports: see `milvus_store`.
+        # Here, as looking for a package takes the lock of imports: see `milvus_connection`.
         self._libraries = _library_folder()
         self._wait = wait
         self._guard: IO[str] | None = None
@@ -68,6 +69,11 @@ class MilvusLite:
     def alive(self) -> bool:
         """Whether the child runs."""
         return self._process is not None and self._process.poll() is None
+
+    @property
+    def is_short_of_space(self) -> bool:
+        """Whether its disk has no room for what it writes."""
+        return shutil.disk_usage(self._folder).free < _LEAST_SPACE
 
     def ends_within(self, seconds: float) -> bool:
         """Waits for the child's end and tells whether it came; a killed process takes a moment to be gone."""

@@ -16,6 +16,9 @@ from llamastead_server.domain.ports import Chunk
 
 _TEXT_BYTES = 65_535
 _META_BYTES = 60_000
+INDEXED = ("vector", "sparse")
+"""The fields that have an index."""
+
 _CHUNK_ID = re.compile(r"[A-Za-z0-9_.:-]{1,64}")
 
 

@@ -4,44 +4,32 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import importlib
-import logging
-import threading
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
-from typing import Any, TypeVar, cast
-
-import grpc
+from typing import Any, TypeVar
 
 from llamastead_server.adapters import milvus_schema
+from llamastead_server.adapters.milvus_connection import CALL_SECONDS, MilvusConnection
 from llamastead_server.adapters.milvus_filter import encode, render
 from llamastead_server.adapters.milvus_lite import MilvusLite
-from llamastead_server.domain.errors import InvalidRequest, LlamasteadError, Unavailable
+from llamastead_server.domain.errors import InvalidRequest
+from llamastead_server.domain.named_locks import NamedLocks
 from llamastead_server.domain.names import ProjectRef
 from llamastead_server.domain.ports import Chunk, Collection, Match
 
 T = TypeVar("T")
-_THREADS = 8
 _UPSERT_ROWS = 256
 _LONGEST_QUERY = 4096
 _LARGEST_LIMIT = 16_384
-_CALL_SECONDS = 30.0
 _WRITE_SECONDS = 120.0
-_NO_COLLECTION = 100
-_CONNECTION_FAILED = 2
 _ROW_OVERHEAD_BYTES = 1500
-_DYING_SECONDS = 0.5
-_PROBE_SECONDS = 5.0
-_log = logging.getLogger(__name__)
 
 
 class MilvusStore:
     """Vectors and a BM25 index over the same chunks, one Milvus collection per project database.
 
-    pymilvus blocks, so its calls run in a small pool of threads. Every call has a time limit: without one
-    pymilvus retries a dead server 75 times.
+    Every call has a time limit: without one pymilvus retries a dead server 75 times.
 
     Args:
         lite: The embedded server to start, or `None` for a cluster.
@@ -50,15 +38,9 @@ class MilvusStore:
     """
 
     def __init__(self, lite: MilvusLite | None, *, uri: str = "", token: str = "") -> None:
-        _import_client()
         self._lite = lite
-        self._uri = uri
-        self._token = token
-        self._pool = ThreadPoolExecutor(_THREADS, thread_name_prefix="milvus")
-        self._opening = threading.Lock()
-        self._client: Any = None
-        self._loaded: set[str] = set()
-        self._writes: dict[str, asyncio.Lock] = {}
+        self._connection = MilvusConnection(lite, uri=uri, token=token)
+        self._writes = NamedLocks()
 
     @classmethod
     def embedded(cls, folder: Path) -> MilvusStore:
@@ -71,17 +53,13 @@ class MilvusStore:
         return cls(None, uri=uri, token=token or "")
 
     async def __aenter__(self) -> MilvusStore:
-        try:
-            await self._in_thread(self._open)
-        except BaseException:
-            await self._close()
-            raise
+        await self._connection.open()
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        await self._close()
+        await self._connection.close()
 
     async def create(self, collection: Collection) -> None:
         """Makes the collection unless it exists."""
@@ -97,7 +75,7 @@ class MilvusStore:
             await self._drop(milvus_schema.collection_name(project, database))
             return
         prefix = milvus_schema.project_prefix(project)
-        names = await self._read(lambda client: client.list_collections(timeout=_CALL_SECONDS))
+        names = await self._read(lambda client: client.list_collections(timeout=CALL_SECONDS))
         for name in names:
             if name.startswith(prefix):
                 await self._drop(name)
@@ -113,7 +91,7 @@ class MilvusStore:
                 milvus_schema.row(chunk, vector)
                 for chunk, vector in zip(chunks[start:end], vectors[start:end], strict=True)
             ]
-            await self._write(name, lambda client, rows=rows: client.upsert(name, rows, timeout=_WRITE_SECONDS))  # type: ignore[misc]
+            await self._write(name, lambda client, rows=rows: client.upsert(name, rows, timeout=CALL_SECONDS))  # type: ignore[misc]
 
     async def delete_file(self, project: ProjectRef, database: str, dataset: str, file_hash: str | None) -> None:
         """Removes a file's chunks, or with `None` the whole dataset's."""
@@ -173,7 +151,7 @@ class MilvusStore:
             try:
                 hits = client.search(
                     name, data=[data], anns_field=field, filter=condition, limit=max(1, min(limit, _LARGEST_LIMIT)),
-                    search_params={"metric_type": metric, "params": {}}, timeout=_CALL_SECONDS,
+                    search_params={"metric_type": metric, "params": {}}, timeout=CALL_SECONDS,
                 )[0]  # fmt: skip
             except Exception:
                 # BM25 divides by the number of chunks: Milvus fails on a collection that never held one.
@@ -186,14 +164,17 @@ class MilvusStore:
 
     async def _drop(self, name: str) -> None:
         def drop(client: Any) -> None:
-            self._loaded.discard(name)
+            self._connection.loaded.discard(name)
             client.drop_collection(name, timeout=_WRITE_SECONDS)
 
         await self._write(name, drop, missing=None)
 
     def _create(self, client: Any, name: str, collection: Collection) -> None:
-        if client.has_collection(name, timeout=_CALL_SECONDS):
-            return
+        if client.has_collection(name, timeout=CALL_SECONDS):
+            if set(milvus_schema.INDEXED) <= set(client.list_indexes(name, timeout=CALL_SECONDS)):
+                return
+            # A kill came between collection and indexes: it holds nothing, and would answer no search for ever.
+            client.drop_collection(name, timeout=_WRITE_SECONDS)
         description = f"{collection.project}/{collection.database}"
         schema = milvus_schema.schema(client, collection.dimension, description)
         try:
@@ -203,135 +184,35 @@ class MilvusStore:
         except BaseException:
             # A collection without its indexes would answer no search for ever.
             with contextlib.suppress(Exception):
-                client.drop_collection(name, timeout=_CALL_SECONDS)
+                client.drop_collection(name, timeout=CALL_SECONDS)
             raise
 
     def _load(self, client: Any, name: str) -> None:
-        if name not in self._loaded:
+        if name not in self._connection.loaded:
             client.load_collection(name, timeout=_WRITE_SECONDS)
-            self._loaded.add(name)
+            self._connection.loaded.add(name)
 
     def _size(self, client: Any, name: str) -> int:
         rows = _count(client, name)
         if self._lite is None:
-            fields = client.describe_collection(name, timeout=_CALL_SECONDS)["fields"]
+            fields = client.describe_collection(name, timeout=CALL_SECONDS)["fields"]
             dimension = next(field["params"]["dim"] for field in fields if field["name"] == "vector")
             return rows * (4 * int(dimension) + _ROW_OVERHEAD_BYTES)
-        everything = sum(_count(client, other) for other in client.list_collections(timeout=_CALL_SECONDS))
+        everything = sum(_count(client, other) for other in client.list_collections(timeout=CALL_SECONDS))
         return round(self._lite.data_file.stat().st_size * rows / max(everything, 1))
 
     async def _write(self, name: str, work: Callable[[Any], T], **missing: Any) -> T:
         """Runs `work` alone among the collection's writes, to its end even if the caller is cancelled."""
 
         async def alone() -> T:
-            async with self._writes.setdefault(name, asyncio.Lock()):
+            async with self._writes.held(name):
                 return await self._read(work, **missing)
 
         return await asyncio.shield(alone())
 
     async def _read(self, work: Callable[[Any], T], **missing: Any) -> T:
-        return await self._in_thread(lambda: self._attempt(work, missing))
-
-    async def _in_thread(self, work: Callable[[], T]) -> T:
-        return await asyncio.get_running_loop().run_in_executor(self._pool, work)
-
-    def _attempt(self, work: Callable[[Any], T], missing: Mapping[str, Any]) -> T:
-        """Runs `work`, once more if the embedded server turns out to be dead, and words what goes wrong."""
-        client = self._client
-        for last in (False, True):
-            try:
-                client = client or self._open()
-                return work(client)
-            except Exception as error:
-                if getattr(error, "code", None) == _NO_COLLECTION and "missing" in missing:
-                    return cast(T, missing["missing"])
-                if last or not self._was_lost(client, error):
-                    raise _worded(error) from error
-            client = self._open(instead_of=client)
-        raise AssertionError("the second attempt returns or raises")
-
-    def _was_lost(self, client: Any, error: Exception) -> bool:
-        """Whether the embedded server is dead, or was and has been started again by another thread."""
-        if self._lite is None:
-            return False
-        killed = _timed_out(error) and self._kill_if_hung(self._lite, client)
-        if self._client is not client:
-            return True
-        broken = killed or getattr(error, "code", None) == _CONNECTION_FAILED or not self._lite.alive
-        return broken and self._lite.ends_within(_DYING_SECONDS)
-
-    def _kill_if_hung(self, lite: MilvusLite, client: Any) -> bool:
-        """Kills the embedded server if it answers nothing at all; one that is only slow with a call lives on."""
-        try:
-            client.list_collections(timeout=_PROBE_SECONDS)
-        except Exception as error:
-            # Under the lock: another thread may just have put a new server in its place.
-            with self._opening:
-                if _timed_out(error) and self._client is client:
-                    _log.error("the embedded vector store hangs; killing it")
-                    lite.kill()
-                    return True
-        return False
-
-    def _open(self, instead_of: Any = None) -> Any:
-        with self._opening:
-            if self._client is not None and self._client is not instead_of:
-                return self._client
-            import pymilvus
-
-            # It logs a page per expected error, such as a collection that is absent.
-            logging.getLogger("pymilvus").setLevel(logging.CRITICAL)
-            if self._client is not None and self._lite is not None:
-                _log.error("the embedded vector store died; starting it again")
-            self._release()
-            uri = self._lite.start() if self._lite is not None else self._uri
-            try:
-                self._client = pymilvus.MilvusClient(uri=uri, token=self._token, timeout=_CALL_SECONDS)
-            except Exception as error:
-                raise _worded(error) from error
-            return self._client
-
-    def _release(self) -> None:
-        client, self._client = self._client, None
-        self._loaded.clear()
-        if client is not None:
-            with contextlib.suppress(Exception):
-                client.close()
-
-    async def _close(self) -> None:
-        def close() -> None:
-            with self._opening:
-                self._release()
-                if self._lite is not None:
-                    self._lite.stop()
-
-        await self._in_thread(close)
-        self._pool.shutdown(wait=False)
-
-
-def _import_client() -> None:
-    """Imports the client library and all that it would import at its first calls; not in threads, therefore.
-
-    Forking, as the event loop does to start a child, takes the locks of logging and of imports, in this order. A
-    thread that collects garbage while it imports takes them in the other one, and both wait for ever.
-    """
-    for name in ("pymilvus", "scipy.sparse", "grpc._channel", "grpc._interceptor"):
-        with contextlib.suppress(ImportError):
-            importlib.import_module(name)
+        return await self._connection.run(work, **missing)
 
 
 def _count(client: Any, name: str) -> int:
-    return int(client.query(name, filter="", output_fields=["count(*)"], timeout=_CALL_SECONDS)[0]["count(*)"])
-
-
-def _timed_out(error: Exception) -> bool:
-    return isinstance(error, grpc.Call) and error.code() is grpc.StatusCode.DEADLINE_EXCEEDED
-
-
-def _worded(error: Exception) -> Exception:
-    if isinstance(error, LlamasteadError):
-        return error
-    if getattr(error, "code", None) == _CONNECTION_FAILED:
-        return Unavailable("The vector store does not answer; try again shortly.", retry_after=2.0)
-    _log.error("the vector store failed: %s", error)
-    return Unavailable("The vector store failed; the server's log tells why.", retry_after=2.0)
+    return int(client.query(name, filter="", output_fields=["count(*)"], timeout=CALL_SECONDS)[0]["count(*)"])

@@ -244,12 +244,14 @@ class Datasets:
     async def delete_project(self, ref: ProjectRef) -> None:
         """Removes all vectors, chunks and file records of a project; its folder holds the blobs."""
         with self._locks.ending(ref):
-            for dataset in {record.dataset for record in await self._files.list_files(ref)}:
+            datasets = {record.dataset for record in await self._files.list_files(ref)}
+            for dataset in datasets.union(self._locks.running(ref)):
                 async with self._locks.run(ref, dataset):
                     pass
-            await self._vectors.drop(ref)
-            await self._chunks.remove_project(ref)
-            await self._files.remove_project(ref)
+            async with self._locks.blobs(ref):
+                await self._vectors.drop(ref)
+                await self._chunks.remove_project(ref)
+                await self._files.remove_project(ref)
 
     async def reconcile(self) -> None:
         """Puts right what a crash left half done; call it once, before anything else touches datasets."""

@@ -167,6 +167,25 @@ class Examples:
                 await asyncio.shield(self._projects.delete(ref))
         return imported
 
+    async def finish_project(self, example_id: str, ref: ProjectRef) -> Imported | None:
+        """Finishes the import of a project that a kill cut short, which none of its files being processed tells.
+
+        Returns:
+            What is processed now; `None` when the import was complete, and nothing was done.
+
+        Raises:
+            NotFound: There is no such example or project.
+            Conflict: The project's configuration is broken.
+        """
+        example = await self._source.get(example_id)
+        there = {dataset.config.name: dataset.files for dataset in await self._datasets.list_datasets(ref)}
+        if any(record.status != "uploaded" for files in there.values() for record in files):
+            return None
+        missing = [dataset for dataset in example.datasets if dataset.name in there]
+        for dataset in missing:
+            await self._add_files(ref, dataset.name, dataset.files, [])
+        return await self._process(ref, [dataset.name for dataset in missing], process=True)
+
     async def import_data(
         self, example_id: str, ref: ProjectRef, *, include_strategies: bool, process: bool
     ) -> Imported:

@@ -235,6 +235,10 @@ class DatasetLocks:
         """Whether someone holds the dataset."""
         return (ref, dataset) in self._stops
 
+    def running(self, ref: ProjectRef) -> Sequence[str]:
+        """The datasets of a project that someone holds."""
+        return [dataset for project, dataset in self._stops if project == ref]
+
     @contextmanager
     def ending(self, ref: ProjectRef, dataset: str | None = None) -> Iterator[None]:
         """Marks a dataset, or a whole project, as being deleted and tells its runs to stop."""

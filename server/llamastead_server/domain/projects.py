@@ -115,6 +115,8 @@ class Projects:
             project = await self._store.get(ref)
             await self._delete_resources(ref)
             await self._store.delete(ref)
+            # What came in meanwhile goes too; nothing can come any more.
+            await self._delete_resources(ref)
             return project
 
     async def _check_free(self, ref: ProjectRef) -> None:

@@ -27,7 +27,7 @@ _WORTH_RETRYING = (Unavailable, Overloaded, RequestTimeout)
 _LONGEST_PAUSE = 60.0
 _SWEEP_INTERVAL = 3600.0
 _LONGEST_STOP = 20.0
-"""Seconds that cancelling waits for the work to stop."""
+"""Seconds that cancelling and deleting wait for the work to stop."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,11 +165,15 @@ class TaskRunner:
         return Cancellation(before, await self.get(ref, task_id), done, stopped)
 
     async def delete_project(self, ref: ProjectRef) -> None:
-        """Removes a project's tasks and stops those that run here."""
+        """Removes a project's tasks, and waits until the work of those that run here has stopped."""
         await self._store.remove_project(ref)
-        for lease in self._running.values():
-            if lease.project == ref:
-                lease.lost.set()
+        leases = [lease for lease in self._running.values() if lease.project == ref]
+        for lease in leases:
+            lease.lost.set()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_LONGEST_STOP):
+                for lease in leases:
+                    await lease.stopped.wait()
 
     async def _work(self) -> None:
         while True:

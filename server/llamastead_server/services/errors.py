@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import math
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -19,6 +21,7 @@ from llamastead_server.domain.request_id import REQUEST_ID
 
 _log = logging.getLogger("llamastead.errors")
 
+_DISK_TROUBLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 ERROR_DOMAIN = "llamastead"
 """`domain` of every `google.rpc.ErrorInfo`."""
 
@@ -84,6 +87,11 @@ def expected(error: Exception) -> errors.LlamasteadError:
     """Gives a domain error as it is, and for anything else logs it and gives an error that leaks nothing."""
     if isinstance(error, errors.LlamasteadError):
         return error
+    if isinstance(error, OSError) and error.errno in _DISK_TROUBLE:
+        _log.error("the disk can't be written: %s", error)
+        return errors.Unavailable(
+            f"The server's disk can't be written ({os.strerror(error.errno)}). Put that right, then try again."
+        )
     _log.error("unexpected error", exc_info=error)
     return errors.Internal(
         f"Something went wrong inside the server. Its log tells what, under request id {REQUEST_ID.get() or 'none'}."
