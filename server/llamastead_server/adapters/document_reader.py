@@ -122,9 +122,14 @@ class _Child:
     """One parser process and the socket to it."""
 
     def __init__(
-        self, process: asyncio.subprocess.Process, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+        self,
+        process: asyncio.subprocess.Process,
+        connection: socket.socket,
+        reader: asyncio.StreamReader,
+        writer: asyncio.StreamWriter,
     ) -> None:
         self._process = process
+        self._connection = connection
         self._reader = reader
         self._writer = writer
         self.documents = 0
@@ -148,12 +153,19 @@ class _Child:
             theirs.close()
         reader, writer = await asyncio.open_connection(sock=ours)
         _log.debug("parser child %d started", process.pid)
-        return cls(process, reader, writer)
+        return cls(process, ours, reader, writer)
 
     @property
     def alive(self) -> bool:
-        """Whether the process runs and its socket is open."""
-        return self._process.returncode is None and not self._reader.at_eof()
+        """Whether its end of the socket is open; asked of the system, which knows before the event loop does."""
+        if self._process.returncode is not None or self._reader.at_eof():
+            return False
+        try:
+            return bool(self._connection.recv(1, socket.MSG_PEEK))
+        except BlockingIOError:
+            return True
+        except OSError:
+            return False
 
     async def ask(self, request: Mapping[str, Any]) -> ParsedDocument:
         """Sends one request and gathers its answer."""
