@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -41,6 +42,16 @@ def test_interrupt_stops_everything_and_exits_cleanly(tmp_path: Path) -> None:
     assert server.stop() == 0
     assert not wait_until_gone(children)
     assert "Traceback" not in server.log
+
+
+def test_the_terminals_ctrl_c_reaches_no_child_and_all_share_one_session(tmp_path: Path) -> None:
+    with running(tmp_path) as server:
+        assert server.process is not None
+        for child in server.descendants():
+            # Linux shares processors among sessions first: a child in one of its own waits long for its turns.
+            assert os.getsid(child) == os.getsid(server.process.pid)
+            if os.getpgid(child) == os.getpgid(server.process.pid):
+                assert int(re.search(r"SigIgn:\s+(\w+)", Path(f"/proc/{child}/status").read_text())[1], 16) & 2
 
 
 def test_kill_leaves_no_orphan_and_the_state_starts_again(tmp_path: Path) -> None:

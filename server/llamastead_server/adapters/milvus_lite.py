@@ -114,7 +114,8 @@ class MilvusLite:
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
             pass_fds=[self._guard.fileno()],
-            start_new_session=True,
+            # As Envoy: no Ctrl-C, and no session of its own, in which it would wait for processors.
+            process_group=0,
         )
         self._await_socket(path)
         return f"unix:{path}"
