@@ -181,7 +181,7 @@ def main() -> None:
     """Loads the model and serves it until SIGTERM or the parent's death."""
     child.die_with_parent()
     # A little only: on a busy machine the server passes tokens on, and answers others, before more are made.
-    child.give_way(2)
+    child.give_way(5)
     child.configure_logging()
     parser = argparse.ArgumentParser(description="Serves one model to the Llamastead server.")
     parser.add_argument("--socket", type=Path, required=True)
