@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from llamastead_server.domain.chunking import ChunkSettings, spans
-from llamastead_server.domain.processing_config import DEFAULT_CHUNK_OVERLAP, DEFAULT_CHUNK_SIZE
+from llamastead_server.domain.parser_config import DEFAULT_CHUNK_OVERLAP, DEFAULT_CHUNK_SIZE
 
 _VOCABULARY = """
 auditor baker captain chemist committee courier dentist editor engineer farmer florist geologist inspector judge
