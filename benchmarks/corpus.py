@@ -7,8 +7,8 @@ import random
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from llamastead_server.domain.chunking import ChunkSettings, spans
-from llamastead_server.domain.parser_config import DEFAULT_CHUNK_OVERLAP, DEFAULT_CHUNK_SIZE
+from llamastead_server.domain.config.parsers import DEFAULT_CHUNK_OVERLAP, DEFAULT_CHUNK_SIZE
+from llamastead_server.domain.datasets.chunking import ChunkSettings, spans
 
 _VOCABULARY = """
 auditor baker captain chemist committee courier dentist editor engineer farmer florist geologist inspector judge

@@ -26,7 +26,7 @@ from benchmarks.random_llama import prompt
 from benchmarks.raw_exllama import RawExllama
 from benchmarks.stack import running_stack
 from benchmarks.streams import Stream, burst, rate
-from llamastead_server.domain.gpu_settings import GpuSettings
+from llamastead_server.domain.models.gpu_settings import GpuSettings
 from llamastead_server.workers import exllama_build
 
 STREAMS = (1, 4, 16, 64)

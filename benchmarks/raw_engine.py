@@ -21,7 +21,7 @@ import xllamacpp
 
 from benchmarks.random_llama import rendered
 from benchmarks.streams import Reader, Stream, burst, joining
-from llamastead_server.domain.gguf_header import read_header
+from llamastead_server.domain.models.gguf_header import read_header
 from llamastead_server.workers.llamacpp import LoadOptions, server_parameters
 
 _GREEDY = {"temperature": 0.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0, "stream": True}

@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import Any, Self
 
 from benchmarks.streams import Stream
-from llamastead_server.domain.generation import Message
-from llamastead_server.domain.gpu_settings import GpuSettings
+from llamastead_server.domain.models.generation import Message
+from llamastead_server.domain.models.gpu_settings import GpuSettings
 from llamastead_server.workers.exllama_loading import Loaded, Source, load
 
 

@@ -24,12 +24,12 @@ from llamastead_server.adapters.database import Database
 from llamastead_server.adapters.embedder import WorkerEmbedder
 from llamastead_server.adapters.milvus_store import MilvusStore
 from llamastead_server.adapters.project_files import ProjectFiles
-from llamastead_server.domain.config import ProjectConfig
-from llamastead_server.domain.files import FileRecord
+from llamastead_server.domain.config.project import ProjectConfig
+from llamastead_server.domain.datasets.files import FileRecord
 from llamastead_server.domain.names import ProjectRef
 from llamastead_server.domain.ports import Chunk, Collection
-from llamastead_server.domain.retrieval import Retriever
-from llamastead_server.domain.retrieval_plan import RetrievalQuery
+from llamastead_server.domain.retrieval.plan import RetrievalQuery
+from llamastead_server.domain.retrieval.retriever import Retriever
 
 REF = ProjectRef("benchmark", "scifact")
 DATABASE = "main_db"

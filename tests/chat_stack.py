@@ -11,15 +11,15 @@ from typing import Any
 from llamastead_server.adapters.database import Database
 from llamastead_server.adapters.project_files import ProjectFiles
 from llamastead_server.adapters.session_store import SqlSessionStore
-from llamastead_server.domain.chat import ChatTurns
-from llamastead_server.domain.config import ProjectConfig
+from llamastead_server.domain.chat.sessions import Sessions
+from llamastead_server.domain.chat.turns import ChatTurns
+from llamastead_server.domain.config.project import ProjectConfig
 from llamastead_server.domain.errors import ModelNotFound
-from llamastead_server.domain.generation import ModelCard
+from llamastead_server.domain.models.generation import ModelCard
+from llamastead_server.domain.models.runtime_settings import Configuration, RuntimeSettings
 from llamastead_server.domain.names import ProjectRef
 from llamastead_server.domain.ports import Chunk
-from llamastead_server.domain.runtime_settings import Configuration, RuntimeSettings
-from llamastead_server.domain.sessions import Sessions
-from llamastead_server.domain.sources import Source
+from llamastead_server.domain.retrieval.sources import Source
 from tests.fake_engine import FakeEngine
 
 REF = ProjectRef("org", "bot")

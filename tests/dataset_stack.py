@@ -24,18 +24,18 @@ from llamastead_server.adapters.file_store import SqlFileStore
 from llamastead_server.adapters.milvus_store import MilvusStore
 from llamastead_server.adapters.project_files import ProjectFiles
 from llamastead_server.adapters.task_store import SqlTaskStore
-from llamastead_server.domain.config import ProjectConfig
-from llamastead_server.domain.databases import Databases
-from llamastead_server.domain.dataset_actions import DatasetActions
-from llamastead_server.domain.datasets import Datasets
-from llamastead_server.domain.file_removal import FileRemoval
-from llamastead_server.domain.files import DatasetLocks
-from llamastead_server.domain.ingestion import PROCESS_DATASET, Ingestion
+from llamastead_server.domain.config.project import ProjectConfig
+from llamastead_server.domain.datasets.actions import DatasetActions
+from llamastead_server.domain.datasets.datasets import Datasets
+from llamastead_server.domain.datasets.file_removal import FileRemoval
+from llamastead_server.domain.datasets.files import DatasetLocks
+from llamastead_server.domain.datasets.ingestion import PROCESS_DATASET, Ingestion
+from llamastead_server.domain.datasets.previews import Previews
+from llamastead_server.domain.datasets.reindexing import REINDEX_DATABASE, Reindexing
 from llamastead_server.domain.names import ProjectRef
 from llamastead_server.domain.ports import Collection, DocumentReader, Embedder
-from llamastead_server.domain.previews import Previews
-from llamastead_server.domain.reindexing import REINDEX_DATABASE, Reindexing
-from llamastead_server.domain.tasks import TaskRules, TaskRunner
+from llamastead_server.domain.retrieval.databases import Databases
+from llamastead_server.domain.tasks.tasks import TaskRules, TaskRunner
 
 REF = ProjectRef("my-org", "shop")
 DATASET = "papers"

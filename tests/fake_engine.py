@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from llamastead_server.domain.errors import ContextLengthExceeded, EngineFailed
-from llamastead_server.domain.generation import (
+from llamastead_server.domain.models.generation import (
     Delta,
     Finished,
     FinishReason,

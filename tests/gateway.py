@@ -17,8 +17,8 @@ from google.api.httpbody_pb2 import HttpBody
 
 from llamastead.v1 import chat_pb2, chat_pb2_grpc, dataset_pb2, dataset_pb2_grpc
 from llamastead_server.adapters.envoy import EnvoyGateway, GatewayOptions
+from llamastead_server.domain.access.tokens import Token, Tokens
 from llamastead_server.domain.errors import PayloadTooLarge, Unavailable
-from llamastead_server.domain.tokens import Token, Tokens
 from llamastead_server.services import http_body, server
 from llamastead_server.services.auth import BearerAuth
 from llamastead_server.services.interceptors import Layer

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import pytest
 
 from llamastead_server import logs
-from llamastead_server.domain.log_book import LogBook, LogQuery
+from llamastead_server.domain.operations.log_book import LogBook, LogQuery
 from llamastead_server.domain.request_id import REQUEST_ID, adopt
 
 

@@ -10,9 +10,9 @@ from contextlib import AsyncExitStack
 from llamastead_server.adapters.database import Database
 from llamastead_server.adapters.rate_windows import MemoryWindows, RedisWindows
 from llamastead_server.adapters.token_store import SqlTokenStore
+from llamastead_server.domain.access.limits import LimitRules, Limits
+from llamastead_server.domain.access.tokens import Tokens
 from llamastead_server.domain.errors import Conflict
-from llamastead_server.domain.limits import LimitRules, Limits
-from llamastead_server.domain.tokens import Tokens
 from llamastead_server.settings import Settings
 
 _log = logging.getLogger("llamastead")

@@ -9,11 +9,11 @@ from llamastead_server.adapters.batch_store import SqlBatchStore
 from llamastead_server.adapters.database import Database
 from llamastead_server.adapters.model_registry import LocalModelRegistry
 from llamastead_server.adapters.task_store import SqlTaskStore
-from llamastead_server.domain.batch_run import BATCHES, RUN_BATCHES, BatchRuns, LineAnswers
-from llamastead_server.domain.batches import Batches
-from llamastead_server.domain.ingestion import PROCESS_DATASET, Ingestion
-from llamastead_server.domain.reindexing import REINDEX_DATABASE, Reindexing
-from llamastead_server.domain.tasks import TaskRunner
+from llamastead_server.domain.datasets.ingestion import PROCESS_DATASET, Ingestion
+from llamastead_server.domain.datasets.reindexing import REINDEX_DATABASE, Reindexing
+from llamastead_server.domain.tasks.batch_run import BATCHES, RUN_BATCHES, BatchRuns, LineAnswers
+from llamastead_server.domain.tasks.batches import Batches
+from llamastead_server.domain.tasks.tasks import TaskRunner
 from llamastead_server.settings import Settings
 
 

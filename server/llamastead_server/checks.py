@@ -15,8 +15,8 @@ import psutil
 
 from llamastead_server.adapters import machine
 from llamastead_server.adapters.model_registry import LocalModelRegistry
-from llamastead_server.domain.diagnosis import Check, Diagnosis, Finding
-from llamastead_server.domain.health import Health, HealthCheck
+from llamastead_server.domain.operations.diagnosis import Check, Diagnosis, Finding
+from llamastead_server.domain.operations.health import Health, HealthCheck
 
 _GIB = 1 << 30
 _LITTLE_DISK = 2 * _GIB

@@ -13,9 +13,9 @@ from llamastead_server.adapters.milvus_store import MilvusStore
 from llamastead_server.adapters.model_registry import LocalModelRegistry
 from llamastead_server.adapters.worker_process import WorkerProcess
 from llamastead_server.domain.errors import LlamasteadError
-from llamastead_server.domain.generation import ModelCard
-from llamastead_server.domain.health import Health, HealthCheck, HealthStatus
+from llamastead_server.domain.models.generation import ModelCard
 from llamastead_server.domain.names import ProjectRef
+from llamastead_server.domain.operations.health import Health, HealthCheck, HealthStatus
 
 _NO_PROJECT = ProjectRef("llamastead", "health")
 

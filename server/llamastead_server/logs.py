@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any, Literal, TextIO
 
-from llamastead_server.domain.log_book import LogBook, LogEntry
+from llamastead_server.domain.operations.log_book import LogBook, LogEntry
 from llamastead_server.domain.request_id import REQUEST_ID
 
 # Terminals obey these, and a line break would forge a log line.

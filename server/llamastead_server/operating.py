@@ -15,12 +15,12 @@ from llamastead_server.adapters.meter_reader import PrometheusReader
 from llamastead_server.adapters.model_catalog import ModelCatalog
 from llamastead_server.adapters.model_registry import LocalModelRegistry
 from llamastead_server.adapters.prometheus_meters import PrometheusMeters
-from llamastead_server.domain.caches import Caches
-from llamastead_server.domain.health import HealthCheck
-from llamastead_server.domain.limits import LimitRules, Limits
-from llamastead_server.domain.log_book import LogBook
-from llamastead_server.domain.runtime_settings import Configuration, RuntimeSettings, SystemSettings
-from llamastead_server.domain.shutdown import Shutdown
+from llamastead_server.domain.access.limits import LimitRules, Limits
+from llamastead_server.domain.models.runtime_settings import Configuration, RuntimeSettings, SystemSettings
+from llamastead_server.domain.operations.caches import Caches
+from llamastead_server.domain.operations.health import HealthCheck
+from llamastead_server.domain.operations.log_book import LogBook
+from llamastead_server.domain.operations.shutdown import Shutdown
 from llamastead_server.services.operations import Operations
 from llamastead_server.services.telemetry import Telemetry
 from llamastead_server.settings import Settings

@@ -12,8 +12,8 @@ from importlib.metadata import version
 import uvloop
 
 from llamastead_server import app, logs
-from llamastead_server.domain.log_book import LogBook
-from llamastead_server.domain.shutdown import Shutdown
+from llamastead_server.domain.operations.log_book import LogBook
+from llamastead_server.domain.operations.shutdown import Shutdown
 from llamastead_server.settings import Settings
 
 _log = logging.getLogger("llamastead")

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 from pydantic import AliasChoices, Field, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
-from llamastead_server.domain.gpu_settings import CacheKind, GpuSettings
+from llamastead_server.domain.models.gpu_settings import CacheKind, GpuSettings
 
 _LOOPBACK = frozenset({"127.0.0.1", "::1", "localhost"})
 

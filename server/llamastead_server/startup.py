@@ -8,10 +8,10 @@ from collections.abc import Coroutine, Sequence
 from typing import Any
 
 from llamastead_server.domain.errors import AlreadyExists, Conflict, LlamasteadError
-from llamastead_server.domain.examples import Examples
 from llamastead_server.domain.names import ProjectRef
 from llamastead_server.domain.ports import ModelRegistry
-from llamastead_server.domain.tasks import TaskRunner
+from llamastead_server.domain.projects.examples import Examples
+from llamastead_server.domain.tasks.tasks import TaskRunner
 
 _log = logging.getLogger("llamastead")
 

@@ -10,9 +10,9 @@ from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, TypeVar
 
-from llamastead_server.domain.access import ProjectPattern, Scope
+from llamastead_server.domain.access.rights import ProjectPattern, Scope
+from llamastead_server.domain.access.tokens import Token, Tokens
 from llamastead_server.domain.errors import InvalidRequest
-from llamastead_server.domain.tokens import Token, Tokens
 from llamastead_server.settings import Settings
 
 if TYPE_CHECKING:

@@ -10,9 +10,9 @@ from llamastead_server.adapters import schema
 from llamastead_server.adapters.batch_store import SqlBatchStore
 from llamastead_server.adapters.database import Database
 from llamastead_server.adapters.file_store import SqlFileStore
-from llamastead_server.domain.batch_records import BatchFile
 from llamastead_server.domain.errors import Conflict, Unavailable
 from llamastead_server.domain.names import ProjectRef
+from llamastead_server.domain.tasks.batch_records import BatchFile
 
 TASK = {
     "namespace": "org",

@@ -20,14 +20,14 @@ from fpdf.enums import AccessPermission
 from PIL import Image, ImageDraw, ImageFont
 
 from llamastead_server.adapters.document_reader import KreuzbergReader
-from llamastead_server.domain.chunking import ChunkSettings
-from llamastead_server.domain.extractor_config import EXTRACTOR_TYPES
-from llamastead_server.domain.files import DocumentError
-from llamastead_server.domain.parser_config import PARSER_TYPES
-from llamastead_server.domain.parsing_rules import ParsingRules
+from llamastead_server.domain.config.extractors import EXTRACTOR_TYPES
+from llamastead_server.domain.config.parsers import PARSER_TYPES
+from llamastead_server.domain.config.processing import DataProcessingStrategy
+from llamastead_server.domain.datasets.chunking import ChunkSettings
+from llamastead_server.domain.datasets.files import DocumentError
+from llamastead_server.domain.datasets.parsing_rules import ParsingRules
+from llamastead_server.domain.datasets.reading import ReadSettings
 from llamastead_server.domain.ports import ParsedDocument
-from llamastead_server.domain.processing_config import DataProcessingStrategy
-from llamastead_server.domain.reading import ReadSettings
 from llamastead_server.workers.ocr import Ocr
 from tests.running_server import wait_until_gone
 
@@ -503,7 +503,7 @@ SERVING = """
 import asyncio, sys
 from pathlib import Path
 from llamastead_server.adapters.document_reader import KreuzbergReader
-from llamastead_server.domain.reading import ReadSettings
+from llamastead_server.domain.datasets.reading import ReadSettings
 
 async def main():
     async with KreuzbergReader(children=1) as reader:

@@ -18,7 +18,7 @@ from llamastead_server.adapters.engine import WorkerEngine
 from llamastead_server.adapters.loaded_model import EngineProbe
 from llamastead_server.adapters.worker_process import Supervision, WorkerProcess
 from llamastead_server.domain.errors import ContextLengthExceeded, EngineFailed, InvalidRequest, Overloaded
-from llamastead_server.domain.generation import (
+from llamastead_server.domain.models.generation import (
     Delta,
     Finished,
     GenerationEvent,

@@ -21,8 +21,8 @@ from llamastead_server.adapters.model_catalog import ModelCatalog
 from llamastead_server.adapters.model_registry import LocalModelRegistry
 from llamastead_server.adapters.worker_process import Supervision
 from llamastead_server.domain.errors import Conflict, Overloaded, Unavailable
-from llamastead_server.domain.generation import Delta, GenerationRequest, Sampling
-from llamastead_server.domain.gpu_settings import GpuSettings
+from llamastead_server.domain.models.generation import Delta, GenerationRequest, Sampling
+from llamastead_server.domain.models.gpu_settings import GpuSettings
 from tests.workers.exllama_cpu import make_model
 
 GIGABYTE = 1 << 30

@@ -72,16 +72,6 @@ def test_a_killed_server_can_be_started_again_at_once(tmp_path: Path) -> None:
     lite.stop()
 
 
-def test_even_a_child_that_hangs_goes_with_its_killed_server(tmp_path: Path) -> None:
-    process, child = owner(tmp_path)
-    os.kill(child, signal.SIGSTOP)
-    end(process)
-    assert eventually(lambda: not runs(child))
-    lite = MilvusLite(tmp_path)
-    lite.start()
-    lite.stop()
-
-
 def test_the_folder_is_not_opened_while_a_killed_server_s_child_still_has_it_open(tmp_path: Path) -> None:
     holding = (tmp_path / "milvus.lock").open("a")
     fcntl.flock(holding, fcntl.LOCK_EX)

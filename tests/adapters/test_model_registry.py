@@ -25,7 +25,7 @@ from llamastead_server.domain.errors import (
     Overloaded,
     Unavailable,
 )
-from llamastead_server.domain.generation import Delta, Finished, GenerationRequest, Sampling
+from llamastead_server.domain.models.generation import Delta, Finished, GenerationRequest, Sampling
 
 ON_BOARD = Path(llamastead_server.__file__).parent / "models"
 MODEL = next(ON_BOARD.glob("*.gguf"))

@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from llamastead_server.adapters.project_files import ProjectFiles
-from llamastead_server.domain.config import DatasetConfig, ProjectConfig
+from llamastead_server.domain.config.project import DatasetConfig, ProjectConfig
 from llamastead_server.domain.errors import AlreadyExists, Conflict, InvalidRequest, NotFound
 from llamastead_server.domain.names import ProjectRef
 

@@ -3,7 +3,7 @@ from __future__ import annotations
 from prometheus_client.exposition import generate_latest
 
 from llamastead_server.adapters.prometheus_meters import LastMinute, PrometheusMeters
-from llamastead_server.domain.generation import Usage
+from llamastead_server.domain.models.generation import Usage
 from tests.fake_clock import FakeClock
 
 METHOD = "/llamastead.v1.PromptService/ProcessPrompt"

@@ -18,7 +18,7 @@ from llamastead_server.domain.errors import (
     Overloaded,
     Unavailable,
 )
-from llamastead_server.domain.generation import (
+from llamastead_server.domain.models.generation import (
     Delta,
     Finished,
     GenerationEvent,
@@ -30,7 +30,7 @@ from llamastead_server.domain.generation import (
     ToolCalled,
     Usage,
 )
-from llamastead_server.domain.model_routing import RemoteModel
+from llamastead_server.domain.models.routing import RemoteModel
 from tests.remote_server import USAGE, RemoteServer, called, ended, remote_server, said
 
 KEY = "sk-very-secret"

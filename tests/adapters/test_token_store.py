@@ -7,8 +7,8 @@ import sqlalchemy as sa
 from llamastead_server.adapters import schema
 from llamastead_server.adapters.database import Database
 from llamastead_server.adapters.token_store import SqlTokenStore
-from llamastead_server.domain.access import ProjectPattern, Scope
-from llamastead_server.domain.tokens import Token
+from llamastead_server.domain.access.rights import ProjectPattern, Scope
+from llamastead_server.domain.access.tokens import Token
 
 CI = Token("ci", "ab" * 32, Scope.WRITE, ProjectPattern("acme"), 1.5, 99.5)
 ALL = Token("all", "cd" * 32, Scope.ADMIN, None, 2.0)

@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM
 
 from benchmarks.random_hf_llama import SHAPES, make
 from benchmarks.random_llama import prompt
-from llamastead_server.domain.generation import Message
+from llamastead_server.domain.models.generation import Message
 from llamastead_server.workers.exllama_config import read_json, repaired
 from llamastead_server.workers.hf_tokenizer import HfTokenizer
 

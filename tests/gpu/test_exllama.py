@@ -21,8 +21,8 @@ from llamastead_server.adapters.model_catalog import ModelCatalog
 from llamastead_server.adapters.model_registry import EngineOptions, LocalModelRegistry
 from llamastead_server.adapters.worker_process import Supervision
 from llamastead_server.domain.errors import EngineFailed
-from llamastead_server.domain.generation import Delta, GenerationRequest, Sampling
-from llamastead_server.domain.gpu_settings import GpuSettings
+from llamastead_server.domain.models.generation import Delta, GenerationRequest, Sampling
+from llamastead_server.domain.models.gpu_settings import GpuSettings
 from llamastead_server.workers import exllama_build, exllama_loading
 from llamastead_server.workers.exllama import ExLlama
 from llamastead_server.workers.exllama_loading import Loaded, Source

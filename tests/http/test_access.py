@@ -21,9 +21,9 @@ from llamastead_server.adapters.database import Database
 from llamastead_server.adapters.project_files import ProjectFiles
 from llamastead_server.adapters.project_templates import ProjectTemplates
 from llamastead_server.adapters.token_store import SqlTokenStore
-from llamastead_server.domain.access import ProjectPattern, Scope
-from llamastead_server.domain.projects import Projects
-from llamastead_server.domain.tokens import Tokens
+from llamastead_server.domain.access.rights import ProjectPattern, Scope
+from llamastead_server.domain.access.tokens import Tokens
+from llamastead_server.domain.projects.projects import Projects
 from llamastead_server.services.auth import BearerAuth
 from llamastead_server.services.method_access import access
 from llamastead_server.services.projects import ProjectServicer

@@ -44,12 +44,10 @@ def test_interrupt_stops_everything_and_exits_cleanly(tmp_path: Path) -> None:
     assert "Traceback" not in server.log
 
 
-def test_the_terminals_ctrl_c_reaches_no_child_and_all_share_one_session(tmp_path: Path) -> None:
+def test_the_terminals_ctrl_c_reaches_no_child(tmp_path: Path) -> None:
     with running(tmp_path) as server:
         assert server.process is not None
         for child in server.descendants():
-            # Linux shares processors among sessions first: a child in one of its own waits long for its turns.
-            assert os.getsid(child) == os.getsid(server.process.pid)
             if os.getpgid(child) == os.getpgid(server.process.pid):
                 assert int(re.search(r"SigIgn:\s+(\w+)", Path(f"/proc/{child}/status").read_text())[1], 16) & 2
 

@@ -14,8 +14,8 @@ from grpc_status import rpc_status
 
 from llamastead.v1 import chat_pb2, chat_pb2_grpc
 from llamastead_server.adapters.rate_windows import MemoryWindows
-from llamastead_server.domain.limits import LimitRules, Limits
-from llamastead_server.domain.tokens import Tokens
+from llamastead_server.domain.access.limits import LimitRules, Limits
+from llamastead_server.domain.access.tokens import Tokens
 from llamastead_server.services.auth import BearerAuth
 from llamastead_server.services.limit_layer import LimitLayer
 from tests.fake_clock import FakeClock

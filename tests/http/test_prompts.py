@@ -13,7 +13,7 @@ import httpx
 import pytest
 
 from llamastead.v1 import prompt_pb2, prompt_pb2_grpc
-from llamastead_server.domain.prompt_turns import PromptTurns
+from llamastead_server.domain.chat.prompt_turns import PromptTurns
 from llamastead_server.services.prompts import PromptServicer
 from tests.chat_stack import ChatStack, chat_stack
 from tests.gateway import Running, running

@@ -20,13 +20,13 @@ from llamastead_server.adapters.database import Database
 from llamastead_server.adapters.rate_windows import MemoryWindows
 from llamastead_server.adapters.task_store import SqlTaskStore
 from llamastead_server.adapters.token_store import SqlTokenStore
-from llamastead_server.domain.access import ProjectPattern, Scope
+from llamastead_server.domain.access.limits import LimitRules, Limits
+from llamastead_server.domain.access.rights import ProjectPattern, Scope
+from llamastead_server.domain.access.tokens import Tokens
 from llamastead_server.domain.errors import Unavailable
-from llamastead_server.domain.limits import LimitRules, Limits
 from llamastead_server.domain.names import ProjectRef
 from llamastead_server.domain.ports import TaskProgress
-from llamastead_server.domain.tasks import TaskRules, TaskRunner
-from llamastead_server.domain.tokens import Tokens
+from llamastead_server.domain.tasks.tasks import TaskRules, TaskRunner
 from llamastead_server.services.auth import BearerAuth
 from llamastead_server.services.websocket import SUBPROTOCOL, WebSocketBounds, WebSocketServer
 from llamastead_server.services.websocket_work import WebSocketWork

@@ -2,8 +2,8 @@ from __future__ import annotations
 
 import pytest
 
+from llamastead_server.domain.access.tokens import Tokens
 from llamastead_server.domain.errors import Unauthenticated
-from llamastead_server.domain.tokens import Tokens
 from llamastead_server.services.auth import BearerAuth
 from tests.fake_clock import FakeClock
 from tests.gateway import NoTokens

@@ -11,7 +11,7 @@ from google.protobuf.descriptor import MethodDescriptor
 from google.protobuf.message import Message
 
 from llamastead.v1 import access_pb2, chat_pb2, dataset_pb2, prompt_pb2
-from llamastead_server.domain.access import Principal, ProjectPattern, Scope
+from llamastead_server.domain.access.rights import Principal, ProjectPattern, Scope
 from llamastead_server.domain.errors import PermissionDenied
 from llamastead_server.services.method_access import MethodAccess, access
 from llamastead_server.services.server import SERVICE_NAMES

@@ -17,7 +17,7 @@ from llamastead_server.adapters.project_files import ProjectFiles
 from llamastead_server.adapters.project_templates import ProjectTemplates
 from llamastead_server.domain.errors import InvalidRequest, ValidationFailed
 from llamastead_server.domain.ports import Project
-from llamastead_server.domain.projects import Projects
+from llamastead_server.domain.projects.projects import Projects
 from llamastead_server.services import plain
 from llamastead_server.services.projects import ProjectServicer, project_message
 

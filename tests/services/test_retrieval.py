@@ -15,8 +15,8 @@ from llamastead.v1 import retrieval_pb2 as pb
 from llamastead.v1 import retrieval_pb2_grpc
 from llamastead_server.adapters.embedder import WorkerEmbedder
 from llamastead_server.domain.ports import Chunk
-from llamastead_server.domain.retrieval import Retriever
-from llamastead_server.domain.retrieval_health import RetrievalHealth
+from llamastead_server.domain.retrieval.health import RetrievalHealth
+from llamastead_server.domain.retrieval.retriever import Retriever
 from llamastead_server.services.error_layer import error_layer
 from llamastead_server.services.interceptors import CallInterceptor
 from llamastead_server.services.retrieval import RetrievalServicer, metadata

@@ -8,7 +8,7 @@ import pytest
 
 from llamastead.v1 import system_pb2 as pb
 from llamastead_server.domain.errors import Unavailable
-from llamastead_server.domain.health import Health, HealthCheck
+from llamastead_server.domain.operations.health import Health, HealthCheck
 from llamastead_server.services.system import SystemServicer
 
 CONTEXT: Any = None

@@ -13,7 +13,7 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_token
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
-from llamastead_server.domain.gpu_settings import GpuSettings
+from llamastead_server.domain.models.gpu_settings import GpuSettings
 from llamastead_server.workers import exllama_config, paged_attention
 from llamastead_server.workers.exllama_build import Report
 from llamastead_server.workers.exllama_loading import Loaded, Source, configure, end_tokens, generator_options

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llamastead_server.domain.generation import Message
+from llamastead_server.domain.models.generation import Message
 from llamastead_server.workers.chat_template import LLAMA_3_TEMPLATE, ChatTemplate, ControlTokens, TemplateRefused
 
 CONTROL = {"<|begin|>": 1, "<|eot_id|>": 2, "<|start_header_id|>": 3, "<|end_header_id|>": 4, "<|eot_id|><|x|>": 5}

@@ -15,8 +15,8 @@ import pytest
 import torch
 
 from llamastead.internal.v1 import engine_pb2
-from llamastead_server.domain.generation import Message
-from llamastead_server.domain.gpu_settings import GpuSettings
+from llamastead_server.domain.models.generation import Message
+from llamastead_server.domain.models.gpu_settings import GpuSettings
 from llamastead_server.workers.exllama import ExLlama
 from llamastead_server.workers.exllama_loading import CannotLoad, Source
 from llamastead_server.workers.model import Busy, EngineError, Event, Refused

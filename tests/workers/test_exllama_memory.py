@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from llamastead_server.domain.gpu_settings import GpuSettings
+from llamastead_server.domain.models.gpu_settings import GpuSettings
 from llamastead_server.workers.exllama_memory import NoRoom, Shape, plan, weight_bytes
 
 GIGABYTE = 1 << 30

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from llamastead_server.domain.extractor_config import EXTRACTOR_TYPES
+from llamastead_server.domain.config.extractors import EXTRACTOR_TYPES
 from llamastead_server.workers.documents import Part, Reading
 from llamastead_server.workers.extractors import extract
 

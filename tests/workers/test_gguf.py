@@ -18,8 +18,8 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from llamastead.internal.v1 import engine_pb2
 from llamastead_server.adapters.gguf_conversion import GgufConversion
 from llamastead_server.domain.errors import NotSupported
-from llamastead_server.domain.generation import Message
-from llamastead_server.domain.gguf_header import read_header
+from llamastead_server.domain.models.generation import Message
+from llamastead_server.domain.models.gguf_header import read_header
 from llamastead_server.workers.gguf import convert
 from llamastead_server.workers.gguf_tokenizer import Unsupported
 from llamastead_server.workers.llamacpp import LlamaCpp, LoadOptions

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers
 
-from llamastead_server.domain.generation import Message
+from llamastead_server.domain.models.generation import Message
 from llamastead_server.workers.hf_tokenizer import HfTokenizer
 from llamastead_server.workers.model import Refused
 from tests.workers.exllama_cpu import SPECIAL, TEMPLATE, make_tokenizer

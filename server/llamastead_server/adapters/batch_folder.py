@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from llamastead_server.adapters.blob_store import BlobUpload
-from llamastead_server.domain.batch_records import Checked
+from llamastead_server.domain.tasks.batch_records import Checked
 
 _PIECE = 256 << 10
 _MOST_LINES = 50_000

@@ -10,11 +10,11 @@ import sqlalchemy as sa
 
 from llamastead_server.adapters.database import Database
 from llamastead_server.adapters.schema import batch_files, batches
-from llamastead_server.domain.batch_records import OPEN, Batch, BatchFile, BatchStatus, Page
+from llamastead_server.domain.tasks.batch_records import OPEN, Batch, BatchFile, BatchStatus, Page
 
 
 class SqlBatchStore:
-    """`domain.batch_records.BatchStore` over the SQL database."""
+    """`domain.tasks.batch_records.BatchStore` over the SQL database."""
 
     def __init__(self, database: Database) -> None:
         self._database = database

@@ -10,7 +10,7 @@ import sqlalchemy as sa
 from llamastead_server.adapters.database import Database
 from llamastead_server.adapters.file_store import row_of
 from llamastead_server.adapters.schema import chunks, databases, files
-from llamastead_server.domain.files import FileRecord
+from llamastead_server.domain.datasets.files import FileRecord
 from llamastead_server.domain.names import ProjectRef
 from llamastead_server.domain.ports import Chunk
 
@@ -19,7 +19,7 @@ _ROWS_PER_INSERT = 1000
 
 
 class SqlChunkStore:
-    """`domain.files.IndexedChunks`, and what retrieval reads, over the SQL database."""
+    """`domain.datasets.files.IndexedChunks`, and what retrieval reads, over the SQL database."""
 
     def __init__(self, database: Database) -> None:
         self._database = database

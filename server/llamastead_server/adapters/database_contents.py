@@ -9,8 +9,8 @@ import sqlalchemy as sa
 
 from llamastead_server.adapters.database import Database
 from llamastead_server.adapters.schema import chunks, databases, files
-from llamastead_server.domain.database_views import Contents, Document
 from llamastead_server.domain.names import ProjectRef
+from llamastead_server.domain.retrieval.database_views import Contents, Document
 
 
 class SqlDatabaseContents:

@@ -14,9 +14,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from llamastead_server.domain.files import DocumentError
+from llamastead_server.domain.datasets.files import DocumentError
+from llamastead_server.domain.datasets.reading import ReadSettings
 from llamastead_server.domain.ports import ParsedDocument, ParsedPiece
-from llamastead_server.domain.reading import ReadSettings
 from llamastead_server.workers.parser import HEADER
 
 _log = logging.getLogger("llamastead.parser")

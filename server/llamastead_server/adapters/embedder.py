@@ -22,7 +22,7 @@ from llamastead_server.domain.errors import (
     RequestTimeout,
     Unavailable,
 )
-from llamastead_server.domain.meters import Meters, NoMeters
+from llamastead_server.domain.operations.meters import Meters, NoMeters
 from llamastead_server.domain.ports import Embedded, Embedder
 
 _QUERY_SECONDS = 30.0

@@ -14,7 +14,7 @@ from llamastead.internal.v1 import engine_pb2, engine_pb2_grpc
 from llamastead_server.adapters.generation_meter import GenerationMeter
 from llamastead_server.adapters.worker_process import WorkerProcess
 from llamastead_server.domain.errors import ContextLengthExceeded, EngineFailed, InvalidRequest, Overloaded
-from llamastead_server.domain.generation import (
+from llamastead_server.domain.models.generation import (
     Delta,
     Finished,
     GenerationEvent,
@@ -27,7 +27,7 @@ from llamastead_server.domain.generation import (
     TokenLogprob,
     Usage,
 )
-from llamastead_server.domain.meters import Meters, NoMeters
+from llamastead_server.domain.operations.meters import Meters, NoMeters
 
 _MOST_TOKENS = 2**31 - 1
 _SAMPLING_FIELDS = (

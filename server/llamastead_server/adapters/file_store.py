@@ -9,7 +9,7 @@ import sqlalchemy as sa
 
 from llamastead_server.adapters.database import Database
 from llamastead_server.adapters.schema import files
-from llamastead_server.domain.files import FileRecord, FileStatus
+from llamastead_server.domain.datasets.files import FileRecord, FileStatus
 from llamastead_server.domain.names import ProjectRef
 
 _INTERRUPTED = ("uploading", "processing", "deleting", "erasing")

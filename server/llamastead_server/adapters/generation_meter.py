@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import time
 
-from llamastead_server.domain.generation import Delta, Finished, GenerationEvent, Usage
-from llamastead_server.domain.meters import Meters
+from llamastead_server.domain.models.generation import Delta, Finished, GenerationEvent, Usage
+from llamastead_server.domain.operations.meters import Meters
 
 
 class GenerationMeter:

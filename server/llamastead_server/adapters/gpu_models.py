@@ -13,7 +13,7 @@ from llamastead_server.adapters import yaml_files
 from llamastead_server.adapters.gpu import GpuHost
 from llamastead_server.adapters.model_catalog import CatalogEntry, ModelCatalog
 from llamastead_server.domain.errors import Conflict, InvalidRequest, LlamasteadError, Unavailable
-from llamastead_server.domain.gpu_settings import PAGE, GpuSettings
+from llamastead_server.domain.models.gpu_settings import PAGE, GpuSettings
 from llamastead_server.domain.names import path_inside
 from llamastead_server.domain.validation import reasons, summary
 

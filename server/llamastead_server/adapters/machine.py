@@ -12,8 +12,8 @@ from pathlib import Path
 import psutil
 
 from llamastead_server.adapters import nvidia_smi
-from llamastead_server.domain.diagnosis import Device
-from llamastead_server.domain.meters import Resources
+from llamastead_server.domain.operations.diagnosis import Device
+from llamastead_server.domain.operations.meters import Resources
 
 _COLUMNS = "name,memory.total,memory.free,utilization.gpu"
 _SECONDS = 5.0

@@ -15,8 +15,8 @@ from prometheus_client.registry import Collector
 from llamastead_server.adapters import machine
 from llamastead_server.adapters.engine import WorkerEngine
 from llamastead_server.adapters.prometheus_meters import PrometheusMeters
-from llamastead_server.domain.diagnosis import Device
-from llamastead_server.domain.meters import Measurements, ModelLoad
+from llamastead_server.domain.operations.diagnosis import Device
+from llamastead_server.domain.operations.meters import Measurements, ModelLoad
 
 Engines = Callable[[], Mapping[str, WorkerEngine]]
 

@@ -114,7 +114,8 @@ class MilvusLite:
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
             pass_fds=[self._guard.fileno()],
-            # As Envoy: no Ctrl-C, and no session of its own, in which it would wait for processors.
+            # The terminal's Ctrl-C must not reach it. Not a session of its own: Linux shares processors among sessions
+            # first, whatever the niceness of who works in them.
             process_group=0,
         )
         self._await_socket(path)

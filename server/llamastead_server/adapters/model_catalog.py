@@ -10,8 +10,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from llamastead_server.domain.errors import ModelNotFound
-from llamastead_server.domain.generation import ModelCard
-from llamastead_server.domain.gguf_header import BadGguf, read_header
+from llamastead_server.domain.models.generation import ModelCard
+from llamastead_server.domain.models.gguf_header import BadGguf, read_header
 from llamastead_server.domain.names import path_inside
 
 DEFAULT_ALIASES = ("llama3.3", "llama3.2:3b", "llama3.2:70b")

@@ -22,10 +22,10 @@ from llamastead_server.adapters.model_catalog import CatalogEntry, ModelCatalog
 from llamastead_server.adapters.model_room import ModelRoom
 from llamastead_server.adapters.worker_process import Supervision, WorkerProcess
 from llamastead_server.domain.errors import LlamasteadError, Unavailable
-from llamastead_server.domain.generation import ModelCard
-from llamastead_server.domain.gguf_header import BadGguf, read_header
-from llamastead_server.domain.gpu_settings import GpuSettings
-from llamastead_server.domain.meters import Meters
+from llamastead_server.domain.models.generation import ModelCard
+from llamastead_server.domain.models.gguf_header import BadGguf, read_header
+from llamastead_server.domain.models.gpu_settings import GpuSettings
+from llamastead_server.domain.operations.meters import Meters
 
 CONVERTED = ".converted"
 """Folder in the models folder that holds the GGUF form of safetensors models."""

@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable
 from llamastead_server.adapters.departures import Departures
 from llamastead_server.adapters.loaded_model import LoadedModel
 from llamastead_server.domain.errors import Overloaded, Unavailable
-from llamastead_server.domain.generation import ModelCard
+from llamastead_server.domain.models.generation import ModelCard
 
 
 class ModelRoom:

@@ -14,7 +14,7 @@ from uuid import uuid4
 from llamastead_server.adapters import yaml_files
 from llamastead_server.adapters.folder_sync import sync_folder
 from llamastead_server.domain import names
-from llamastead_server.domain.config import ProjectConfig
+from llamastead_server.domain.config.project import ProjectConfig
 from llamastead_server.domain.errors import AlreadyExists, Conflict, InvalidRequest, NotFound
 from llamastead_server.domain.named_locks import NamedLocks
 from llamastead_server.domain.names import ProjectRef

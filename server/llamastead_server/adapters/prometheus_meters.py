@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
-from llamastead_server.domain.generation import Usage
+from llamastead_server.domain.models.generation import Usage
 
 _SERVER_FAULTS = frozenset({"INTERNAL", "UNAVAILABLE", "UNKNOWN", "DATA_LOSS", "UNIMPLEMENTED"})
 """gRPC statuses that REST callers see as 500 or above."""

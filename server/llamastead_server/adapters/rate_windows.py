@@ -12,8 +12,8 @@ from limits.aio.storage.base import Storage
 from limits.aio.strategies import MovingWindowRateLimiter
 from limits.errors import ConfigurationError, StorageError
 
+from llamastead_server.domain.access.limits import Kind, Window
 from llamastead_server.domain.errors import Conflict
-from llamastead_server.domain.limits import Kind, Window
 from llamastead_server.domain.ports import Clock
 
 _log = logging.getLogger("llamastead.limits")

@@ -18,8 +18,7 @@ from llamastead_server.domain.errors import (
     Overloaded,
     Unavailable,
 )
-from llamastead_server.domain.fusion import estimated_tokens
-from llamastead_server.domain.generation import (
+from llamastead_server.domain.models.generation import (
     Finished,
     GenerationEvent,
     GenerationRequest,
@@ -29,7 +28,8 @@ from llamastead_server.domain.generation import (
     TokenCount,
     Usage,
 )
-from llamastead_server.domain.model_routing import RemoteModel
+from llamastead_server.domain.models.routing import RemoteModel
+from llamastead_server.domain.retrieval.fusion import estimated_tokens
 
 _CONTEXT_LENGTH = 131_072
 """Tokens reckoned with: the other server knows its window, and refuses what does not fit."""

@@ -7,7 +7,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Iterator
 from typing import Any
 from uuid import uuid4
 
-from llamastead_server.domain.generation import (
+from llamastead_server.domain.models.generation import (
     Delta,
     FinishReason,
     GenerationEvent,

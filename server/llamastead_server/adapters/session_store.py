@@ -9,7 +9,7 @@ import sqlalchemy as sa
 
 from llamastead_server.adapters.database import Database
 from llamastead_server.adapters.schema import messages, sessions
-from llamastead_server.domain.generation import Message, Role, ToolCall
+from llamastead_server.domain.models.generation import Message, Role, ToolCall
 from llamastead_server.domain.names import ProjectRef
 
 

@@ -10,7 +10,7 @@ import sqlalchemy as sa
 from llamastead_server.adapters.database import Database
 from llamastead_server.adapters.schema import tasks
 from llamastead_server.domain.names import ProjectRef
-from llamastead_server.domain.task_records import Task
+from llamastead_server.domain.tasks.records import Task
 
 _ENDED = ("SUCCESS", "FAILURE")
 _OPEN = ("PENDING", "RETRY", "STARTED")

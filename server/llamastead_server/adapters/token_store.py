@@ -9,8 +9,8 @@ import sqlalchemy as sa
 
 from llamastead_server.adapters.database import Database
 from llamastead_server.adapters.schema import tokens
-from llamastead_server.domain.access import ProjectPattern, Scope
-from llamastead_server.domain.tokens import Token
+from llamastead_server.domain.access.rights import ProjectPattern, Scope
+from llamastead_server.domain.access.tokens import Token
 
 
 class SqlTokenStore:

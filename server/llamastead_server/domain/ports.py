@@ -9,10 +9,16 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, Protocol
 
-from llamastead_server.domain.config import ProjectConfig
-from llamastead_server.domain.generation import GenerationEvent, GenerationRequest, Message, ModelCard, TokenCount
+from llamastead_server.domain.config.project import ProjectConfig
+from llamastead_server.domain.datasets.reading import ReadSettings
+from llamastead_server.domain.models.generation import (
+    GenerationEvent,
+    GenerationRequest,
+    Message,
+    ModelCard,
+    TokenCount,
+)
 from llamastead_server.domain.names import ProjectRef
-from llamastead_server.domain.reading import ReadSettings
 
 Clock = Callable[[], float]
 """Seconds since the epoch; tests pass a fake one."""
@@ -232,7 +238,7 @@ class DocumentReader(Protocol):
     async def read(
         self, path: Path, filename: str, settings: ReadSettings, *, with_text: bool = False
     ) -> ParsedDocument:
-        """Raises `domain.files.DocumentError` with a reason a user understands when the file can't be read."""
+        """Raises `domain.datasets.files.DocumentError` with a reason a user understands when the file can't be read."""
         ...
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 
-from llamastead_server.domain.access import Principal
+from llamastead_server.domain.access.rights import Principal
+from llamastead_server.domain.access.tokens import Tokens
 from llamastead_server.domain.errors import Unauthenticated
-from llamastead_server.domain.tokens import Tokens
 from llamastead_server.services.interceptors import Call
 from llamastead_server.services.method_access import access
 

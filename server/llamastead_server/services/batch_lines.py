@@ -6,12 +6,12 @@ from collections.abc import Mapping
 from contextlib import aclosing
 from typing import Any
 
-from llamastead_server.domain.batch_run import LineAnswer
-from llamastead_server.domain.chat import ChatTurns
-from llamastead_server.domain.chat_request import ChatRequest
-from llamastead_server.domain.completion import CompletionRequest, Completions
-from llamastead_server.domain.embeddings import EmbeddingRequest, Embeddings
+from llamastead_server.domain.chat.completion import CompletionRequest, Completions
+from llamastead_server.domain.chat.request import ChatRequest
+from llamastead_server.domain.chat.turns import ChatTurns
 from llamastead_server.domain.errors import InvalidRequest, Overloaded, Unavailable
+from llamastead_server.domain.models.embeddings import EmbeddingRequest, Embeddings
+from llamastead_server.domain.tasks.batch_run import LineAnswer
 from llamastead_server.services import errors
 from llamastead_server.services.chat_json import CompletionHead
 from llamastead_server.services.completion_json import TextCompletionHead
@@ -21,7 +21,7 @@ _SOON = 1.0
 
 
 class BatchLines:
-    """`domain.batch_run.LineAnswers` over the same turns as OpenAI's endpoints.
+    """`domain.tasks.batch_run.LineAnswers` over the same turns as OpenAI's endpoints.
 
     Args:
         turns: Chats.

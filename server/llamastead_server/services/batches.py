@@ -11,10 +11,10 @@ from google.api import httpbody_pb2
 
 from llamastead.v1 import batch_pb2 as pb
 from llamastead.v1 import batch_pb2_grpc as pb_grpc
-from llamastead_server.domain.access import Principal
-from llamastead_server.domain.batch_records import Batch, BatchFile, Page
-from llamastead_server.domain.batches import PURPOSE, WINDOW, Batches
+from llamastead_server.domain.access.rights import Principal
 from llamastead_server.domain.errors import InvalidRequest, ValidationFailed
+from llamastead_server.domain.tasks.batch_records import Batch, BatchFile, Page
+from llamastead_server.domain.tasks.batches import PURPOSE, WINDOW, Batches
 from llamastead_server.services import plain
 from llamastead_server.services.multipart import MultipartBody
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from llamastead.v1 import dataset_pb2 as pb
 from llamastead_server.domain import names
-from llamastead_server.domain.datasets import Datasets
+from llamastead_server.domain.datasets.datasets import Datasets
 from llamastead_server.domain.errors import LlamasteadError
 from llamastead_server.domain.names import ProjectRef
 from llamastead_server.services.dataset_messages import bulk_file_message

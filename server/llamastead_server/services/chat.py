@@ -11,13 +11,13 @@ from google.protobuf.json_format import ParseDict
 
 from llamastead.v1 import chat_pb2, chat_pb2_grpc
 from llamastead_server.domain import names
-from llamastead_server.domain.answer import CallDelta, TextDelta
-from llamastead_server.domain.chat import ChatTurn, ChatTurns, SessionChoice, TurnStarted
-from llamastead_server.domain.chat_request import ChatRequest
+from llamastead_server.domain.chat.answer import CallDelta, TextDelta
+from llamastead_server.domain.chat.request import ChatRequest
+from llamastead_server.domain.chat.sessions import Sessions
+from llamastead_server.domain.chat.turns import ChatTurn, ChatTurns, SessionChoice, TurnStarted
 from llamastead_server.domain.errors import InvalidRequest
 from llamastead_server.domain.ports import ProjectStore
-from llamastead_server.domain.sessions import Sessions
-from llamastead_server.domain.sources import Source
+from llamastead_server.domain.retrieval.sources import Source
 from llamastead_server.services import plain
 from llamastead_server.services.chat_json import CompletionHead, message_json, source_json, usage_json
 from llamastead_server.services.http_body import DONE, STREAM_HEADERS, json_body, late_errors, sse_event

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from typing import Any
 from uuid import uuid4
 
-from llamastead_server.domain.answer import CallDelta, TextDelta, TurnFinished
-from llamastead_server.domain.generation import FinishReason, Message, TokenLogprob, ToolCall, Usage
-from llamastead_server.domain.sources import Source
+from llamastead_server.domain.chat.answer import CallDelta, TextDelta, TurnFinished
+from llamastead_server.domain.models.generation import FinishReason, Message, TokenLogprob, ToolCall, Usage
+from llamastead_server.domain.retrieval.sources import Source
 
 
 @dataclass(frozen=True, slots=True)

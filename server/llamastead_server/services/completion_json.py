@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 from uuid import uuid4
 
-from llamastead_server.domain.completion import CompletionEvent
-from llamastead_server.domain.generation import Delta, Finished, TokenLogprob, Usage
+from llamastead_server.domain.chat.completion import CompletionEvent
+from llamastead_server.domain.models.generation import Delta, Finished, TokenLogprob, Usage
 from llamastead_server.services.chat_json import usage_json
 
 

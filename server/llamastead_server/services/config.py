@@ -9,10 +9,10 @@ from google.protobuf.json_format import ParseDict
 
 from llamastead.v1 import config_pb2 as pb
 from llamastead.v1 import config_pb2_grpc as pb_grpc
+from llamastead_server.domain.access.limits import DOCUMENTED
 from llamastead_server.domain.errors import InvalidRequest
-from llamastead_server.domain.limits import DOCUMENTED
+from llamastead_server.domain.models.runtime_settings import Configuration, RuntimeSettings
 from llamastead_server.domain.ports import ModelRegistry
-from llamastead_server.domain.runtime_settings import Configuration, RuntimeSettings
 from llamastead_server.services import plain
 
 _DOCUMENTED = {

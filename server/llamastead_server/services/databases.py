@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from llamastead.v1 import retrieval_pb2 as pb
-from llamastead_server.domain.database_views import DatabaseView, Document, Stats
-from llamastead_server.domain.previews import Preview
+from llamastead_server.domain.datasets.previews import Preview
+from llamastead_server.domain.retrieval.database_views import DatabaseView, Document, Stats
 from llamastead_server.services.plain import to_struct
 from llamastead_server.services.timestamps import rfc3339
 

@@ -10,12 +10,12 @@ import grpc
 from llamastead.v1 import dataset_pb2 as pb
 from llamastead.v1 import dataset_pb2_grpc as pb_grpc
 from llamastead_server.domain import names
-from llamastead_server.domain.dataset_actions import DatasetActions
-from llamastead_server.domain.datasets import AddedFile, Datasets
+from llamastead_server.domain.datasets.actions import DatasetActions
+from llamastead_server.domain.datasets.datasets import AddedFile, Datasets
+from llamastead_server.domain.datasets.ingestion import PROCESS_DATASET, Ingestion
 from llamastead_server.domain.errors import InvalidRequest, ValidationFailed
-from llamastead_server.domain.ingestion import PROCESS_DATASET, Ingestion
 from llamastead_server.domain.names import ProjectRef, project_ref
-from llamastead_server.domain.tasks import TaskRunner
+from llamastead_server.domain.tasks.tasks import TaskRunner
 from llamastead_server.services.bulk_upload import BulkUpload
 from llamastead_server.services.dataset_messages import dataset_message, report_message, upload_message
 from llamastead_server.services.metadata import CallMetadata

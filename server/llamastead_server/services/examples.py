@@ -6,8 +6,8 @@ import grpc
 
 from llamastead.v1 import example_pb2 as pb
 from llamastead.v1 import example_pb2_grpc as pb_grpc
-from llamastead_server.domain.examples import Example, ExampleDataset, Examples
 from llamastead_server.domain.names import project_ref
+from llamastead_server.domain.projects.examples import Example, ExampleDataset, Examples
 
 _KINDS = {
     ".pdf": "pdf",

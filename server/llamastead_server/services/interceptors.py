@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, cast
 import grpc
 from google.protobuf.message import DecodeError, Message
 
-from llamastead_server.domain.access import Principal
+from llamastead_server.domain.access.rights import Principal
 from llamastead_server.domain.errors import InvalidRequest, NotSupported, RequestTimeout
 from llamastead_server.services.metadata import CallMetadata, MetadataPairs
 

@@ -8,7 +8,7 @@ from contextlib import ExitStack, asynccontextmanager
 
 from google.protobuf.message import Message
 
-from llamastead_server.domain.limits import LimitReached, Limits, Window
+from llamastead_server.domain.access.limits import LimitReached, Limits, Window
 from llamastead_server.services.interceptors import Call
 from llamastead_server.services.method_access import access
 

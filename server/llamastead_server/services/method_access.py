@@ -12,7 +12,7 @@ from google.protobuf.descriptor import Descriptor, MethodDescriptor
 from google.protobuf.message import Message
 
 from llamastead.v1 import access_pb2
-from llamastead_server.domain.access import Principal, Scope
+from llamastead_server.domain.access.rights import Principal, Scope
 
 _SCOPES = {
     access_pb2.SCOPE_OPEN: None,

@@ -9,6 +9,7 @@ import grpc
 
 from llamastead.v1 import model_pb2, model_pb2_grpc
 from llamastead_server.domain import names
+from llamastead_server.domain.config.runtime import RuntimeModel
 from llamastead_server.domain.errors import (
     Conflict,
     InvalidRequest,
@@ -18,11 +19,10 @@ from llamastead_server.domain.errors import (
     Overloaded,
     Unavailable,
 )
-from llamastead_server.domain.generation import ModelCard
-from llamastead_server.domain.model_routing import ModelRouter, RemoteModel
+from llamastead_server.domain.models.generation import ModelCard
+from llamastead_server.domain.models.routing import ModelRouter, RemoteModel
+from llamastead_server.domain.models.runtime_settings import RuntimeSettings
 from llamastead_server.domain.ports import ModelRegistry, ProjectStore
-from llamastead_server.domain.runtime_config import RuntimeModel
-from llamastead_server.domain.runtime_settings import RuntimeSettings
 from llamastead_server.services import plain
 
 _GIGA = 1024**3

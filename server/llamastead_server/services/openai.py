@@ -17,14 +17,14 @@ from google.protobuf.json_format import ParseDict
 from llamastead.v1 import chat_pb2, model_pb2
 from llamastead.v1 import openai_pb2 as pb
 from llamastead.v1 import openai_pb2_grpc as pb_grpc
-from llamastead_server.domain.chat import SessionChoice
-from llamastead_server.domain.completion import CompletionEvent, CompletionRequest, Completions
-from llamastead_server.domain.embeddings import EmbeddingRequest, Embeddings
+from llamastead_server.domain.chat.completion import CompletionEvent, CompletionRequest, Completions
+from llamastead_server.domain.chat.turns import SessionChoice
 from llamastead_server.domain.errors import InvalidRequest
-from llamastead_server.domain.generation import Delta
+from llamastead_server.domain.models.embeddings import EmbeddingRequest, Embeddings
+from llamastead_server.domain.models.generation import Delta
+from llamastead_server.domain.models.reranking import RerankRequest, rerank
 from llamastead_server.domain.names import ProjectRef
 from llamastead_server.domain.ports import Embedded, Embedder, ModelRegistry
-from llamastead_server.domain.reranking import RerankRequest, rerank
 from llamastead_server.services import plain
 from llamastead_server.services.chat import ChatServicer
 from llamastead_server.services.completion_json import TextCompletionHead, total_usage

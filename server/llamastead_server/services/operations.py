@@ -15,14 +15,14 @@ from google.api import httpbody_pb2
 
 from llamastead.v1 import operations_pb2 as pb
 from llamastead.v1 import operations_pb2_grpc as pb_grpc
-from llamastead_server.domain.caches import Caches
-from llamastead_server.domain.diagnosis import Diagnosis, Report
 from llamastead_server.domain.errors import Internal, InvalidRequest
-from llamastead_server.domain.health import HealthCheck, ask
-from llamastead_server.domain.log_book import LogBook, LogEntry, LogQuery
-from llamastead_server.domain.meters import MeterReader
+from llamastead_server.domain.operations.caches import Caches
+from llamastead_server.domain.operations.diagnosis import Diagnosis, Report
+from llamastead_server.domain.operations.health import HealthCheck, ask
+from llamastead_server.domain.operations.log_book import LogBook, LogEntry, LogQuery
+from llamastead_server.domain.operations.meters import MeterReader
+from llamastead_server.domain.operations.shutdown import Shutdown
 from llamastead_server.domain.ports import ModelRegistry
-from llamastead_server.domain.shutdown import Shutdown
 from llamastead_server.services import operations_messages as messages
 from llamastead_server.services import plain
 from llamastead_server.services.http_body import EVENTS, LINES, STREAM_HEADERS, StreamForm, json_body, late_errors

@@ -8,9 +8,9 @@ from typing import Any
 from google.protobuf.json_format import ParseDict
 
 from llamastead.v1 import operations_pb2 as pb
-from llamastead_server.domain.diagnosis import Device, Finding, Report
-from llamastead_server.domain.log_book import LogEntry
-from llamastead_server.domain.meters import Measurements, ModelLoad, Resources
+from llamastead_server.domain.operations.diagnosis import Device, Finding, Report
+from llamastead_server.domain.operations.log_book import LogEntry
+from llamastead_server.domain.operations.meters import Measurements, ModelLoad, Resources
 from llamastead_server.services.timestamps import rfc3339
 
 

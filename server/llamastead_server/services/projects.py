@@ -1,4 +1,4 @@
-"""ProjectService over `domain.projects`."""
+"""ProjectService over `domain.projects.projects`."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from google.protobuf.struct_pb2 import Struct
 
 from llamastead.v1 import project_pb2, project_pb2_grpc
 from llamastead_server.domain import names, ports
-from llamastead_server.domain.access import Principal
+from llamastead_server.domain.access.rights import Principal
 from llamastead_server.domain.errors import ValidationFailed
-from llamastead_server.domain.projects import Projects
+from llamastead_server.domain.projects.projects import Projects
 from llamastead_server.services import plain
 
 

@@ -12,9 +12,9 @@ from google.api import httpbody_pb2
 
 from llamastead.v1 import prompt_pb2 as pb
 from llamastead.v1 import prompt_pb2_grpc as pb_grpc
-from llamastead_server.domain.answer import TextDelta, TurnFinished
+from llamastead_server.domain.chat.answer import TextDelta, TurnFinished
+from llamastead_server.domain.chat.prompt_turns import PromptRequest, PromptTurns
 from llamastead_server.domain.errors import InvalidRequest
-from llamastead_server.domain.prompt_turns import PromptRequest, PromptTurns
 from llamastead_server.services import plain
 from llamastead_server.services.http_body import STREAM_HEADERS, StreamForm, json_body, late_errors, wanted_form
 from llamastead_server.services.metadata import CallMetadata

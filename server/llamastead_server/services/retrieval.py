@@ -9,16 +9,16 @@ from google.api.httpbody_pb2 import HttpBody
 from google.protobuf import struct_pb2
 
 from llamastead.v1 import retrieval_pb2, retrieval_pb2_grpc
-from llamastead_server.domain.databases import Databases
+from llamastead_server.domain.datasets.previews import PreviewRequest, Previews
+from llamastead_server.domain.datasets.reindexing import REINDEX_DATABASE, Reindexing
 from llamastead_server.domain.names import project_ref, segment
 from llamastead_server.domain.ports import Chunk
-from llamastead_server.domain.previews import PreviewRequest, Previews
-from llamastead_server.domain.ranking import Hit
-from llamastead_server.domain.reindexing import REINDEX_DATABASE, Reindexing
-from llamastead_server.domain.retrieval import Retriever
-from llamastead_server.domain.retrieval_health import ComponentHealth, DatabaseHealth, RetrievalHealth
-from llamastead_server.domain.retrieval_plan import RetrievalQuery
-from llamastead_server.domain.tasks import TaskRunner
+from llamastead_server.domain.retrieval.databases import Databases
+from llamastead_server.domain.retrieval.health import ComponentHealth, DatabaseHealth, RetrievalHealth
+from llamastead_server.domain.retrieval.plan import RetrievalQuery
+from llamastead_server.domain.retrieval.ranking import Hit
+from llamastead_server.domain.retrieval.retriever import Retriever
+from llamastead_server.domain.tasks.tasks import TaskRunner
 from llamastead_server.services.databases import database_message, document_message, preview_message, stats_message
 from llamastead_server.services.http_body import json_body
 from llamastead_server.services.metadata import CallMetadata

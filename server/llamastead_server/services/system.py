@@ -13,7 +13,7 @@ import grpc
 
 from llamastead.v1 import system_pb2 as pb
 from llamastead.v1 import system_pb2_grpc as pb_grpc
-from llamastead_server.domain.health import Health, HealthCheck, HealthStatus, ask
+from llamastead_server.domain.operations.health import Health, HealthCheck, HealthStatus, ask
 from llamastead_server.services import plain
 
 

@@ -12,8 +12,8 @@ from google.protobuf import json_format, struct_pb2
 from llamastead.v1 import task_pb2 as pb
 from llamastead.v1 import task_pb2_grpc as pb_grpc
 from llamastead_server.domain.names import project_ref
-from llamastead_server.domain.task_records import Cancellation, Task
-from llamastead_server.domain.tasks import TaskRunner
+from llamastead_server.domain.tasks.records import Cancellation, Task
+from llamastead_server.domain.tasks.tasks import TaskRunner
 
 
 class TaskServicer(pb_grpc.TaskServiceServicer):

@@ -10,7 +10,7 @@ from contextlib import asynccontextmanager
 
 import grpc
 
-from llamastead_server.domain.meters import Meters, NoMeters
+from llamastead_server.domain.operations.meters import Meters, NoMeters
 from llamastead_server.domain.request_id import REQUEST_ID
 from llamastead_server.services.interceptors import Call
 

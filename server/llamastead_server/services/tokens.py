@@ -8,9 +8,9 @@ import grpc
 
 from llamastead.v1 import token_pb2 as pb
 from llamastead.v1 import token_pb2_grpc as pb_grpc
-from llamastead_server.domain.access import ProjectPattern, Scope
+from llamastead_server.domain.access.rights import ProjectPattern, Scope
+from llamastead_server.domain.access.tokens import Token, Tokens
 from llamastead_server.domain.ports import Clock
-from llamastead_server.domain.tokens import Token, Tokens
 from llamastead_server.services.timestamps import rfc3339
 
 

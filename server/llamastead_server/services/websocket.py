@@ -16,9 +16,9 @@ from urllib.parse import parse_qs, urlsplit
 from websockets.asyncio.server import Server, ServerConnection, unix_serve
 from websockets.typing import Subprotocol
 
-from llamastead_server.domain.access import Principal
+from llamastead_server.domain.access.limits import LimitReached, Limits
+from llamastead_server.domain.access.rights import Principal
 from llamastead_server.domain.errors import Unauthenticated
-from llamastead_server.domain.limits import LimitReached, Limits
 from llamastead_server.services.auth import BearerAuth
 from llamastead_server.services.metadata import CLIENT_ADDRESS
 from llamastead_server.services.websocket_connection import Conversation

@@ -13,7 +13,8 @@ from websockets.asyncio.server import ServerConnection
 from websockets.exceptions import ConnectionClosed
 
 from llamastead_server.domain import request_id
-from llamastead_server.domain.access import Principal
+from llamastead_server.domain.access.limits import Limits
+from llamastead_server.domain.access.rights import Principal
 from llamastead_server.domain.errors import (
     Conflict,
     LlamasteadError,
@@ -22,7 +23,6 @@ from llamastead_server.domain.errors import (
     Unauthenticated,
     Unavailable,
 )
-from llamastead_server.domain.limits import Limits
 from llamastead_server.services import errors, frames
 from llamastead_server.services.websocket_work import WebSocketWork, demand, rules
 

@@ -7,13 +7,13 @@ import time
 from collections.abc import AsyncGenerator, Callable, Mapping
 
 from llamastead_server.domain import names
-from llamastead_server.domain.access import Principal
-from llamastead_server.domain.answer import CallDelta, TextDelta
-from llamastead_server.domain.chat import ChatTurns, SessionChoice
-from llamastead_server.domain.chat_request import ChatRequest
+from llamastead_server.domain.access.rights import Principal
+from llamastead_server.domain.chat.answer import CallDelta, TextDelta
+from llamastead_server.domain.chat.request import ChatRequest
+from llamastead_server.domain.chat.turns import ChatTurns, SessionChoice
 from llamastead_server.domain.errors import InvalidRequest
 from llamastead_server.domain.ports import ModelRegistry
-from llamastead_server.domain.tasks import TaskRunner
+from llamastead_server.domain.tasks.tasks import TaskRunner
 from llamastead_server.services import frames, plain
 from llamastead_server.services.chat_json import call_json, logprobs_json, source_json, usage_json
 from llamastead_server.services.method_access import MethodAccess, access

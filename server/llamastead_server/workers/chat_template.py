@@ -19,8 +19,8 @@ import jinja2.nodes
 from jinja2.ext import loopcontrols
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from llamastead_server.domain.generation import Message
-from llamastead_server.domain.tool_prompt import as_text
+from llamastead_server.domain.chat.tool_prompt import as_text
+from llamastead_server.domain.models.generation import Message
 
 LLAMA_3_TEMPLATE = (
     "{{ bos_token }}{% for message in messages %}"

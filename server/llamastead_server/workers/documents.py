@@ -11,8 +11,8 @@ from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import Any
 
-from llamastead_server.domain.chunking import ChunkStrategy
-from llamastead_server.domain.reading import ReadSettings
+from llamastead_server.domain.datasets.chunking import ChunkStrategy
+from llamastead_server.domain.datasets.reading import ReadSettings
 from llamastead_server.workers import archive, tables
 from llamastead_server.workers.formats import ARCHIVES, GRIDS, TEXT, format_of
 from llamastead_server.workers.markdown import headings, split_sections, without_code

@@ -16,8 +16,8 @@ from typing import Any, NoReturn
 import grpc
 
 from llamastead.internal.v1 import engine_pb2, engine_pb2_grpc
-from llamastead_server.domain.generation import Message, ToolCall
-from llamastead_server.domain.gpu_settings import GpuSettings
+from llamastead_server.domain.models.generation import Message, ToolCall
+from llamastead_server.domain.models.gpu_settings import GpuSettings
 from llamastead_server.workers import child
 from llamastead_server.workers.llamacpp_http import LlamaServerError
 from llamastead_server.workers.model import Busy, EngineError, Model, Refused

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from llamastead.internal.v1 import engine_pb2
-from llamastead_server.domain.generation import Message
-from llamastead_server.domain.gpu_settings import GpuSettings
+from llamastead_server.domain.models.generation import Message
+from llamastead_server.domain.models.gpu_settings import GpuSettings
 from llamastead_server.workers import exllama_loading
 from llamastead_server.workers.exllama_answer import Answer
 from llamastead_server.workers.exllama_loading import CannotLoad, Loaded, Source

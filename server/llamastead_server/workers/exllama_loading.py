@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from llamastead_server.domain.gpu_settings import PAGE, GpuSettings
+from llamastead_server.domain.models.gpu_settings import PAGE, GpuSettings
 from llamastead_server.workers import exllama_build, exllama_config, exllama_memory, paged_attention
 from llamastead_server.workers.exllama_build import Report
 from llamastead_server.workers.exllama_memory import NoRoom, Plan, Shape

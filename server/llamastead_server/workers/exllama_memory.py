@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from llamastead_server.domain.gpu_settings import PAGE, CacheKind, GpuSettings
+from llamastead_server.domain.models.gpu_settings import PAGE, CacheKind, GpuSettings
 
 _LONGEST_DEFAULT_WINDOW = 8192
 _LEAST_WINDOW = 512

@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from llamastead_server.domain.extractor_config import EXTRACTOR_TYPES
+from llamastead_server.domain.config.extractors import EXTRACTOR_TYPES
 from llamastead_server.workers import text_patterns
 from llamastead_server.workers.documents import Reading
 from llamastead_server.workers.key_phrases import KeyPhrases, sentences, summary

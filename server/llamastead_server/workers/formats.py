@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from llamastead_server.domain.reading import ReadSettings
+from llamastead_server.domain.datasets.reading import ReadSettings
 
 _OFFICE = "application/vnd.openxmlformats-officedocument."
 _SHEETS = f"{_OFFICE}spreadsheetml.sheet"

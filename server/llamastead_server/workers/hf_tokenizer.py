@@ -11,7 +11,7 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
-from llamastead_server.domain.generation import Message
+from llamastead_server.domain.models.generation import Message
 from llamastead_server.workers.chat_template import ChatTemplate, ControlTokens, TemplateRefused
 from llamastead_server.workers.gguf_tokenizer import chat_template
 from llamastead_server.workers.model import Refused

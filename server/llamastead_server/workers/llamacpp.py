@@ -19,8 +19,8 @@ from typing import Any
 import xllamacpp
 
 from llamastead.internal.v1 import engine_pb2
-from llamastead_server.domain.generation import Message
-from llamastead_server.domain.gguf_header import GgufHeader, read_header
+from llamastead_server.domain.models.generation import Message
+from llamastead_server.domain.models.gguf_header import GgufHeader, read_header
 from llamastead_server.workers.chat_template import ChatTemplate, ControlTokens, TemplateRefused
 from llamastead_server.workers.llamacpp_http import LlamaHttp, LlamaServerError
 from llamastead_server.workers.model import ModelStatus, Refused, parsed_schema

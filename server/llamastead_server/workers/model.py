@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from llamastead.internal.v1 import engine_pb2
-from llamastead_server.domain.generation import Message
+from llamastead_server.domain.models.generation import Message
 
 Event = dict[str, Any]
 """One event of a completion, in the words of llama.cpp's server.

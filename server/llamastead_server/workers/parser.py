@@ -15,8 +15,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from llamastead_server.domain.chunking import ChunkSettings, row_spans, spans
-from llamastead_server.domain.reading import ReadSettings
+from llamastead_server.domain.datasets.chunking import ChunkSettings, row_spans, spans
+from llamastead_server.domain.datasets.reading import ReadSettings
 from llamastead_server.workers.child import configure_logging, die_with_parent, give_way
 from llamastead_server.workers.documents import Part, Reader, Reading
 from llamastead_server.workers.extractors import extract, wants_outline

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import codecs
 
-from llamastead_server.domain.reading import ReadSettings
+from llamastead_server.domain.datasets.reading import ReadSettings
 
 _SIGNATURES = (
     (b"%PDF-", "PDF"),

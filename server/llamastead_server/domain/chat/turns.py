@@ -1,0 +1,277 @@
+"""One chat turn, from a request to its last token; every chat-like endpoint is a face of it."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from llamastead_server.domain.chat import prompt as prompts
+from llamastead_server.domain.chat.answer import Answer, AnswerEvent, CallDelta, TextDelta, TurnFinished
+from llamastead_server.domain.chat.messages import unanswered
+from llamastead_server.domain.chat.prompt import Prompt, Trimmed
+from llamastead_server.domain.chat.request import ChatRequest, Parameters
+from llamastead_server.domain.chat.sessions import Sessions, SessionTurn
+from llamastead_server.domain.chat.source_finder import SourceFinder, find_sources
+from llamastead_server.domain.chat.tools import ToolOffer
+from llamastead_server.domain.chat.tools import checked as checked_tools
+from llamastead_server.domain.chat.window import ChatWindow
+from llamastead_server.domain.config.project import ProjectConfig
+from llamastead_server.domain.config.runtime import RuntimeModel
+from llamastead_server.domain.deadline import Deadline
+from llamastead_server.domain.errors import Conflict, ContextLengthExceeded, ModelNotFound, NotFound, ValidationFailed
+from llamastead_server.domain.models.engine_stream import next_event, started
+from llamastead_server.domain.models.generation import GenerationEvent, Message, ModelCard
+from llamastead_server.domain.models.routing import ModelRouter
+from llamastead_server.domain.names import ProjectRef
+from llamastead_server.domain.ports import Engine, ModelRegistry, ProjectStore
+from llamastead_server.domain.retrieval.sources import Source
+
+
+@dataclass(frozen=True, slots=True)
+class SessionChoice:
+    """Which session a turn belongs to: a given one, by default a new one, or none."""
+
+    session_id: str | None = None
+    stateless: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class TurnStarted:
+    """The engine admitted the prompt: nothing that a request can do wrong is left.
+
+    Attributes:
+        session_id: The turn's session; None when stateless.
+        model: The model's name as the request or the project has it.
+        sources: Passages the model was given, best first.
+        trimmed: What was left out of the prompt to make it fit.
+    """
+
+    session_id: str | None
+    model: str
+    sources: Sequence[Source]
+    trimmed: Trimmed
+
+
+class ChatTurn:
+    """A running turn. Iterating gives `TextDelta`s and `CallDelta`s, then one `TurnFinished`.
+
+    Attributes:
+        started: What is known before the first token.
+    """
+
+    def __init__(
+        self,
+        started: TurnStarted,
+        events: AsyncIterator[GenerationEvent],
+        answer: Answer,
+        session: SessionTurn,
+        new: Sequence[Message],
+        deadline: Deadline,
+    ) -> None:
+        self.started = started
+        self._events = events
+        self._answer = answer
+        self._session = session
+        self._new = new
+        self._deadline = deadline
+
+    async def __aiter__(self) -> AsyncIterator[AnswerEvent]:
+        while True:
+            for found in self._answer.read(await next_event(self._events, self._deadline)):
+                if isinstance(found, TurnFinished):
+                    # Who has seen the end of an answer finds it in the history.
+                    await self._session.commit([*self._new, self._answer.message])
+                    yield found
+                    return
+                yield found
+
+    async def whole(self) -> tuple[Sequence[TextDelta | CallDelta], TurnFinished]:
+        """Waits for the end: everything the answer is made of, and how it ended."""
+        deltas: list[TextDelta | CallDelta] = []
+        async for event in self:
+            if isinstance(event, TurnFinished):
+                return deltas, event
+            deltas.append(event)
+        raise AssertionError("a turn ends with TurnFinished")
+
+
+class ChatTurns:
+    """Runs chat turns.
+
+    Args:
+        projects: The projects' configurations.
+        models: The installed models.
+        sources: Retrieval.
+        sessions: The histories.
+        router: What answers for a project's model. Default: the installed models alone.
+        defaults: Gives the parameters that a model's requests take where neither they nor their project say.
+        request_timeout: Gives the seconds one turn may take, from its arrival to its last token.
+    """
+
+    def __init__(
+        self,
+        projects: ProjectStore,
+        models: ModelRegistry,
+        sources: SourceFinder,
+        sessions: Sessions,
+        *,
+        router: ModelRouter | None = None,
+        defaults: Callable[[str], Mapping[str, Any]] = lambda model: {},
+        request_timeout: Callable[[], float] = lambda: 600.0,
+    ) -> None:
+        self._projects = projects
+        self._models = models
+        self._sources = sources
+        self._sessions = sessions
+        self._router = router or ModelRouter(models)
+        self._defaults = defaults
+        self._request_timeout = request_timeout
+
+    @asynccontextmanager
+    async def start(
+        self,
+        ref: ProjectRef | None,
+        request: ChatRequest,
+        session: SessionChoice = SessionChoice(),
+        *,
+        timeout: float | None = None,
+    ) -> AsyncIterator[ChatTurn]:
+        """Runs a turn while the block runs; leaving it early frees the engine and keeps nothing.
+
+        Args:
+            ref: The project; `None` runs a turn of an installed model, stateless and without retrieval.
+            request: What is asked for.
+            session: Which session the turn belongs to.
+            timeout: Seconds the turn may take, if fewer than the server allows.
+
+        Raises:
+            InvalidRequest: The session's id is not valid, the prompt does not fit the model's window, or the model
+                does not take what is asked of it.
+            NotFound: The project, the model or the database does not exist.
+            Conflict: The project's configuration is broken.
+            Overloaded: The engine's or the session's queue is full.
+            EngineFailed: The engine's worker died.
+            RequestTimeout: The time is over, also while iterating.
+        """
+        limit = self._request_timeout()
+        deadline = Deadline(limit if timeout is None else min(timeout, limit))
+        async with AsyncExitStack() as stack:
+            async with deadline.held():
+                turn = await self._begin(stack, ref, request, session, deadline)
+            yield turn
+
+    async def _begin(
+        self,
+        stack: AsyncExitStack,
+        ref: ProjectRef | None,
+        request: ChatRequest,
+        choice: SessionChoice,
+        deadline: Deadline,
+    ) -> ChatTurn:
+        config = None if ref is None else await self._projects.config(ref)
+        if config is None:
+            request.check_needs_no_project()
+        model = self._model(config, request.model or None)
+        found = self._router.find(model)
+        defaults = self._defaults(found.name) if isinstance(found, ModelCard) else {}
+        source = f"runtime.models[{model.name}].model_api_parameters"
+        parameters = request.parameters({**defaults, **model.model_api_parameters}, source=source)
+        offer = _offer(request, model)
+        request.generation((), parameters, offer)
+        configured: Sequence[Message] = []
+        sources: Sequence[Source] = []
+        session = SessionTurn(None, ())
+        if ref is not None and config is not None:
+            if request.system is None:
+                configured = prompts.fill(config.prompt_messages(model), request.variables)
+            sources = await find_sources(self._sources, ref, config, model, request)
+            session = await stack.enter_async_context(
+                self._sessions.turn(ref, choice.session_id, stateless=choice.stateless)
+            )
+        turns, new = session.conversation(request.turns)
+        _check_answered(turns)
+        engine = await stack.enter_async_context(self._router.lease(model))
+        window = ChatWindow.of(engine, request.n_ctx)
+        prompt = Prompt.assemble(configured, request.system, sources, turns, offer)
+        prompt.check_size(window)
+        if not prompt.surely_fits(window, parameters.token_limit):
+            prompt = await prompt.fit(window, parameters.token_limit)
+        parameters = await window.limit(prompt, parameters)
+        prompt, events = await _generate(stack, engine, request, parameters, prompt, offer)
+        started = TurnStarted(session.session_id, request.model or model.name, prompt.sources, prompt.trimmed)
+        answer = Answer(offer, native=engine.native_tool_calls and not offer.in_prompt)
+        return ChatTurn(started, events, answer, session, new, deadline)
+
+    def _model(self, config: ProjectConfig | None, name: str | None) -> RuntimeModel:
+        if config is None:
+            return self._installed(name)
+        try:
+            return config.runtime.select(name)
+        except NotFound as error:
+            # A request may also name an installed model that the project does not configure.
+            try:
+                self._models.resolve(name)
+            except ModelNotFound:
+                raise ModelNotFound(error.message, details=error.details) from None
+            return self._installed(name)
+
+    def _installed(self, name: str | None) -> RuntimeModel:
+        name = name or self._models.default_model or self._models.resolve(None).name
+        return RuntimeModel(name=name, model=name)
+
+
+def _offer(request: ChatRequest, model: RuntimeModel) -> ToolOffer:
+    """The request's tools, else the ones configured for the model."""
+    tools = request.tools
+    if not tools and model.tools:
+        filled = [
+            prompts.fill_texts(
+                tool.function.model_dump(include={"name", "description", "parameters"}), request.variables
+            )
+            for tool in model.tools
+        ]
+        try:
+            tools = checked_tools(filled)
+        except ValueError as error:
+            raise Conflict(f"The project's runtime.models[{model.name}].tools is wrong: {error}.") from None
+    return ToolOffer.of(
+        tools,
+        request.tool_choice,
+        parallel=request.parallel_tool_calls,
+        in_prompt=model.tool_call_strategy == "prompt_based",
+    )
+
+
+def _check_answered(turns: Sequence[Message]) -> None:
+    call_id = unanswered(turns)
+    if call_id is not None:
+        reason = f"tool_call_id {call_id!r} answers no call of an assistant message before it"
+        raise ValidationFailed(f"Invalid request: messages: {reason}.", details={"messages": reason})
+
+
+async def _generate(
+    stack: AsyncExitStack,
+    engine: Engine,
+    request: ChatRequest,
+    parameters: Parameters,
+    prompt: Prompt,
+    offer: ToolOffer,
+) -> tuple[Prompt, AsyncIterator[GenerationEvent]]:
+    """Opens the stream of events and waits until the engine has admitted the prompt."""
+    while True:
+        async with AsyncExitStack() as attempt:
+            generation = engine.generate(request.generation(prompt.messages, parameters, offer))
+            events = await attempt.enter_async_context(aclosing(generation))
+            try:
+                await started(events)
+            except ContextLengthExceeded:
+                # The template may have added more than was reckoned with.
+                fitted = await prompt.fit(engine, parameters.token_limit)
+                if fitted.trimmed == prompt.trimmed:
+                    raise
+                prompt = fitted
+            else:
+                await stack.enter_async_context(attempt.pop_all())
+                return prompt, events

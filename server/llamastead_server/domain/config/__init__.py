@@ -1,0 +1,1 @@
+"""A project's configuration, llamafarm.yaml, section by section."""

@@ -1,0 +1,1 @@
+"""Files on their way to being searchable: uploads, parsing rules, chunks, ingestion."""

@@ -1,0 +1,1 @@
+"""What models are asked for, and what they answer: generation, embeddings, reranking, settings."""

@@ -1,0 +1,1 @@
+"""Projects, the templates they start from, and the examples they learn from."""
