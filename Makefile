@@ -6,6 +6,8 @@ GPU_PYTHON ?= 3.12
 GPU_WHEELS ?=
 # A package index that holds CPU-only builds of torch, for machines without an NVIDIA GPU (see README).
 TORCH_INDEX ?=
+# How many processes run tests; each may start servers and models of its own, of 1 to 2 GB.
+TEST_PROCESSES ?= 2
 # Optional parts to install, for example `make run EXTRAS=cuda` on a machine with an NVIDIA GPU.
 EXTRAS ?=
 VENV := .venv
@@ -25,12 +27,12 @@ run: $(VENV)/.run  ## Start the server with an example project, ready to chat
 	$(BIN)/llamastead serve --example quickstart_rag
 
 test: $(VENV)/.dev  ## Run the tests
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses $(TEST_PROCESSES) --dist loadfile
 
 lint: $(VENV)/.dev  ## Check style, types and the contract
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy server/llamastead_server tools
+	$(BIN)/mypy server/llamastead_server tools benchmarks
 	$(BIN)/buf lint
 	$(BIN)/buf format --diff --exit-code
 
