@@ -468,3 +468,16 @@ async def test_a_small_cache_serves_one_after_the_other(start: Start) -> None:
     texts = await asyncio.gather(*(running.text(prompt, max_tokens=400) for prompt in PROMPTS))
     assert texts == [await running.text(prompt, max_tokens=400) for prompt in PROMPTS]
     await running.idle()
+
+
+async def test_logits_wider_than_the_tokenizer_are_biased_and_bound_alike(start: Start, tmp_path: Path) -> None:
+    folder = tmp_path / "padded"
+    make_model(folder, vocabulary=1024)
+    running = await start(source=folder).ready()
+    assert running.model._ready().vocabulary < 1024
+    end = running.model._ready().ends[0]
+    others = asyncio.create_task(running.text("Once", max_tokens=40))
+    events = await running.complete("Once", sampling={**GREEDY, "logit_bias": {end: 100.0}})
+    assert (text_of(events), last(events)["stop_type"]) == ("", "eos")
+    assert (await running.text("Once", max_tokens=60, json_object=True)).startswith("{")
+    assert await others

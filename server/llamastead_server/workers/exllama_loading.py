@@ -230,7 +230,7 @@ def _generator(parts: _Parts, settings: GpuSettings) -> Any:
 def _warm_up(loaded: Loaded, plan: Plan) -> None:
     """Proves that the longest step fits the memory, and lets the kernels tune themselves."""
     from llamastead_server.workers.exllama_job import Job
-    from llamastead_server.workers.exllama_sampling import Penalties
+    from llamastead_server.workers.exllama_sampling import Adjustments
 
     generator = loaded.make_generator()
     length = max(1, min(plan.chunk + 1, plan.window - _QUERIES_PER_SLOT - 1))
@@ -239,7 +239,7 @@ def _warm_up(loaded: Loaded, plan: Plan) -> None:
             [index % loaded.vocabulary for index in range(length)],
             _QUERIES_PER_SLOT,
             settings={"top_k": 1, "token_repetition_penalty": 1.0},
-            penalties=Penalties(),
+            adjustments=Adjustments(),
             ends=[],
             seed=0,
             alternatives=None,
