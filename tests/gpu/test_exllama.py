@@ -6,6 +6,7 @@ import asyncio
 import gc
 import json
 import os
+import shutil
 import subprocess
 from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from benchmarks import exl2
 from llamastead_server.adapters.gpu import GpuHost
@@ -194,6 +196,31 @@ async def test_speculation_answers_to_the_limit(start: Start, tmp_path: Path, ki
     for events in await asyncio.gather(*(running.complete(p, max_tokens=40, sampling=endless) for p in PROMPTS)):
         assert last(events)["tokens_predicted"] == 40
     await running.idle()
+
+
+async def test_an_adapter_changes_the_model_as_merged_weights_do(start: Start, folder: Path, tmp_path: Path) -> None:
+    adapted, merged = tmp_path / "adapted", tmp_path / "merged"
+    for place in (adapted, merged):
+        shutil.copytree(folder, place)
+    weights = load_file(folder / "model.safetensors")
+    draw, halves = torch.Generator().manual_seed(3), {}
+    for name in ("self_attn.q_proj", "self_attn.v_proj", "self_attn.o_proj", "mlp.gate_proj", "mlp.down_proj"):
+        for layer in range(SHAPE["num_hidden_layers"]):
+            whole = weights[f"model.layers.{layer}.{name}.weight"].float()
+            down, up = torch.randn(4, whole.shape[1], generator=draw), torch.randn(whole.shape[0], 4, generator=draw)
+            key = f"base_model.model.model.layers.{layer}.{name}"
+            halves[f"{key}.lora_A.weight"], halves[f"{key}.lora_B.weight"] = down * 0.05, up * 0.05
+            # As trained, its effect counts alpha / r = 2; here it is halved.
+            weights[f"model.layers.{layer}.{name}.weight"] = (whole + 0.5 * 2 * 0.05**2 * up @ down).half()
+    (adapted / "adapter").mkdir()
+    save_file(halves, adapted / "adapter" / "adapter_model.safetensors")
+    (adapted / "adapter" / "adapter_config.json").write_text(json.dumps({"r": 4, "lora_alpha": 8}))
+    save_file(weights, merged / "model.safetensors", metadata={"format": "pt"})
+    running = await ready(start(source=adapted, loras=[{"path": "adapter", "scale": 0.5}]))
+    prompt = await long_prompt(running, 300)
+    got, wanted = await distribution(running, prompt), expected(merged, prompt)
+    assert float((got - wanted).abs().max()) < HALF_PRECISION
+    assert float((got - expected(folder, prompt)).abs().max()) > 4 * HALF_PRECISION
 
 
 async def test_an_exl2_conversion_loads_and_resembles_the_model(start: Start, folder: Path, tmp_path: Path) -> None:

@@ -187,7 +187,8 @@ class CpuLoader:
         if self._before is not None:
             self._before(report)
         import exllamav2
-        from exllamav2.generator import ExLlamaV2DynamicGenerator
+
+        from llamastead_server.workers.exllama_generator import Generator
 
         paged_attention.prepare_environment()
         paged_attention.install(importlib.import_module("exllamav2.attn"))
@@ -215,7 +216,7 @@ class CpuLoader:
 
         def make_generator() -> Any:
             options = generator_options(settings, chosen)
-            generator = ExLlamaV2DynamicGenerator(model=model, cache=cache, tokenizer=words, **drafts, **options)
+            generator = Generator(model=model, cache=cache, tokenizer=words, **drafts, **options)
             self.generators.append(generator)
             return generator
 

@@ -409,7 +409,7 @@ async def test_a_schema_that_would_not_bind_is_refused_and_the_engine_lives_on(r
 @pytest.mark.parametrize("kind", ["ngram", "draft"])
 async def test_speculation_changes_no_greedy_text(start: Start, tmp_path: Path, kind: str) -> None:
     plain = await start().ready()
-    prompts = ["Once upon a time " * 20, "def make", "日本"]
+    prompts = ["Once upon a time " * 20, "def make", "日本", "a"]
     endless = {**GREEDY, "logit_bias": dict.fromkeys(plain.model._ready().ends, -100.0)}
     asked = {"max_tokens": 40, "top_logprobs": 1, "sampling": endless}
     expected = [await plain.complete(prompt, **asked) for prompt in prompts]

@@ -225,10 +225,10 @@ def _slots(settings: GpuSettings, plan: Plan) -> int:
 
 
 def _generator(parts: _Parts, settings: GpuSettings) -> Any:
-    from exllamav2.generator import ExLlamaV2DynamicGenerator
+    from llamastead_server.workers.exllama_generator import Generator
 
     _free_memory()
-    generator = ExLlamaV2DynamicGenerator(
+    generator = Generator(
         model=parts.model,
         cache=parts.cache,
         tokenizer=parts.tokenizer,
