@@ -2,8 +2,10 @@
 PYTHON ?= python3
 # The Python of the machine with the GPU, for `make gpu-wheels`.
 GPU_PYTHON ?= 3.12
-# `--tests-only` leaves out the wheels that only `make bench-gpu` needs.
+# `--tests-only` leaves out the wheels that only `make bench-gpu` needs; see `tools/gpu.py --help`.
 GPU_WHEELS ?=
+# Further arguments of the GPU tests (pytest's) or benchmarks, for example `make test-gpu GPU_ARGS='-k logits'`.
+GPU_ARGS ?=
 # A package index that holds CPU-only builds of torch, for machines without an NVIDIA GPU (see README).
 TORCH_INDEX ?=
 # How many processes run tests; each may start servers and models of its own, of 1 to 2 GB.
@@ -55,10 +57,10 @@ bench: $(VENV)/.dev  ## Measure overheads, side by side
 	$(BIN)/python -m benchmarks
 
 test-gpu:  ## Run the tests that need an NVIDIA GPU, with this machine's own PyTorch
-	$(PYTHON) tools/gpu.py test
+	$(PYTHON) tools/gpu.py test $(GPU_ARGS)
 
 bench-gpu:  ## Measure ExLlamaV2 on an NVIDIA GPU, raw and through the server
-	$(PYTHON) tools/gpu.py bench
+	$(PYTHON) tools/gpu.py bench $(GPU_ARGS)
 
 gpu-wheels: $(VENV)/.dev  ## Collect the wheels that a GPU machine without network lacks
 	$(BIN)/python tools/gpu.py wheels --python $(GPU_PYTHON) $(GPU_WHEELS)

@@ -58,6 +58,7 @@ def make(folder: Path, shape: Shape) -> Path:
         target.mkdir(parents=True, exist_ok=True)
         silent = _write_tokenizer(target, shape)
         _write_weights(target, shape, silent)
+        torch.cuda.empty_cache()
         # Last: what has a config is whole.
         (target / "config.json").write_text(json.dumps(_config(shape, silent)))
     return target

@@ -6,15 +6,17 @@ import asyncio
 import gc
 import json
 import os
+import shutil
 import subprocess
-import sys
 from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
+from benchmarks import exl2
 from llamastead_server.adapters.gpu import GpuHost
 from llamastead_server.adapters.gpu_models import GpuModels
 from llamastead_server.adapters.model_catalog import ModelCatalog
@@ -23,7 +25,7 @@ from llamastead_server.adapters.worker_process import Supervision
 from llamastead_server.domain.errors import EngineFailed
 from llamastead_server.domain.models.generation import Delta, GenerationRequest, Sampling
 from llamastead_server.domain.models.gpu_settings import GpuSettings
-from llamastead_server.workers import exllama_build, exllama_loading
+from llamastead_server.workers import exllama_loading
 from llamastead_server.workers.exllama import ExLlama
 from llamastead_server.workers.exllama_loading import Loaded, Source
 from tests.workers.exllama_cpu import make_model, transformers_model
@@ -46,7 +48,7 @@ from tests.workers.test_exllama import (  # noqa: F401  # the same promises, kep
     text_of,
 )
 
-pytestmark = [pytest.mark.gpu, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.gpu, pytest.mark.timeout(240)]
 EXTENSIONS = Path(os.environ.get("LLAMASTEAD_TEST_EXTENSIONS", "build/cuda-extensions")).absolute()
 SHAPE: dict[str, Any] = {
     "hidden_size": 256,
@@ -113,8 +115,7 @@ async def running(start: Start) -> Running:
 
 
 async def ready(running: Running) -> Running:
-    """The first start of all compiles the kernels, which takes minutes."""
-    async with asyncio.timeout(800):
+    async with asyncio.timeout(120):
         while (status := await running.model.status()).state == "loading":
             await asyncio.sleep(0.2)
     assert status.state == "ready", status.error
@@ -197,16 +198,38 @@ async def test_speculation_answers_to_the_limit(start: Start, tmp_path: Path, ki
     await running.idle()
 
 
+async def test_an_adapter_changes_the_model_as_merged_weights_do(start: Start, folder: Path, tmp_path: Path) -> None:
+    adapted, merged = tmp_path / "adapted", tmp_path / "merged"
+    for place in (adapted, merged):
+        shutil.copytree(folder, place)
+    weights = load_file(folder / "model.safetensors")
+    draw, halves = torch.Generator().manual_seed(3), {}
+    for name in ("self_attn.q_proj", "self_attn.v_proj", "self_attn.o_proj", "mlp.gate_proj", "mlp.down_proj"):
+        for layer in range(SHAPE["num_hidden_layers"]):
+            whole = weights[f"model.layers.{layer}.{name}.weight"].float()
+            down, up = torch.randn(4, whole.shape[1], generator=draw), torch.randn(whole.shape[0], 4, generator=draw)
+            key = f"base_model.model.model.layers.{layer}.{name}"
+            halves[f"{key}.lora_A.weight"], halves[f"{key}.lora_B.weight"] = down * 0.05, up * 0.05
+            # As trained, its effect counts alpha / r = 2; here it is halved.
+            weights[f"model.layers.{layer}.{name}.weight"] = (whole + 0.5 * 2 * 0.05**2 * up @ down).half()
+    (adapted / "adapter").mkdir()
+    save_file(halves, adapted / "adapter" / "adapter_model.safetensors")
+    (adapted / "adapter" / "adapter_config.json").write_text(json.dumps({"r": 4, "lora_alpha": 8}))
+    save_file(weights, merged / "model.safetensors", metadata={"format": "pt"})
+    running = await ready(start(source=adapted, loras=[{"path": "adapter", "scale": 0.5}]))
+    prompt = await long_prompt(running, 300)
+    got, wanted = await distribution(running, prompt), expected(merged, prompt)
+    assert float((got - wanted).abs().max()) < HALF_PRECISION
+    assert float((got - expected(folder, prompt)).abs().max()) > 4 * HALF_PRECISION
+
+
 async def test_an_exl2_conversion_loads_and_resembles_the_model(start: Start, folder: Path, tmp_path: Path) -> None:
     plain = await ready(start())
     prompt = await long_prompt(plain, 300)
-    options = ["-nr", "-b", "4.0", "-hb", "6", "-r", "4", "-l", "512", "-mr", "2", "-ml", "512"]
-    places = ["-i", str(folder), "-o", str(tmp_path / "work"), "-cf", str(tmp_path / "exl2")]
-    command = [sys.executable, "-m", "exllamav2.conversion.convert_exl2", *places, *options]
-    (tmp_path / "work").mkdir()
-    environment = {**os.environ, "TORCH_EXTENSIONS_DIR": str(EXTENSIONS / exllama_build.fingerprint())}
-    process = await asyncio.to_thread(subprocess.run, command, env=environment, capture_output=True, text=True)
-    assert process.returncode == 0, process.stdout[-2000:] + process.stderr[-2000:]
+    try:
+        await asyncio.to_thread(exl2.convert, folder, tmp_path / "exl2", 4.0, EXTENSIONS)
+    except subprocess.CalledProcessError as error:
+        pytest.fail(error.stdout[-4000:])
     config = json.loads((tmp_path / "exl2" / "config.json").read_text())
     assert config["quantization_config"]["quant_method"] == "exl2"
     quantised = await ready(start(source=tmp_path / "exl2"))
@@ -228,7 +251,7 @@ async def registry(models: Path) -> AsyncIterator[LocalModelRegistry]:
     assert host.missing() == ""
     catalog = ModelCatalog(models, gpu=True)
     gpu = GpuModels(catalog, host, GpuSettings(context_length=2048, slots=8, margin=0.5), EXTENSIONS)
-    quick = Supervision(start_timeout=800, heartbeat_interval=0.5, first_backoff=0.1)
+    quick = Supervision(start_timeout=120, heartbeat_interval=0.5, first_backoff=0.1)
     registry = LocalModelRegistry(catalog, models, EngineOptions(supervision=quick), gpu=gpu)
     yield registry
     await registry.close()
@@ -256,5 +279,5 @@ async def test_a_worker_killed_in_a_stream_fails_it_and_serves_the_next(registry
         with pytest.raises(EngineFailed):
             [event async for event in events]
         short = GenerationRequest(prompt="Once", sampling=Sampling(temperature=0), max_tokens=8)
-        async with asyncio.timeout(600):
+        async with asyncio.timeout(120):
             assert [event async for event in engine.generate(short)]

@@ -56,8 +56,15 @@ def make_tokenizer() -> Any:
     return wrapped
 
 
-def make_model(folder: Path, *, seed: int = 0, **changes: Any) -> tuple[Any, Any]:
-    """Writes a random Llama; returns its tokenizer and the model itself, in half precision as it was written."""
+def make_model(folder: Path, *, seed: int = 0, vocabulary: int | None = None, **changes: Any) -> tuple[Any, Any]:
+    """Writes a random Llama; returns its tokenizer and the model itself, in half precision as it was written.
+
+    Args:
+        folder: Made if need be.
+        seed: Of its weights.
+        vocabulary: Rows of its matrices; as many as the tokenizer has tokens by default.
+        changes: To its config.
+    """
     words = make_tokenizer()
     words.save_pretrained(folder)
     ids: Any = {text: words.convert_tokens_to_ids(text) for text in SPECIAL}
@@ -73,7 +80,7 @@ def make_model(folder: Path, *, seed: int = 0, **changes: Any) -> tuple[Any, Any
         "initializer_range": 0.2,
     }
     config = LlamaConfig(
-        vocab_size=len(words),
+        vocab_size=vocabulary or len(words),
         bos_token_id=ids[SPECIAL[0]],
         eos_token_id=[ids[SPECIAL[1]], ids[SPECIAL[4]]],
         **copy.deepcopy(options | changes),
@@ -180,7 +187,8 @@ class CpuLoader:
         if self._before is not None:
             self._before(report)
         import exllamav2
-        from exllamav2.generator import ExLlamaV2DynamicGenerator
+
+        from llamastead_server.workers.exllama_generator import Generator
 
         paged_attention.prepare_environment()
         paged_attention.install(importlib.import_module("exllamav2.attn"))
@@ -208,7 +216,7 @@ class CpuLoader:
 
         def make_generator() -> Any:
             options = generator_options(settings, chosen)
-            generator = ExLlamaV2DynamicGenerator(model=model, cache=cache, tokenizer=words, **drafts, **options)
+            generator = Generator(model=model, cache=cache, tokenizer=words, **drafts, **options)
             self.generators.append(generator)
             return generator
 

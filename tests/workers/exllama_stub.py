@@ -84,7 +84,9 @@ def sample_basic(
     if post_temperature != 1.0:
         weights = weights ** (1.0 / post_temperature)
     weights = weights / weights.sum()
-    drawn = min(int((weights.cumsum(0) < random * 0.9998).sum()), len(weights) - 1)
+    # As there, weights that are no numbers draw the last.
+    reached = ~(weights.cumsum(0) >= random * 0.9998)
+    drawn = min(int(reached.sum()), len(weights) - 1)
     tokens[0, 0], probabilities[0, 0] = order[drawn], weights[drawn]
     return mirostat_mu
 

@@ -409,7 +409,7 @@ async def test_a_schema_that_would_not_bind_is_refused_and_the_engine_lives_on(r
 @pytest.mark.parametrize("kind", ["ngram", "draft"])
 async def test_speculation_changes_no_greedy_text(start: Start, tmp_path: Path, kind: str) -> None:
     plain = await start().ready()
-    prompts = ["Once upon a time " * 20, "def make", "日本"]
+    prompts = ["Once upon a time " * 20, "def make", "日本", "a"]
     endless = {**GREEDY, "logit_bias": dict.fromkeys(plain.model._ready().ends, -100.0)}
     asked = {"max_tokens": 40, "top_logprobs": 1, "sampling": endless}
     expected = [await plain.complete(prompt, **asked) for prompt in prompts]
@@ -464,7 +464,22 @@ async def test_loading_tells_its_progress_and_a_failure_says_why(start: Start) -
 
 
 async def test_a_small_cache_serves_one_after_the_other(start: Start) -> None:
-    running = await start(context_length=512, cache_tokens=768, slots=4).ready()
+    running = await start(context_length=512, cache_tokens=768, slots=256).ready()
+    # Loading runs a step as large as the largest into the cache.
+    assert running.loader.generators[-1].model.config.max_input_len <= 768
     texts = await asyncio.gather(*(running.text(prompt, max_tokens=400) for prompt in PROMPTS))
     assert texts == [await running.text(prompt, max_tokens=400) for prompt in PROMPTS]
     await running.idle()
+
+
+async def test_logits_wider_than_the_tokenizer_are_biased_and_bound_alike(start: Start, tmp_path: Path) -> None:
+    folder = tmp_path / "padded"
+    make_model(folder, vocabulary=1024)
+    running = await start(source=folder).ready()
+    assert running.model._ready().vocabulary < 1024
+    end = running.model._ready().ends[0]
+    others = asyncio.create_task(running.text("Once", max_tokens=40))
+    events = await running.complete("Once", sampling={**GREEDY, "logit_bias": {end: 100.0}})
+    assert (text_of(events), last(events)["stop_type"]) == ("", "eos")
+    assert (await running.text("Once", max_tokens=60, json_object=True)).startswith("{")
+    assert await others

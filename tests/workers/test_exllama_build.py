@@ -114,6 +114,6 @@ def test_a_library_that_does_not_load_is_built_anew_next_time(tmp_path: Path, mo
 
 
 def test_without_a_compiler_it_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("torch.utils.cpp_extension.CUDA_HOME", None)
+    monkeypatch.setenv("CUDA_HOME", str(tmp_path / "nowhere"))
     with pytest.raises(BuildFailed, match="CUDA_HOME"):
         build(tmp_path / "k", lambda *_: None)

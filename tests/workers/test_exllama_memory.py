@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from llamastead_server.domain.models.gpu_settings import GpuSettings
-from llamastead_server.workers.exllama_memory import NoRoom, Shape, plan, weight_bytes
+from llamastead_server.workers.exllama_memory import NoRoom, Plan, Shape, plan, smaller, weight_bytes
 
 GIGABYTE = 1 << 30
 LLAMA_8B = Shape.of({
@@ -84,6 +84,23 @@ def test_a_chosen_cache_is_kept_or_refused() -> None:
         plan(settings(cache_tokens=4096), LLAMA_8B, WEIGHTS, [80 * GIGABYTE])
     with pytest.raises(NoRoom, match="are free"):
         plan(settings(cache_tokens=1 << 20), LLAMA_8B, WEIGHTS, [24 * GIGABYTE])
+
+
+def test_a_chunk_fits_the_cache_it_is_loaded_with() -> None:
+    for spare in range(900, 3000, 100):
+        chosen = plan(settings(slots=1), LLAMA_8B, 2 * GIGABYTE, [4 * GIGABYTE + (spare << 20)])
+        assert chosen.chunk <= chosen.cache_tokens
+        assert chosen.chunk < 256 + chosen.window
+
+
+def test_an_estimate_that_was_wrong_costs_half_the_cache_but_never_what_was_asked_for() -> None:
+    assert smaller(Plan(8192, 32768, 2048), settings()) == Plan(8192, 16384, 2048)
+    assert smaller(Plan(8192, 8192, 2048), settings()) == Plan(4096, 4096, 2048)
+    assert smaller(Plan(2048, 2048, 2048), settings()) == Plan(1024, 1024, 1024)
+    assert smaller(Plan(512, 1024, 512), settings()) is None
+    assert smaller(Plan(8192, 16384, 2048), settings(context_length=8192)) == Plan(8192, 8192, 2048)
+    assert smaller(Plan(8192, 8192, 2048), settings(context_length=8192)) is None
+    assert smaller(Plan(8192, 65536, 2048), settings(cache_tokens=65536)) is None
 
 
 def test_only_weights_count_as_weights(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from llamastead.internal.v1 import engine_pb2
-from llamastead_server.workers.exllama_sampling import Penalties, log_probabilities, sampler_settings
+from llamastead_server.workers.exllama_sampling import Adjustments, log_probabilities, sampler_settings
 from llamastead_server.workers.model import Refused
 from tests.workers import exllama_stub
 
@@ -28,7 +28,7 @@ class Tokenizer:
 def settings(**given: Any) -> Any:
     from exllamav2.generator import ExLlamaV2Sampler
 
-    return ExLlamaV2Sampler.Settings(**sampler_settings(engine_pb2.Sampling(**given), WORDS))
+    return ExLlamaV2Sampler.Settings(**sampler_settings(engine_pb2.Sampling(**given)))
 
 
 def draws(given: dict[str, Any], logits: torch.Tensor, count: int = 4000) -> torch.Tensor:
@@ -58,7 +58,7 @@ def test_absent_fields_are_neutral() -> None:
 def test_every_numeric_setting_of_the_engine_is_set_or_off_by_default() -> None:
     from exllamav2.generator import ExLlamaV2Sampler
 
-    defaults, neutral = ExLlamaV2Sampler.Settings(), sampler_settings(engine_pb2.Sampling(), WORDS)
+    defaults, neutral = ExLlamaV2Sampler.Settings(), sampler_settings(engine_pb2.Sampling())
     off = {"token_repetition_range", "token_repetition_decay", "temp_exponent", "mirostat_tau", "mirostat_eta",
            "dry_allowed_length", "dry_base", "dry_range", "dry_max_ngram", "xtc_threshold", "ngram_index"}  # fmt: skip
     numbers = {name for name, value in vars(defaults).items() if isinstance(value, int | float)}
@@ -92,22 +92,29 @@ def test_a_temperature_alone_flattens() -> None:
     assert torch.allclose(draws({"temperature": 2.0}, logits), (logits / 2).softmax(0), atol=2e-3)
 
 
-def test_logit_bias_is_added_and_fits_the_padded_logits() -> None:
+@pytest.mark.parametrize("given", [{}, {"top_p": 0.9}, {"top_k": 40}, {"min_p": 0.01}])
+def test_the_lowest_temperatures_draw_the_likeliest_of_a_flat_choice(given: dict[str, Any]) -> None:
     logits = torch.zeros(WORDS)
-    got = draws({"logit_bias": {3: 2.0, 4: -100.0}}, logits)
-    expected = logits.clone()
+    logits[7] = 0.5
+    assert draws({"temperature": 0.02, **given}, logits, 50)[7] == 1.0
+
+
+def test_logit_bias_is_added_to_the_tokens_it_names() -> None:
+    logits = torch.zeros(WORDS)
+    Adjustments.of(engine_pb2.Sampling(logit_bias={3: 2.0, 4: -100.0}), WORDS).apply(logits, torch.zeros(0).long())
+    expected = torch.zeros(WORDS)
     expected[3], expected[4] = 2.0, -100.0
-    assert torch.allclose(got, expected.softmax(0), atol=2e-3)
+    assert torch.equal(logits, expected)
     with pytest.raises(Refused, match="100 tokens"):
-        settings(logit_bias={100: 1.0})
+        Adjustments.of(engine_pb2.Sampling(logit_bias={100: 1.0}), WORDS)
 
 
 def test_penalties_are_those_of_openai() -> None:
     logits = torch.tensor([1.0, -1.0, 2.0, 0.5])
     before = logits.clone()
-    Penalties(repeat=2.0, presence=0.5, frequency=0.25).apply(logits, torch.tensor([0, 1, 1, 1, 0]))
+    Adjustments(repeat=2.0, presence=0.5, frequency=0.25).apply(logits, torch.tensor([0, 1, 1, 1, 0]))
     assert logits.tolist() == pytest.approx([1.0 / 2 - 0.5 - 0.5, -1.0 * 2 - 0.5 - 0.75, 2.0, 0.5])
-    for penalties, generated in ((Penalties(), [0]), (Penalties(presence=1.0), [])):
+    for penalties, generated in ((Adjustments(), [0]), (Adjustments(presence=1.0), [])):
         again = before.clone()
         penalties.apply(again, torch.tensor(generated, dtype=torch.long))
         assert torch.equal(again, before)
@@ -115,10 +122,10 @@ def test_penalties_are_those_of_openai() -> None:
 
 def test_penalties_come_from_the_request_and_never_reach_the_engine() -> None:
     sampling = engine_pb2.Sampling(repeat_penalty=1.3, presence_penalty=0.5, frequency_penalty=-0.5)
-    got = Penalties.of(sampling)
+    got = Adjustments.of(sampling, WORDS)
     assert (got.repeat, got.presence, got.frequency) == (pytest.approx(1.3), 0.5, -0.5)
-    assert Penalties.of(engine_pb2.Sampling()) == Penalties()
-    engine = sampler_settings(sampling, WORDS)
+    assert Adjustments.of(engine_pb2.Sampling(), WORDS) == Adjustments()
+    engine = sampler_settings(sampling)
     assert (engine["token_repetition_penalty"], engine["token_presence_penalty"]) == (1.0, 0.0)
 
 

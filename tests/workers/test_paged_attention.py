@@ -58,6 +58,7 @@ def test_scattered_pages_of_several_sequences(heads: int, key_heads: int, tokens
         q, k_cache, v_cache, k, v, cache_seqlens=LENGTHS, block_table=TABLE, softmax_scale=0.3, **rules
     )
     assert result.shape == q.shape
+    assert result.is_contiguous()
     for index, length in enumerate(LENGTHS.tolist()):
         keys, values = (rows(cache, index, length + tokens) for cache in (k_cache, v_cache))
         assert torch.equal(keys[length:], k[index])

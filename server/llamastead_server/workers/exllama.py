@@ -16,7 +16,7 @@ from llamastead_server.domain.models.gpu_settings import GpuSettings
 from llamastead_server.workers import exllama_loading
 from llamastead_server.workers.exllama_answer import Answer
 from llamastead_server.workers.exllama_loading import CannotLoad, Loaded, Source
-from llamastead_server.workers.exllama_sampling import Penalties, sampler_settings
+from llamastead_server.workers.exllama_sampling import Adjustments, sampler_settings
 from llamastead_server.workers.exllama_scheduler import Scheduler
 from llamastead_server.workers.exllama_schema import ANY_OBJECT
 from llamastead_server.workers.json_grammar import JsonGrammar, Vocabulary
@@ -101,8 +101,8 @@ class ExLlama:
         if not prompt or room <= 0:
             raise Refused(f"A prompt of {len(prompt)} tokens leaves no room in a window of {loaded.window}.")
         options = {
-            "settings": sampler_settings(sampling, loaded.vocabulary),
-            "penalties": Penalties.of(sampling),
+            "settings": sampler_settings(sampling),
+            "adjustments": Adjustments.of(sampling, loaded.vocabulary),
             "ends": loaded.ends,
             "seed": sampling.seed if sampling.HasField("seed") else None,
             "alternatives": request.top_logprobs if request.HasField("top_logprobs") else None,

@@ -20,6 +20,8 @@ from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
+from llamastead_server.workers import cuda_toolkit
+
 NAME = "exllamav2_ext"
 Report = Callable[[float, str], None]
 """Told the share that is done, 0 to 1, and what is being done."""
@@ -83,7 +85,7 @@ def build(place: Path, report: Report, command: list[str] | None = None) -> None
         command: Runs the compilation; the package's own import by default.
 
     Raises:
-        BuildFailed: The compilation failed; the message has its last words.
+        BuildFailed: There is no compiler, or the compilation failed; the message has its last words.
     """
     place.mkdir(parents=True, exist_ok=True)
     report(0.0, "waiting for another build of the GPU kernels")
@@ -94,9 +96,13 @@ def build(place: Path, report: Report, command: list[str] | None = None) -> None
         target = place / NAME
         # torch waits for this file without end; whoever made it is dead, or it would hold our lock.
         (target / "lock").unlink(missing_ok=True)
+        environment = _environment(place)
         if command is None:
-            _check_compiler()
-        _compile(target, _environment(place), command or [sys.executable, "-c", _BUILD], report)
+            try:
+                environment |= cuda_toolkit.environment()
+            except cuda_toolkit.NoToolkit as error:
+                raise BuildFailed(str(error)) from None
+        _compile(target, environment, command or [sys.executable, "-c", _BUILD], report)
         ready = place / f"{_READY}.part"
         ready.touch()
         ready.replace(place / _READY)
@@ -119,16 +125,6 @@ def _compile(target: Path, environment: dict[str, str], command: list[str], repo
     if status:
         words = log.read_bytes()[-_LAST_WORDS:].decode(errors="replace").strip()
         raise BuildFailed(f"ExLlamaV2's CUDA extension could not be compiled; see {log}. It ended with: {words}")
-
-
-def _check_compiler() -> None:
-    from torch.utils.cpp_extension import CUDA_HOME
-
-    if CUDA_HOME is None:
-        raise BuildFailed(
-            "ExLlamaV2's kernels have to be compiled once, which needs the CUDA toolkit (nvcc) of PyTorch's version; "
-            "install it and set CUDA_HOME to its folder."
-        )
 
 
 def _wait(child: subprocess.Popen[bytes]) -> int | None:
@@ -157,9 +153,9 @@ def _environment(place: Path) -> dict[str, str]:
 
 
 def _jobs() -> int:
-    """Compilers at once: each takes up to two gigabytes."""
+    """Compilers at once: each takes up to three gigabytes."""
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    return max(1, min(len(os.sched_getaffinity(0)), memory >> 31))
+    return max(1, min(len(os.sched_getaffinity(0)), memory // (3 << 30)))
 
 
 def _load(library: Path) -> ModuleType:

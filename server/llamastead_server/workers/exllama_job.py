@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from exllamav2.generator import ExLlamaV2DynamicJob, ExLlamaV2Sampler
 
-from llamastead_server.workers.exllama_sampling import Penalties, log_probabilities
+from llamastead_server.workers.exllama_sampling import Adjustments, log_probabilities
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +30,7 @@ class Job(ExLlamaV2DynamicJob):  # type: ignore[misc]
         prompt: Token ids.
         max_tokens: Most tokens to generate.
         settings: Arguments of the engine's sampler settings.
-        penalties: On tokens generated before.
+        adjustments: To the logits before a token is drawn.
         ends: Tokens that end the answer.
         seed: Of the random draw; `None` is a fresh one.
         alternatives: Likeliest tokens to tell with each log probability; `None` tells no log probabilities.
@@ -45,7 +45,7 @@ class Job(ExLlamaV2DynamicJob):  # type: ignore[misc]
         max_tokens: int,
         *,
         settings: dict[str, Any],
-        penalties: Penalties,
+        adjustments: Adjustments,
         ends: list[int],
         seed: int | None,
         alternatives: int | None,
@@ -63,7 +63,7 @@ class Job(ExLlamaV2DynamicJob):  # type: ignore[misc]
             identifier=identifier,
         )
         self._prompt_length = len(prompt)
-        self._penalties = penalties
+        self._adjustments = adjustments
         self._alternatives = alternatives
         self._vocabulary = vocabulary
         self._now: tuple[torch.Tensor, list[tuple[int, float]]] | None = None
@@ -74,7 +74,7 @@ class Job(ExLlamaV2DynamicJob):  # type: ignore[misc]
         row = logits[0, 0, : self._vocabulary]
         if self._alternatives is not None:
             self._now = log_probabilities(row, self._alternatives)
-        self._penalties.apply(row, self.sequences[0].sequence_ids.torch_slice(self._prompt_length, None)[0])
+        self._adjustments.apply(row, self.sequences[0].sequence_ids.torch_slice(self._prompt_length, None)[0])
         return super().receive_logits(logits)
 
     def receive_sample(self, logits: torch.Tensor, next_token: torch.Tensor, *rest: Any) -> Any:

@@ -21,6 +21,8 @@ _CACHES = {"fp16": "ExLlamaV2Cache", "q8": "ExLlamaV2Cache_Q8", "q6": "ExLlamaV2
 _QUERIES_PER_SLOT = 8
 """The generator reserves that many tokens for each request that is decoded."""
 _LEAST_OUTPUT = 16
+_LONGEST_WARM_UP = 16384
+"""Tokens; a step's memory grows with what came before it."""
 _ATTEMPTS = 3
 
 
@@ -85,6 +87,8 @@ def _load(source: Source, settings: GpuSettings, report: Report) -> Loaded:
 
     if not torch.cuda.is_available():
         raise CannotLoad("PyTorch sees no NVIDIA GPU in this process.")
+    if settings.split is not None and len(settings.split) > torch.cuda.device_count():
+        raise CannotLoad(f"The split names {len(settings.split)} GPUs, and there are {torch.cuda.device_count()}.")
     config = exllama_config.staged(source.folder, source.private / "model")
     tokenizer = HfTokenizer(source.folder, config)
     ends = end_tokens(source.folder, tokenizer)
@@ -101,16 +105,13 @@ def _load(source: Source, settings: GpuSettings, report: Report) -> Loaded:
     free = [torch.cuda.mem_get_info(index)[0] for index in range(torch.cuda.device_count())]
     shape = Shape.of(config)
     chosen = exllama_memory.plan(settings, shape, exllama_memory.weight_bytes(source.folder), free, draft)
-    parts = _on_gpus(source, settings, chosen, report)
+    vocabulary = min(tokenizer.size, shape.vocabulary)
+    parts = _on_gpus(source, settings, chosen, vocabulary, report)
     _log.info(
         "loaded with windows of %d tokens, a %s cache of %d tokens, attention by %s",
         parts.plan.window, settings.cache, parts.plan.cache_tokens, kind,
     )  # fmt: skip
-    vocabulary = min(tokenizer.size, shape.vocabulary)
-    loaded = Loaded(lambda: _generator(parts, settings), tokenizer, parts.plan.window, vocabulary, ends)
-    report(1.0, "warming up")
-    _warm_up(loaded, parts.plan)
-    return loaded
+    return Loaded(lambda: _generator(parts, settings), tokenizer, parts.plan.window, vocabulary, ends)
 
 
 def end_tokens(folder: Path, tokenizer: HfTokenizer) -> list[int]:
@@ -133,17 +134,19 @@ class _Parts:
     loras: list[Any]
 
 
-def _on_gpus(source: Source, settings: GpuSettings, plan: Plan, report: Report) -> _Parts:
+def _on_gpus(source: Source, settings: GpuSettings, plan: Plan, vocabulary: int, report: Report) -> _Parts:
     """Loads with the planned cache, or with less if the estimate was wrong and the size is ours to choose."""
     for attempt in range(_ATTEMPTS):
         try:
-            return _attempt(source, settings, plan, report)
+            parts = _attempt(source, settings, plan, report)
+            report(1.0, "warming up")
+            _warm_up(parts, settings, vocabulary)
+            return parts
         except RuntimeError as error:
             if "memory" not in str(error) and "VRAM" not in str(error):
                 raise
-            smaller = Plan(plan.window, plan.cache_tokens // 2 // PAGE * PAGE, plan.chunk)
-            fits = smaller.cache_tokens >= smaller.window + settings.proposed_tokens
-            if settings.cache_tokens is not None or not fits or attempt == _ATTEMPTS - 1:
+            smaller = exllama_memory.smaller(plan, settings)
+            if smaller is None or attempt == _ATTEMPTS - 1:
                 raise NoRoom(f"a cache of {plan.cache_tokens} tokens leaves too little GPU memory: {error}") from None
             plan = smaller
         # Here the error is gone, and with it the last references to what was loaded.
@@ -166,7 +169,12 @@ def _attempt(source: Source, settings: GpuSettings, plan: Plan, report: Report) 
             report(share[0] + (share[1] - share[0]) * done / max(total, 1), "loading")
 
         if settings.split is not None:
-            model.load(list(settings.split), callback=progress)
+            try:
+                model.load(list(settings.split), callback=progress)
+            except AssertionError:
+                raise NoRoom(
+                    f"a split of {', '.join(f'{each:g} GB' for each in settings.split)} is too small."
+                ) from None
             return config, model, make_cache(model, max_seq_len=plan.cache_tokens)
         cache = make_cache(model, max_seq_len=plan.cache_tokens, lazy=True)
         model.load_autosplit(cache, reserve_vram=int(settings.margin * (1 << 30)), callback=progress)
@@ -189,18 +197,19 @@ def configure(config: Any, settings: GpuSettings, plan: Plan) -> None:
     # Paged attention is supplied where flash-attn is not; the SDPA path has no causal mask.
     config.no_flash_attn = False
     config.no_sdpa = True
-    queries = -(-settings.slots * _QUERIES_PER_SLOT // PAGE) * PAGE
+    slots = _slots(settings, plan)
+    queries = -(-slots * _QUERIES_PER_SLOT // PAGE) * PAGE
     config.max_input_len = max(plan.chunk, queries)
     config.max_attention_size = config.max_input_len**2
     ahead = plan.window + settings.proposed_tokens
     config.max_seq_len = max(-(-ahead // PAGE) * PAGE, config.max_input_len)
-    config.max_output_len = max(_LEAST_OUTPUT, settings.slots * (1 + settings.proposed_tokens))
+    config.max_output_len = max(_LEAST_OUTPUT, slots * (1 + settings.proposed_tokens))
 
 
 def generator_options(settings: GpuSettings, plan: Plan) -> Mapping[str, Any]:
     """Arguments of `ExLlamaV2DynamicGenerator` beside the model's parts."""
     options: dict[str, Any] = {
-        "max_batch_size": settings.slots,
+        "max_batch_size": _slots(settings, plan),
         "max_chunk_size": plan.chunk,
         "max_q_size": _QUERIES_PER_SLOT,
         "paged": True,
@@ -210,11 +219,16 @@ def generator_options(settings: GpuSettings, plan: Plan) -> Mapping[str, Any]:
     return options
 
 
+def _slots(settings: GpuSettings, plan: Plan) -> int:
+    """Requests that can be decoded at once: each holds a page at least."""
+    return min(settings.slots, plan.cache_tokens // PAGE)
+
+
 def _generator(parts: _Parts, settings: GpuSettings) -> Any:
-    from exllamav2.generator import ExLlamaV2DynamicGenerator
+    from llamastead_server.workers.exllama_generator import Generator
 
     _free_memory()
-    generator = ExLlamaV2DynamicGenerator(
+    generator = Generator(
         model=parts.model,
         cache=parts.cache,
         tokenizer=parts.tokenizer,
@@ -227,23 +241,23 @@ def _generator(parts: _Parts, settings: GpuSettings) -> Any:
     return generator
 
 
-def _warm_up(loaded: Loaded, plan: Plan) -> None:
+def _warm_up(parts: _Parts, settings: GpuSettings, vocabulary: int) -> None:
     """Proves that the longest step fits the memory, and lets the kernels tune themselves."""
     from llamastead_server.workers.exllama_job import Job
-    from llamastead_server.workers.exllama_sampling import Penalties
+    from llamastead_server.workers.exllama_sampling import Adjustments
 
-    generator = loaded.make_generator()
-    length = max(1, min(plan.chunk + 1, plan.window - _QUERIES_PER_SLOT - 1))
+    generator = _generator(parts, settings)
+    length = max(1, min(parts.plan.window - _QUERIES_PER_SLOT - 1, _LONGEST_WARM_UP))
     generator.enqueue(
         Job(
-            [index % loaded.vocabulary for index in range(length)],
+            [index % vocabulary for index in range(length)],
             _QUERIES_PER_SLOT,
             settings={"top_k": 1, "token_repetition_penalty": 1.0},
-            penalties=Penalties(),
+            adjustments=Adjustments(),
             ends=[],
             seed=0,
             alternatives=None,
-            vocabulary=loaded.vocabulary,
+            vocabulary=vocabulary,
             filters=[],
             identifier=None,
         )

@@ -28,6 +28,7 @@ class Shape:
 
     layers: int
     heads: int
+    key_heads: int
     key_width: int
     hidden: int
     feed_forward: int
@@ -43,6 +44,7 @@ class Shape:
         return cls(
             layers=config["num_hidden_layers"],
             heads=heads,
+            key_heads=config.get("num_key_value_heads") or heads,
             key_width=(config.get("num_key_value_heads") or heads) * width,
             hidden=config["hidden_size"],
             feed_forward=config.get("intermediate_size") or 4 * config["hidden_size"],
@@ -56,12 +58,14 @@ class Shape:
         # A quantised cache is unpacked, one layer at a time, into a whole one in half precision.
         return held + (0 if kind == "fp16" else 2 * self.key_width * 2)
 
-    def workspace(self, chunk: int, rows: int) -> int:
-        """Memory of one step on one GPU: a chunk of a prompt, and logits of that many rows."""
+    def workspace(self, chunk: int, window: int, rows: int) -> int:
+        """Memory of one step on one GPU: a chunk at the end of a window, and logits of that many rows."""
         activations = chunk * (8 * self.hidden + 6 * self.feed_forward)
         # Loading runs one chunk through attention that writes its scores down.
         scores = 6 * self.heads * chunk * chunk
-        return activations + scores + 6 * rows * self.vocabulary
+        # Attention that gathers pages holds a copy of a window's, and for each query which of them it sees.
+        gathered = window * (4 * self.key_width + 3 * self.heads // max(1, self.key_heads) * chunk)
+        return activations + max(scores, gathered) + 6 * rows * self.vocabulary
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +107,10 @@ def plan(
         per_token += draft[0].bytes_per_token(settings.cache)
         weights += draft[1]
     margin = settings.margin * _GIGABYTE
-    room = sum(max(0.0, each - margin - shape.workspace(chunk, rows)) for each in free) - weights * _WEIGHTS_OVERHEAD
+    room = (
+        sum(max(0.0, each - margin - shape.workspace(chunk, window, rows)) for each in free)
+        - weights * _WEIGHTS_OVERHEAD
+    )
     affordable = max(0, int(room / per_token)) // PAGE * PAGE
     wanted = settings.cache_tokens or settings.slots * _pages(window + ahead)
     tokens = min(wanted, affordable)
@@ -117,7 +124,23 @@ def plan(
             f"with a cache of {max(least, settings.cache_tokens or 0)} tokens it needs about {needed >> 20} MiB, and "
             f"{sum(free) >> 20} MiB of GPU memory are free."
         )
-    return Plan(min(window, tokens - ahead), tokens, chunk)
+    return _fitted(window, tokens, chunk, ahead)
+
+
+def smaller(plan: Plan, settings: GpuSettings) -> Plan | None:
+    """The plan with half the cache, where the estimate was wrong; `None` if the operator wants more than that."""
+    tokens = plan.cache_tokens // 2 // PAGE * PAGE
+    if settings.cache_tokens is not None or tokens < _LEAST_WINDOW + PAGE:
+        return None
+    if settings.context_length is not None and tokens < _pages(plan.window + settings.proposed_tokens):
+        return None
+    return _fitted(plan.window, tokens, plan.chunk, settings.proposed_tokens)
+
+
+def _fitted(window: int, tokens: int, chunk: int, ahead: int) -> Plan:
+    window = min(window, tokens - ahead)
+    # Loading runs one whole chunk into the cache.
+    return Plan(window, tokens, min(chunk, _pages(window)))
 
 
 def weight_bytes(folder: Path) -> int:

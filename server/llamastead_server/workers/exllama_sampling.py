@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -34,17 +34,15 @@ _NEUTRAL: Mapping[str, Any] = {
 }
 _LEAST_TEMPERATURE = 0.01
 """Below it the engine is greedy; only a temperature of 0 shall be."""
+_LEAST_LAST_TEMPERATURE = 0.1
+"""Below it the powers that the engine takes of probabilities may all be 0, and it draws the least likely token."""
 
 
-def sampler_settings(sampling: engine_pb2.Sampling, vocabulary: int) -> dict[str, Any]:
-    """The arguments of `ExLlamaV2Sampler.Settings`; penalties are not among them, see `Penalties`.
+def sampler_settings(sampling: engine_pb2.Sampling) -> dict[str, Any]:
+    """The arguments of `ExLlamaV2Sampler.Settings`; penalties and biases are not among them, see `Adjustments`.
 
     Args:
         sampling: What the request asks for; absent fields are neutral.
-        vocabulary: Number of tokens.
-
-    Raises:
-        Refused: A biased token does not exist.
     """
     settings = dict(_NEUTRAL)
     top_p = sampling.top_p if sampling.HasField("top_p") else 1.0
@@ -58,43 +56,50 @@ def sampler_settings(sampling: engine_pb2.Sampling, vocabulary: int) -> dict[str
         settings["top_k"], settings["top_p"], settings["min_p"] = 1, 1.0, 0.0
     else:
         settings["temperature"] = max(temperature, _LEAST_TEMPERATURE)
-        # As with llama.cpp, what is cut off is judged before the temperature changes it.
-        settings["temperature_last"] = bool(settings["top_k"] or top_p < 1.0 or min_p > 0.0)
-    if sampling.logit_bias:
-        settings["token_bias"] = _bias(sampling.logit_bias, vocabulary)
+        # As with llama.cpp, what is cut off is judged before the temperature changes it, unless that hardly matters.
+        cuts = bool(settings["top_k"] or top_p < 1.0 or min_p > 0.0)
+        settings["temperature_last"] = cuts and temperature >= _LEAST_LAST_TEMPERATURE
     return settings
 
 
-def _bias(given: Mapping[int, float], vocabulary: int) -> torch.Tensor:
-    if unknown := [token for token in given if token >= vocabulary]:
-        raise Refused(f"logit_bias names token {unknown[0]}, but this model has {vocabulary} tokens.")
-    # The engine adds it to logits whose width is a multiple of 32.
-    bias = torch.zeros(vocabulary + -vocabulary % 32)
-    bias[list(given)] = torch.tensor(list(given.values()))
-    return bias
-
-
 @dataclass(frozen=True, slots=True)
-class Penalties:
-    """Penalties as OpenAI defines them: over what was generated. The engine's own count the prompt too.
+class Adjustments:
+    """What a request changes in the model's logits.
+
+    Penalties are as OpenAI defines them, over what was generated: the engine's own count the prompt too. The engine's
+    own bias must be as wide as its logits, which may be wider than the tokenizer's vocabulary, and fails everyone's
+    step if it is not.
 
     Attributes:
         repeat: Logits of generated tokens are divided by it, or multiplied where negative; 1 is off.
         presence: Subtracted from the logit of each token that was generated.
         frequency: Subtracted once for each time it was generated.
+        bias: Added to the logits of these tokens.
     """
 
     repeat: float = 1.0
     presence: float = 0.0
     frequency: float = 0.0
+    bias: Mapping[int, float] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, sampling: engine_pb2.Sampling) -> Penalties:
-        """What a request asks for."""
+    def of(cls, sampling: engine_pb2.Sampling, vocabulary: int) -> Adjustments:
+        """What a request asks for.
+
+        Args:
+            sampling: Of the request; absent fields are neutral.
+            vocabulary: Number of tokens.
+
+        Raises:
+            Refused: A biased token does not exist.
+        """
+        if unknown := [token for token in sampling.logit_bias if token >= vocabulary]:
+            raise Refused(f"logit_bias names token {unknown[0]}, but this model has {vocabulary} tokens.")
         return cls(
             sampling.repeat_penalty if sampling.HasField("repeat_penalty") else 1.0,
             sampling.presence_penalty,
             sampling.frequency_penalty,
+            dict(sampling.logit_bias),
         )
 
     def apply(self, logits: torch.Tensor, generated: torch.Tensor) -> None:
@@ -104,8 +109,12 @@ class Penalties:
             logits: Of one position, [vocabulary].
             generated: The tokens generated before it, [any number].
         """
-        if self == Penalties() or not generated.numel():
-            return
+        if generated.numel() and (self.repeat, self.presence, self.frequency) != (1.0, 0.0, 0.0):
+            self._penalise(logits, generated)
+        if self.bias:
+            logits[list(self.bias)] += torch.tensor(list(self.bias.values()), dtype=logits.dtype)
+
+    def _penalise(self, logits: torch.Tensor, generated: torch.Tensor) -> None:
         tokens, counts = torch.unique(generated, return_counts=True)
         values = logits[tokens]
         if self.repeat != 1.0:

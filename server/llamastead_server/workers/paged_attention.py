@@ -97,8 +97,11 @@ def flash_attn_with_kvcache(
         cache_seqlens = cache_seqlens + q.shape[1]
     fits = q.is_cuda and q.dtype in (torch.float16, torch.bfloat16) and q.shape[3] in _KERNEL_HEAD_WIDTHS
     if _Kernel.call is not None and fits and not softcap:
-        return _paged_kernel(q, k_cache, v_cache, cache_seqlens, block_table, softmax_scale, window_size[0])
-    return _gathered(q, k_cache, v_cache, cache_seqlens, block_table, softmax_scale, window_size[0], softcap)
+        result = _paged_kernel(q, k_cache, v_cache, cache_seqlens, block_table, softmax_scale, window_size[0])
+    else:
+        result = _gathered(q, k_cache, v_cache, cache_seqlens, block_table, softmax_scale, window_size[0], softcap)
+    # The kernels that take it next read it in one piece.
+    return result.contiguous()
 
 
 def _write(
@@ -146,7 +149,7 @@ def _gathered(
         result = torch.matmul(scores.softmax(-1).to(values.dtype), values)
     else:
         result = scaled_dot_product_attention(queries, keys, values, mask, scale=scale)
-    return result.view(batch, key_heads, group, tokens, width).permute(0, 3, 1, 2, 4).reshape(q.shape)
+    return result.reshape(batch, key_heads, group, tokens, width).permute(0, 3, 1, 2, 4).reshape(q.shape)
 
 
 def _paged_kernel(
@@ -176,7 +179,7 @@ def _paged_kernel(
         seqused_k=lengths.int(),
         block_table=table.int().contiguous(),
     )
-    return result.view(q.shape)
+    return result.reshape(q.shape)
 
 
 class _Kernel:
