@@ -97,6 +97,8 @@ function envoy_on_request(handle)
   local id = headers:get("x-request-id")
   if id ~= nil and (#id > 128 or not id:find("^%w[%w._:-]*$")) then headers:remove("x-request-id") end
   if content_type ~= nil and is_grpc(content_type) then return end
+  -- gRPC's own: for REST the server keeps the time, and says in its own words when it is over.
+  headers:remove("grpc-timeout")
   local method = headers:get(":method")
   remember(handle, "path", path)
   remember(handle, "method", method)
