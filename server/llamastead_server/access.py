@@ -9,6 +9,8 @@ from contextlib import AsyncExitStack
 
 from llamastead_server.adapters.database import Database
 from llamastead_server.adapters.rate_windows import MemoryWindows, RedisWindows
+from llamastead_server.adapters.redis_link import RedisLink
+from llamastead_server.adapters.stream_leases import RedisStreams
 from llamastead_server.adapters.token_store import SqlTokenStore
 from llamastead_server.domain.access.limits import LimitRules, Limits
 from llamastead_server.domain.access.tokens import Tokens
@@ -52,6 +54,9 @@ def open_limits(stack: AsyncExitStack, settings: Settings) -> Limits:
     rules = LimitRules(settings.rate_limit_requests, settings.rate_limit_streams, settings.rate_limit_batch)
     if settings.redis_url is None:
         return Limits(MemoryWindows(time.time), time.time, rules)
-    shared = RedisWindows(settings.redis_url, time.time)
-    stack.push_async_callback(shared.close)
-    return Limits(shared, time.time, rules)
+    link = RedisLink(settings.redis_url, time.time)
+    stack.push_async_callback(link.close)
+    streams = RedisStreams(link, time.time)
+    keeping = asyncio.create_task(streams.keep())
+    stack.callback(keeping.cancel)
+    return Limits(RedisWindows(link, time.time), time.time, rules, streams)

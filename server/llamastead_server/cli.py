@@ -14,6 +14,9 @@ from llamastead_server.domain import validation
 from llamastead_server.domain.errors import LlamasteadError
 from llamastead_server.settings import Settings
 
+_PRIVATE = 0o077
+"""The umask of what the server and its workers write: prompts, documents and tokens are their owner's alone."""
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command and returns its exit status."""
@@ -27,18 +30,27 @@ def main(arguments: Sequence[str] | None = None) -> int:
         settings = Settings()
     except ValidationError as error:
         return _fail(_wrong_settings(error))
+    umask = os.umask(_PRIVATE) if _writes_data(settings, options) else None
     try:
         status: int = options.run(settings, options)
     except LlamasteadError as error:
         return _fail(error.message)
     except KeyboardInterrupt:
         return 130
+    finally:
+        if umask is not None:
+            os.umask(umask)
     return status
+
+
+def _writes_data(settings: Settings, options: argparse.Namespace) -> bool:
+    """Whether a command writes into the data folder, and not only into a folder of models that others may share."""
+    return options.command in ("serve", "tokens") or settings.models_dir is None
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="llamastead", description=__doc__)
-    commands = parser.add_subparsers(metavar="command", required=True)
+    commands = parser.add_subparsers(metavar="command", required=True, dest="command")
     serve = commands.add_parser("serve", help="start the server and everything it needs")
     serve.add_argument("--example", metavar="ID", help="import this example project, unless it is there already")
     serve.set_defaults(run=_serve)

@@ -53,7 +53,9 @@ class Settings(BaseSettings):
         description="Batch operations per minute and token (or address); 0: no limit. Default: 5 with tokens.",
     )
     redis_url: str | None = Field(
-        None, description="Redis that several servers share to count requests. Default: each counts its own."
+        None,
+        description="Redis or Valkey that several servers share to count requests and streams. Default: each counts "
+        "its own.",
     )
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field("INFO", description="Least level that is logged.")
     log_format: Literal["text", "json"] = Field("text", description="Log lines for people or for machines.")

@@ -45,3 +45,28 @@ def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(Conflict, match="file"), DataFolder(tmp_path / "file" / "data"):
         pass
+
+
+def test_a_new_folder_is_its_owners_alone(tmp_path: Path) -> None:
+    with DataFolder(tmp_path / "data") as folder:
+        assert folder.path.stat().st_mode & 0o777 == 0o700
+
+
+def test_a_folder_that_an_earlier_version_left_open_is_closed(tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    data.mkdir(mode=0o755)
+    (data / ".lock").touch()
+    with DataFolder(data):
+        assert data.stat().st_mode & 0o777 == 0o700
+
+
+def test_a_folder_that_was_there_for_something_else_keeps_its_mode(tmp_path: Path) -> None:
+    data, temporary = tmp_path / "data", tmp_path / "tmp"
+    data.mkdir()
+    data.chmod(0o755)
+    temporary.mkdir()
+    temporary.chmod(0o1777)
+    (temporary / ".lock").touch()
+    for path, mode in ((data, 0o755), (temporary, 0o1777)):
+        with DataFolder(path):
+            assert path.stat().st_mode & 0o7777 == mode

@@ -92,12 +92,17 @@ async def test_headers_set_before_an_error_do_not_make_it_a_success(gateway: Run
     assert (await gateway.http.post(CHAT, json={"stream": True})).status_code == 404
 
 
-async def test_what_is_not_written_yet_is_501_and_says_so(gateway: Running) -> None:
+async def test_what_this_server_does_not_offer_is_501_and_says_so(gateway: Running) -> None:
     home = await gateway.http.get("/api/models")
     farm = await gateway.http.get("/v1/examples")
     assert (home.status_code, farm.status_code) == (501, 501)
-    assert home_error(home)["message"] == "ModelService.ListModels is not implemented yet."
-    assert farm_error(farm)["message"] == "ExampleService.ListExamples is not implemented yet."
+    assert (
+        home_error(home)["message"] == "ModelService.ListModels is in the contract, but this server does not offer it."
+    )
+    assert (
+        farm_error(farm)["message"]
+        == "ExampleService.ListExamples is in the contract, but this server does not offer it."
+    )
 
 
 @pytest.mark.parametrize("path", ["/nope", "/v1/nope", "/api/v1/nope", "/llamastead.v1.ChatService/GetChatHistory"])

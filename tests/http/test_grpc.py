@@ -18,6 +18,7 @@ from grpc_status import rpc_status
 
 from llamastead.v1 import chat_pb2, chat_pb2_grpc, dataset_pb2, dataset_pb2_grpc, system_pb2, system_pb2_grpc
 from llamastead_server.domain.errors import NotFound, Overloaded
+from llamastead_server.services import interceptors
 from llamastead_server.services.server import SERVICE_NAMES
 from tests.gateway import Running, ScriptedChat, running
 
@@ -160,12 +161,12 @@ async def test_client_streams_may_be_longer_than_a_json_body(gateway: Running, p
 
 
 @PORTS
-async def test_what_is_not_written_yet_is_unimplemented(gateway: Running, port: str) -> None:
+async def test_what_this_server_does_not_offer_is_unimplemented(gateway: Running, port: str) -> None:
     async with grpc.aio.insecure_channel(address(gateway, port)) as channel:
         with pytest.raises(grpc.aio.AioRpcError) as raised:
             await system_pb2_grpc.SystemServiceStub(channel).GetInfo(system_pb2.GetInfoRequest(), timeout=20)
     assert raised.value.code() is grpc.StatusCode.UNIMPLEMENTED
-    assert raised.value.details() == "SystemService.GetInfo is not implemented yet."
+    assert raised.value.details() == "SystemService.GetInfo is in the contract, but this server does not offer it."
 
 
 @PORTS
@@ -267,3 +268,53 @@ async def test_internal_services_are_on_neither_port(gateway: Running) -> None:
             with pytest.raises(grpc.aio.AioRpcError) as raised:
                 await call(b"", timeout=20)
             assert raised.value.code() is grpc.StatusCode.UNIMPLEMENTED
+
+
+@PORTS
+@pytest.mark.parametrize("method", ["GetChatHistory", "StreamChatCompletion"])
+async def test_a_call_that_ends_without_its_message_is_refused(
+    gateway: Running, chat: ScriptedChat, port: str, method: str
+) -> None:
+    async with grpc.aio.insecure_channel(address(gateway, port)) as channel:
+        call = channel.stream_stream(f"/llamastead.v1.ChatService/{method}")(timeout=20)
+        await call.done_writing()
+        assert await call.code() is grpc.StatusCode.INVALID_ARGUMENT
+        assert "no message" in await call.details()
+        assert dict(await call.trailing_metadata() or ())["x-request-id"]
+    assert chat.requests == []
+
+
+@PORTS
+async def test_a_call_that_never_brings_its_message_is_ended(
+    gateway: Running, chat: ScriptedChat, port: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(interceptors, "_LONGEST_SILENCE", 0.2)
+    async with grpc.aio.insecure_channel(address(gateway, port)) as channel:
+        call = channel.stream_unary("/llamastead.v1.ChatService/GetChatHistory")(timeout=20)
+        await call.wait_for_connection()
+        assert await call.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+        assert "no message for 0.2 seconds" in await call.details()
+        # A stream of requests may be silent for longer, and a stream of answers too.
+        chat.pause = 0.5
+        answers = chat_pb2_grpc.ChatServiceStub(channel).StreamChatCompletion(REQUEST, timeout=20)
+        assert len([answer async for answer in answers]) == 4
+
+
+@pytest.mark.parametrize(
+    ("method", "told"),
+    [
+        ("/llamastead.v1.ChatService/Chat", "GetChatHistory"),
+        ("/llamastead.v1.Chat/Chat", "no service 'llamastead.v1.Chat'"),
+        ("/llamastead.internal.v1.EngineService/Generate", "no service"),
+        ("/grpc.health.v1.Health/Look", "Check"),
+        ("nonsense", "no service"),
+    ],
+)
+async def test_a_method_that_does_not_exist_is_unimplemented_and_says_what_does(
+    gateway: Running, method: str, told: str
+) -> None:
+    async with grpc.aio.insecure_channel(address(gateway, "grpc")) as channel:
+        with pytest.raises(grpc.aio.AioRpcError) as raised:
+            await channel.unary_unary(method)(b"", timeout=20)
+    assert raised.value.code() is grpc.StatusCode.UNIMPLEMENTED
+    assert told in (raised.value.details() or "")

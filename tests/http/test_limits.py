@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
 from dataclasses import dataclass
 
 import grpc
@@ -13,7 +15,9 @@ from google.rpc import error_details_pb2
 from grpc_status import rpc_status
 
 from llamastead.v1 import chat_pb2, chat_pb2_grpc
-from llamastead_server.adapters.rate_windows import MemoryWindows
+from llamastead_server.adapters.rate_windows import MemoryWindows, RedisWindows
+from llamastead_server.adapters.redis_link import RedisLink
+from llamastead_server.adapters.stream_leases import RedisStreams
 from llamastead_server.domain.access.limits import LimitRules, Limits
 from llamastead_server.domain.access.tokens import Tokens
 from llamastead_server.services.auth import BearerAuth
@@ -226,3 +230,34 @@ async def test_pages_may_read_the_headers(closed: Limited) -> None:
     assert {"x-ratelimit-limit", "x-ratelimit-remaining", "x-ratelimit-reset", "retry-after"} <= {
         name.strip() for name in exposed.split(",")
     }
+
+
+async def test_two_servers_on_one_redis_share_the_limits(chat: ScriptedChat, redis_url: str) -> None:
+    async with AsyncExitStack() as stack:
+        servers = []
+        for _ in range(2):
+            link = RedisLink(redis_url, time.time)
+            stack.push_async_callback(link.close)
+            limits = Limits(RedisWindows(link, time.time), time.time, streams=RedisStreams(link, time.time))
+            layers = [BearerAuth(Tokens(NoTokens(), time.time, fixed=["ann"])), LimitLayer(limits)]
+            servers.append((await stack.enter_async_context(running([chat], layers=layers)), limits))
+        clients = [started.http for started, _ in servers]
+        assert [left(await clients[n % 2].get(HISTORY, headers=ANN))[1] for n in range(4)] == [59, 58, 57, 56]
+        for _, limits in servers:
+            limits.rules = LimitRules(requests=0, streams=2)
+        chat.events, chat.pause = 100_000, 0.05
+        streams = []
+        for http in clients:
+            request = http.build_request("POST", CHAT, json={"stream": True}, headers=ANN)
+            streams.append(await http.send(request, stream=True))
+        for http in clients:
+            assert (await http.post(CHAT, json={"stream": True}, headers=ANN)).status_code == 429
+        chat.events = 3
+        await streams[0].aclose()
+        async with asyncio.timeout(10):
+            while (await clients[1].post(CHAT, json={"stream": True}, headers=ANN)).status_code != 200:
+                await asyncio.sleep(0.05)
+        # One that has ended made room before its end was told.
+        for number in range(4):
+            assert (await clients[number % 2].post(CHAT, json={"stream": True}, headers=ANN)).status_code == 200
+        await streams[1].aclose()

@@ -81,9 +81,20 @@ async def test_headers_that_only_the_gateway_sets_cannot_be_sent(gateway: Runnin
     assert "forged" not in str(seen)
 
 
-async def test_a_client_cannot_shorten_the_gateways_timeout(gateway: Running, chat: ScriptedChat) -> None:
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"X-Envoy-Upstream-RQ-Timeout-MS": "20", "X-Envoy-Upstream-RQ-Per-Try-Timeout-MS": "20"},
+        # gRPC's header, which the gateway would honour with a bare text.
+        {"grpc-timeout": "20m"},
+        {"grpc-timeout": "soon"},
+    ],
+    ids=str,
+)
+async def test_a_client_cannot_shorten_the_gateways_timeout(
+    gateway: Running, chat: ScriptedChat, headers: dict[str, str]
+) -> None:
     chat.pause = 0.1
-    headers = {"X-Envoy-Upstream-RQ-Timeout-MS": "20", "X-Envoy-Upstream-RQ-Per-Try-Timeout-MS": "20"}
     answer = await gateway.http.post(CHAT, json={"stream": True}, headers=headers)
     assert answer.text.endswith("data: [DONE]\n\n")
 

@@ -506,13 +506,34 @@ async def test_only_pages_that_may_call_may_connect(served: Served, origin: str,
     with pytest.raises(InvalidStatus) as refused:
         await served.connect(origin=origin)
     assert refused.value.response.status_code == 403
+    assert "web origin" in json.loads(refused.value.response.body or b"")["detail"]
 
 
-async def test_other_paths_are_no_websockets(served: Served) -> None:
-    for path in ("/v1/ws/x", "/", "/v1/projects/a"):
-        with pytest.raises(InvalidStatus):
-            await connect(f"ws://127.0.0.1:{served.running.port}{path}", proxy=None)
-    assert (await served.running.http.get("/v1/ws")).status_code == 404
+@pytest.mark.parametrize(
+    "path", ["/v1/ws/x", "/", "/v1/projects/a", "/api/v1/ws", "/api/x", "/api/models", "/v1/api/x"]
+)
+async def test_other_paths_are_no_websockets_and_say_where_it_is(served: Served, path: str) -> None:
+    with pytest.raises(InvalidStatus) as refused:
+        await connect(f"ws://127.0.0.1:{served.running.port}{path}", proxy=None)
+    answer = refused.value.response
+    assert answer.status_code == 404
+    assert answer.headers["x-request-id"]
+    assert "x-refused-upgrade" not in answer.headers
+    body = json.loads(answer.body or b"")
+    assert body["error"]["code"] == "not_found"
+    assert "/v1/ws" in body["error"]["message"]
+    assert ("detail" in body) == (path not in ("/api/x", "/api/models", "/v1/api/x"))
+
+
+@pytest.mark.parametrize(
+    ("path", "upgrade", "status"),
+    [("/v1/ws", "other", 404), ("/v1/ws", None, 404), ("/health", "other", 404), ("/health", "h2c", 501)],
+)
+async def test_an_upgrade_to_something_else_is_404(served: Served, path: str, upgrade: str | None, status: int) -> None:
+    headers = {} if upgrade is None else {"connection": "upgrade", "upgrade": upgrade}
+    answer = await served.running.http.get(path, headers=headers)
+    assert answer.status_code == status, answer.text
+    assert answer.json()["error"]["code"] == ("not_found" if status == 404 else "not_supported")
 
 
 async def test_the_log_tells_requests_and_no_tokens(served: Served, caplog: pytest.LogCaptureFixture) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -250,6 +251,22 @@ async def test_a_folder_is_converted_once_and_again_when_it_changed(
     second = await conversion.converted(source)
     assert second != first
     assert list((tmp_path / ".converted").iterdir()) == [second]
+
+
+@pytest.mark.parametrize("mode", [0o755, 0o700, 0o775])
+async def test_a_copy_may_be_read_by_whoever_may_read_the_models(
+    tied: tuple[Path, Any, Any], tmp_path: Path, mode: int
+) -> None:
+    source = tmp_path / "hf"
+    shutil.copytree(tied[0], source)
+    tmp_path.chmod(mode)
+    umask = os.umask(0o077)
+    try:
+        copy = await GgufConversion(tmp_path / ".converted").converted(source)
+    finally:
+        os.umask(umask)
+    assert copy.parent.stat().st_mode & 0o777 == mode
+    assert copy.stat().st_mode & 0o777 == mode & 0o666
 
 
 async def test_a_refusal_reaches_the_caller_in_words(tied: tuple[Path, Any, Any], tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import fcntl
 import hashlib
 import os
 import shutil
+import stat
 import tempfile
 from pathlib import Path
 from types import TracebackType
@@ -36,7 +37,9 @@ class DataFolder:
 
     def __enter__(self) -> DataFolder:
         try:
-            self.path.mkdir(parents=True, exist_ok=True)
+            self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
+            if (self.path / ".lock").exists():
+                self._close_to_others()
             lock = (self.path / ".lock").open("a+")
         except OSError as error:
             raise Conflict(f"The data folder {self.path} can't be used: {error.strerror}.") from None
@@ -52,6 +55,16 @@ class DataFolder:
         shutil.rmtree(self.sockets, ignore_errors=True)
         self.sockets.mkdir(mode=0o700)
         return self
+
+    def _close_to_others(self) -> None:
+        """Keeps others out of what earlier versions left readable.
+
+        Only where a server has been before: a folder that was there for something else keeps its mode, and what the
+        server writes in it is private all the same.
+        """
+        status = self.path.stat()
+        if status.st_uid == os.getuid() and not status.st_mode & stat.S_ISVTX:
+            self.path.chmod(0o700)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

@@ -34,6 +34,7 @@ class GgufConversion:
         target = await asyncio.to_thread(self._target, folder)
         if not await asyncio.to_thread(target.exists):
             await self._run(folder, target)
+            await asyncio.to_thread(self._share, target)
             await asyncio.to_thread(self._forget_older, target)
         return target
 
@@ -43,7 +44,9 @@ class GgufConversion:
             status = file.stat()
             fingerprint.update(f"{file.name}\0{status.st_size}\0{status.st_mtime_ns}\0".encode())
         place = hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:8]
-        self._cache_dir.mkdir(parents=True, exist_ok=True)
+        if not self._cache_dir.exists():
+            self._cache_dir.mkdir(parents=True, exist_ok=True)
+            self._share(self._cache_dir)
         return self._cache_dir / f"{folder.name}-{place}-{fingerprint.hexdigest()[:16]}.gguf"
 
     async def _run(self, folder: Path, target: Path) -> None:
@@ -63,6 +66,11 @@ class GgufConversion:
             reason = said.decode(errors="replace").strip().rsplit("\n", 1)[-1].removeprefix("ERROR ")
             kind = NotSupported if status == 2 else Unavailable
             raise kind(f"The model in {folder.name!r} cannot be converted to GGUF: {reason or 'the converter died.'}")
+
+    def _share(self, path: Path) -> None:
+        """Lets those who may read the models use the copies too; what the server writes is private by default."""
+        mode = self._cache_dir.parent.stat().st_mode
+        path.chmod(mode & (0o777 if path.is_dir() else 0o666))
 
     def _forget_older(self, target: Path) -> None:
         stem = target.stem.rsplit("-", 1)[0]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections import deque
 from typing import Any
 
@@ -10,17 +9,12 @@ from limits import RateLimitItemPerMinute
 from limits.aio.storage import MemoryStorage, RedisStorage
 from limits.aio.storage.base import Storage
 from limits.aio.strategies import MovingWindowRateLimiter
-from limits.errors import ConfigurationError, StorageError
 
+from llamastead_server.adapters.redis_link import PREFIX, RedisLink
 from llamastead_server.domain.access.limits import Kind, Window
-from llamastead_server.domain.errors import Conflict
 from llamastead_server.domain.ports import Clock
 
-_log = logging.getLogger("llamastead.limits")
-_PREFIX = "llamastead"
 _MOST_CALLERS = 10_000
-_REDIS_SECONDS = 0.5
-_REDIS_PAUSE = 5.0
 
 
 class MemoryWindows:
@@ -44,52 +38,20 @@ class RedisWindows:
     While Redis can't be reached, each server counts alone: no caller is refused for that, and none is unlimited.
 
     Args:
-        url: Redis' URL: `redis://`, `rediss://` or `redis+unix://`.
+        link: The Redis.
         clock: Seconds since the epoch, for the counts without Redis.
-
-    Raises:
-        Conflict: The URL is none, or the library for Redis is not installed.
     """
 
-    def __init__(self, url: str, clock: Clock) -> None:
-        try:
-            self._storage = RedisStorage(
-                f"async+{url}",
-                wrap_exceptions=True,
-                implementation="redispy",
-                key_prefix=_PREFIX,
-                socket_connect_timeout=_REDIS_SECONDS,
-                socket_timeout=_REDIS_SECONDS,
-            )
-        except (ConfigurationError, ValueError) as error:
-            raise Conflict(
-                f"LLAMASTEAD_REDIS_URL can't be used: {error}. It needs the extra `redis` and a URL such as "
-                "redis://host:6379."
-            ) from None
-        self._shared = _Windows(self._storage)
+    def __init__(self, link: RedisLink, clock: Clock) -> None:
+        options: Any = {"connection_pool": link.pool}
+        self._shared = _Windows(RedisStorage("async+redis://", implementation="redispy", key_prefix=PREFIX, **options))
         self._alone = MemoryWindows(clock)
-        self._clock = clock
-        self._next_try = 0.0
+        self._link = link
 
     async def hit(self, kind: Kind, caller: str, limit: int) -> tuple[bool, Window]:
         """Counts a call if fewer than `limit` are counted; tells whether it did."""
-        if self._clock() >= self._next_try:
-            try:
-                counted = await self._shared.hit(kind, caller, limit)
-            except StorageError as error:
-                self._next_try = self._clock() + _REDIS_PAUSE
-                _log.warning("Redis can't be reached, so this server counts calls alone: %s", error.storage_error)
-            else:
-                if self._next_try:
-                    self._next_try = 0.0
-                    _log.info("Redis counts calls again")
-                return counted
-        return await self._alone.hit(kind, caller, limit)
-
-    async def close(self) -> None:
-        """Ends the connections."""
-        bridge: Any = self._storage.bridge
-        await bridge.get_connection().aclose()
+        counted = await self._link.ask(lambda: self._shared.hit(kind, caller, limit))
+        return counted or await self._alone.hit(kind, caller, limit)
 
 
 class _Windows:
@@ -99,7 +61,7 @@ class _Windows:
         self._limiter = MovingWindowRateLimiter(storage)
 
     async def hit(self, kind: Kind, caller: str, limit: int) -> tuple[bool, Window]:
-        item = RateLimitItemPerMinute(limit, namespace=_PREFIX)
+        item = RateLimitItemPerMinute(limit, namespace=PREFIX)
         allowed = await self._limiter.hit(item, kind, caller)
         stats = await self._limiter.get_window_stats(item, kind, caller)
         return allowed, Window(limit, max(0, stats.remaining), stats.reset_time)

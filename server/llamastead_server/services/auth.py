@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 
+from google.protobuf.message import Message
+
 from llamastead_server.domain.access.rights import Principal
 from llamastead_server.domain.access.tokens import Tokens
 from llamastead_server.domain.errors import Unauthenticated
@@ -31,7 +33,11 @@ class BearerAuth:
         if rules.scope is not None:
             caller = call.principal = self.identify(call.metadata.all("authorization"), call.address)
             rules.demand_scope(caller)
-            call.checks.append(lambda request, first: rules.demand_project(caller, request, first=first))
+
+            async def demand(request: Message, first: bool) -> None:
+                rules.demand_project(caller, request, first=first)
+
+            call.checks.append(demand)
         yield
 
     def identify(self, authorization: Sequence[str], address: str) -> Principal:

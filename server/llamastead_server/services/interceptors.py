@@ -14,6 +14,7 @@ from google.protobuf.message import DecodeError, Message
 
 from llamastead_server.domain.access.rights import Principal
 from llamastead_server.domain.errors import InvalidRequest, NotSupported, RequestTimeout
+from llamastead_server.services.absent_method import absent
 from llamastead_server.services.metadata import CallMetadata, MetadataPairs
 
 _Context = grpc.aio.ServicerContext[Any, Any]
@@ -27,8 +28,10 @@ else:
 
 _LONGEST_WRITE = 60.0
 """Seconds a client may take for one message of a stream."""
+_LONGEST_SILENCE = 60.0
+"""Seconds a call may take to bring its single message."""
 
-Check = Callable[[Message, bool], None]
+Check = Callable[[Message, bool], Awaitable[None]]
 """Looks at a message of a request before the servicer sees it, and raises to refuse the call. The second argument
 tells whether it is the first of its call."""
 
@@ -57,14 +60,14 @@ class Call:
     headers: list[tuple[str, str]] = field(default_factory=list)
     checks: list[Check] = field(default_factory=list)
 
-    def check(self, request: Any, *, first: bool = True) -> Any:
+    async def check(self, request: Any, *, first: bool = True) -> Any:
         """Gives a message of the request back, unless it cannot be read or a check refuses it."""
         if isinstance(request, _Malformed):
             raise InvalidRequest(
                 "The request cannot be read: it holds text that is not UTF-8, or is nested too deeply."
             )
         for check in self.checks:
-            check(request, first)
+            await check(request, first)
         return request
 
 
@@ -138,49 +141,45 @@ class CallInterceptor(_ServerInterceptor):
         """Wraps the handler that will serve a call."""
         handler = await continuation(handler_call_details)
         method = handler_call_details.method
-        if handler is None or method.startswith("/grpc."):
+        if handler is None:
+            return absent(method)
+        if method.startswith("/grpc."):
             return handler
         serializers = {
             "request_deserializer": _tolerant(handler.request_deserializer),
             "response_serializer": handler.response_serializer,
         }
+        # Single requests are read as streams of one, which are the same on the wire: grpcio never ends a call that is
+        # to bring a single message and brings none.
         if handler.response_streaming:
-            behaviour = self._streaming(method, handler.stream_stream or handler.unary_stream)
-            make = (
-                grpc.stream_stream_rpc_method_handler
-                if handler.request_streaming
-                else grpc.unary_stream_rpc_method_handler
-            )
-        else:
-            behaviour = self._unary(method, handler.stream_unary or handler.unary_unary)
-            make = (
-                grpc.stream_unary_rpc_method_handler
-                if handler.request_streaming
-                else grpc.unary_unary_rpc_method_handler
-            )
-        return make(behaviour, **serializers)
+            serve = handler.stream_stream or handler.unary_stream
+            streaming = self._streaming(method, serve, single=not handler.request_streaming)
+            return grpc.stream_stream_rpc_method_handler(streaming, **serializers)
+        serve = handler.stream_unary or handler.unary_unary
+        unary = self._unary(method, serve, single=not handler.request_streaming)
+        return grpc.stream_unary_rpc_method_handler(unary, **serializers)
 
-    def _unary(self, method: str, serve: Any) -> Callable[[Any, _Context], Awaitable[Any]]:
-        async def behaviour(request: Any, context: _Context) -> Any:
+    def _unary(self, method: str, serve: Any, *, single: bool) -> Callable[[Any, _Context], Awaitable[Any]]:
+        async def behaviour(requests: AsyncIterator[Any], context: _Context) -> Any:
             call = _call(method, context)
             shown = CallContext(call)
             async with AsyncExitStack() as stack:
                 await self._enter(stack, call)
-                answer = await _answer(call, serve, request, shown)
+                answer = await _answer(call, serve, await _asked(call, requests, single=single), shown)
                 await shown.send_headers()
                 return answer
 
         return behaviour
 
-    def _streaming(self, method: str, serve: Any) -> Callable[[Any, _Context], Awaitable[None]]:
+    def _streaming(self, method: str, serve: Any, *, single: bool) -> Callable[[Any, _Context], Awaitable[None]]:
         # A coroutine that writes, and no generator: when the client goes away while a message is being sent, the
         # cancellation arrives here, and `aclosing` ends the servicer's generator at once.
-        async def behaviour(request: Any, context: _Context) -> None:
+        async def behaviour(requests: AsyncIterator[Any], context: _Context) -> None:
             call = _call(method, context)
             shown = CallContext(call)
             async with AsyncExitStack() as stack:
                 await self._enter(stack, call)
-                messages = _answer(call, serve, request, shown)
+                messages = _answer(call, serve, await _asked(call, requests, single=single), shown)
                 if inspect.isawaitable(messages):
                     await messages
                 else:
@@ -221,18 +220,31 @@ def _tolerant(decode: Callable[[bytes], Any] | None) -> Callable[[bytes], Any] |
     return decoded
 
 
+async def _asked(call: Call, requests: AsyncIterator[Any], *, single: bool) -> Any:
+    """What the servicer is given: the single message, or all of them as they come; each is checked."""
+    if not single:
+        return _all_checked(call, requests)
+    try:
+        async with asyncio.timeout(_LONGEST_SILENCE):
+            request = await anext(aiter(requests), None)
+    except TimeoutError:
+        raise RequestTimeout(f"The call brought no message for {_LONGEST_SILENCE:g} seconds.") from None
+    if request is None:
+        raise InvalidRequest("The call brought no message: send one, an empty one if there is nothing to say.")
+    return await call.check(request)
+
+
 async def _all_checked(call: Call, requests: AsyncIterator[Any]) -> AsyncIterator[Any]:
     first = True
     async for request in requests:
-        yield call.check(request, first=first)
+        yield await call.check(request, first=first)
         first = False
 
 
 def _answer(call: Call, serve: Any, request: Any, context: CallContext) -> Any:
-    """Calls the servicer; what the generated base class raises means that nobody has written the method yet."""
-    request = _all_checked(call, request) if hasattr(request, "__aiter__") else call.check(request)
+    """Calls the servicer; what the generated base class raises means that this server has none of its own."""
     try:
         return serve(request, context)
     except NotImplementedError:
         name = call.method.rpartition(".")[2].replace("/", ".")
-        raise NotSupported(f"{name} is not implemented yet.") from None
+        raise NotSupported(f"{name} is in the contract, but this server does not offer it.") from None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import AsyncIterator, Iterator
-from contextlib import ExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 
 from google.protobuf.message import Message
 
@@ -39,11 +39,11 @@ class LimitLayer:
             call.headers += window_headers(reached.window)
             raise
         call.headers += window_headers(window)
-        with ExitStack() as streams:
+        async with AsyncExitStack() as streams:
 
-            def hold(request: Message, first: bool) -> None:
+            async def hold(request: Message, first: bool) -> None:
                 if first and rules.is_stream(request):
-                    streams.enter_context(self._limits.stream(caller))
+                    await streams.enter_async_context(self._limits.stream(caller))
 
             call.checks.append(hold)
             yield

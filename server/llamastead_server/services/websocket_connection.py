@@ -6,7 +6,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable
-from contextlib import ExitStack, aclosing
+from contextlib import AsyncExitStack, aclosing
 
 from pydantic import BaseModel
 from websockets.asyncio.server import ServerConnection
@@ -158,9 +158,9 @@ class Conversation:
             caller = self._identify()
             demand(caller, frame)
             await self._limits.count(caller, batch=rules(frame).batch)
-            with ExitStack() as streams:
+            async with AsyncExitStack() as streams:
                 if rules(frame).streams == "always":
-                    streams.enter_context(self._limits.stream(caller))
+                    await streams.enter_async_context(self._limits.stream(caller))
                 async with aclosing(self._work.answer(frame)) as stream:
                     async for answer in stream:
                         await self._send(answer)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import ExitStack
+from contextlib import AsyncExitStack
 
 import pytest
 
@@ -71,42 +71,45 @@ async def test_five_batch_operations_pass_in_a_minute_and_other_requests_still_d
 
 async def test_ten_streams_are_open_at_once_and_one_that_ends_makes_room() -> None:
     held = limits(FakeClock())
-    with ExitStack() as streams:
+    async with AsyncExitStack() as streams:
         for _ in range(9):
-            streams.enter_context(held.stream(ANN))
-        with held.stream(ANN), pytest.raises(LimitReached, match="10 streams") as refused:
-            streams.enter_context(held.stream(ANN))
+            await streams.enter_async_context(held.stream(ANN))
+        async with held.stream(ANN):
+            with pytest.raises(LimitReached, match="10 streams") as refused:
+                await streams.enter_async_context(held.stream(ANN))
         assert refused.value.retry_after
-        with held.stream(BEN):
-            streams.enter_context(held.stream(ANN))
-    with held.stream(ANN):
+        async with held.stream(BEN):
+            await streams.enter_async_context(held.stream(ANN))
+    async with held.stream(ANN):
         pass
 
 
 async def test_a_stream_that_fails_makes_room_too() -> None:
     held = limits(FakeClock(), None, 1)
     for _ in range(3):
-        with pytest.raises(ZeroDivisionError), held.stream(ANN):
-            raise ZeroDivisionError
+        with pytest.raises(ZeroDivisionError):
+            async with held.stream(ANN):
+                raise ZeroDivisionError
 
 
 async def test_without_tokens_nothing_is_limited_unless_it_is_set() -> None:
     held = limits(FakeClock())
     assert [await held.count(NOBODY, batch=True) for _ in range(100)] == [None] * 100
-    with ExitStack() as streams:
+    async with AsyncExitStack() as streams:
         for _ in range(100):
-            streams.enter_context(held.stream(NOBODY))
+            await streams.enter_async_context(held.stream(NOBODY))
     held.rules = LimitRules(requests=1, streams=1, batch=1)
     await held.count(NOBODY)
     with pytest.raises(LimitReached):
         await held.count(NOBODY)
-    with held.stream(NOBODY), pytest.raises(LimitReached), held.stream(NOBODY):
-        pass
+    async with held.stream(NOBODY):
+        with pytest.raises(LimitReached):
+            await held.stream(NOBODY).__aenter__()
 
 
 async def test_zero_is_no_limit() -> None:
     held = limits(FakeClock(), 0, 0, 0)
     assert [await held.count(ANN, batch=True) for _ in range(100)] == [None] * 100
-    with ExitStack() as streams:
+    async with AsyncExitStack() as streams:
         for _ in range(100):
-            streams.enter_context(held.stream(ANN))
+            await streams.enter_async_context(held.stream(ANN))

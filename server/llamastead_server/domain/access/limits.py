@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -37,6 +37,38 @@ class Windows(Protocol):
     async def hit(self, kind: Kind, caller: str, limit: int) -> tuple[bool, Window]:
         """Counts a call if fewer than `limit` are counted; tells whether it did."""
         ...
+
+
+class Streams(Protocol):
+    """Counts the streams that are open, for each caller."""
+
+    def hold(self, caller: str, limit: int) -> AbstractAsyncContextManager[bool]:
+        """Holds one of the caller's streams while the block runs, if fewer than `limit` are held; tells whether.
+
+        A limit of 0 is none.
+        """
+        ...
+
+
+class OwnStreams:
+    """Counts the streams of this server alone."""
+
+    def __init__(self) -> None:
+        self._open: Counter[str] = Counter()
+
+    @asynccontextmanager
+    async def hold(self, caller: str, limit: int) -> AsyncIterator[bool]:
+        """Holds one of the caller's streams while the block runs, if fewer than `limit` are held; tells whether."""
+        if limit and self._open[caller] >= limit:
+            yield False
+            return
+        self._open[caller] += 1
+        try:
+            yield True
+        finally:
+            self._open[caller] -= 1
+            if not self._open[caller]:
+                del self._open[caller]
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,18 +105,19 @@ class LimitReached(RateLimited):
 class Limits:
     """The limits of all callers.
 
-    Streams are counted by this server alone, calls by `windows`, which servers can share.
-
     Args:
-        windows: Counts calls.
+        windows: Counts calls; servers can share it.
         clock: Seconds since the epoch.
         rules: What one caller may do; can be replaced at any time.
+        streams: Counts streams; servers can share it. By default this server counts alone.
     """
 
-    def __init__(self, windows: Windows, clock: Clock, rules: LimitRules = LimitRules()) -> None:
+    def __init__(
+        self, windows: Windows, clock: Clock, rules: LimitRules = LimitRules(), streams: Streams | None = None
+    ) -> None:
         self._windows = windows
         self._clock = clock
-        self._streams: Counter[str] = Counter()
+        self._streams = streams or OwnStreams()
         self.rules = rules
 
     async def count(self, caller: Principal, *, batch: bool = False) -> Window | None:
@@ -100,27 +133,22 @@ class Limits:
             windows.append(await self._hit("batch", caller, _limit(caller, self.rules.batch, DOCUMENTED.batch)))
         return min((window for window in windows if window is not None), key=lambda each: each.remaining, default=None)
 
-    @contextmanager
-    def stream(self, caller: Principal) -> Iterator[None]:
+    @asynccontextmanager
+    async def stream(self, caller: Principal) -> AsyncIterator[None]:
         """Holds one of the caller's streams while the block runs.
 
         Raises:
             LimitReached: All of them are taken.
         """
         limit = _limit(caller, self.rules.streams, DOCUMENTED.streams)
-        if limit and self._streams[caller.id] >= limit:
-            raise LimitReached(
-                f"{limit} streams are open already, and no more are allowed: end one, or wait for an end.",
-                limit=limit,
-                retry_after=1.0,
-            )
-        self._streams[caller.id] += 1
-        try:
+        async with self._streams.hold(caller.id, limit) as held:
+            if not held:
+                raise LimitReached(
+                    f"{limit} streams are open already, and no more are allowed: end one, or wait for an end.",
+                    limit=limit,
+                    retry_after=1.0,
+                )
             yield
-        finally:
-            self._streams[caller.id] -= 1
-            if not self._streams[caller.id]:
-                del self._streams[caller.id]
 
     async def _hit(self, kind: Kind, caller: Principal, limit: int) -> Window | None:
         if not limit:
