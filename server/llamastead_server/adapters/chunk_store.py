@@ -109,6 +109,21 @@ class SqlChunkStore:
 
         await self._database.write(work)
 
+    async def date_ingestion(self, ref: ProjectRef, dataset: str, file_hash: str, moment: float) -> None:
+        """Records when a processed file's vectors were last made, in seconds since the epoch."""
+        change = (
+            files.update()
+            .where(
+                files.c.namespace == ref.namespace,
+                files.c.project == ref.name,
+                files.c.dataset == dataset,
+                files.c.hash == file_hash,
+                files.c.status == "processed",
+            )
+            .values(ingested_at=moment)
+        )
+        await self._database.write(lambda connection: connection.execute(change))
+
     async def remove_file(self, ref: ProjectRef, dataset: str, file_hash: str) -> int:
         """Removes a file's chunks and returns how many there were."""
         change = chunks.delete().where(*_of_file(ref, dataset, file_hash))

@@ -23,7 +23,7 @@ class SqlDatabaseContents:
         """How much a database holds."""
         here = _in(ref, database)
         counts = sa.select(sa.func.count(), sa.func.count(chunks.c.file_hash.distinct())).where(*here)
-        newest = sa.select(sa.func.max(files.c.uploaded_at)).select_from(_with_files()).where(*here)
+        newest = sa.select(sa.func.max(files.c.ingested_at)).select_from(_with_files()).where(*here)
 
         def work(connection: sa.Connection) -> Contents:
             number, documents = connection.execute(counts).one()
@@ -41,7 +41,7 @@ class SqlDatabaseContents:
                 sa.func.count().label("chunk_count"),
                 sa.func.max(files.c.size).label("size"),
                 sa.func.max(files.c.parser).label("parser"),
-                sa.func.max(files.c.uploaded_at).label("uploaded_at"),
+                sa.func.max(files.c.ingested_at).label("ingested_at"),
                 sa.func.max(files.c.mime_type).label("mime_type"),
             )
             .select_from(_with_files())
@@ -78,7 +78,7 @@ class SqlDatabaseContents:
                 files.c.status == "processed",
                 of_its_files,
             )
-            .values(status="uploaded", chunk_count=0, processed_with=None)
+            .values(status="uploaded", chunk_count=0, processed_with=None, ingested_at=None)
         )
 
         def work(connection: sa.Connection) -> int:
@@ -121,7 +121,7 @@ def _document(row: Any, firsts: Sequence[Any]) -> Document:
         chunk_count=row.chunk_count,
         size=row.size,
         parser=row.parser,
-        uploaded_at=row.uploaded_at,
+        ingested_at=row.ingested_at,
         datasets=[first.dataset for first in firsts],
         mime_type=row.mime_type,
         metadata=known,

@@ -97,6 +97,7 @@ def row_of(record: FileRecord) -> dict[str, Any]:
         "parser_overrides": None if record.parser_overrides is None else dict(record.parser_overrides),
         "extractors": list(record.extractors),
         "facts": dict(record.facts),
+        "ingested_at": record.ingested_at,
     }
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -25,6 +26,7 @@ from llamastead_server.domain.retrieval.plan import RetrievalQuery
 from llamastead_server.domain.retrieval.retriever import Retriever
 from tests.adapters.test_embedder import make_bi_encoder
 from tests.dataset_stack import MODEL, REF, Stack, stack
+from tests.fake_clock import FakeClock
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 SMALL = "tiny-embedder"
@@ -42,6 +44,14 @@ async def parts(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Stack
 @pytest.fixture
 def retriever(parts: Stack) -> Retriever:
     return Retriever(parts.projects, parts.embedder, parts.vectors, parts.chunks)
+
+
+class Unheard:
+    """Progress that nobody follows."""
+
+    async def report(
+        self, current: int, total: int, message: str = "", files: Sequence[Mapping[str, Any]] = ()
+    ) -> None: ...
 
 
 async def project(parts: Stack, name: str, database: Mapping[str, Any], **rag: Any) -> ProjectRef:
@@ -153,6 +163,45 @@ async def test_documents_shared_by_two_datasets_are_one_document(parts: Stack) -
     await parts.datasets.delete(ref, "copies")
     assert [each.filename for each in await parts.databases.documents(ref, None, limit=50, offset=0)] == ["audit.txt"]
     assert await parts.vectors.count(ref, "main_db") == 1
+
+
+async def test_a_document_is_dated_by_when_its_vectors_were_made_not_by_its_upload(
+    parts: Stack, tmp_path: Path
+) -> None:
+    clock = FakeClock()
+
+    async def times() -> tuple[list[float | None], float | None]:
+        documents = await made.databases.documents(REF, None, limit=50, offset=0)
+        newest = (await made.databases.stats(REF, None)).contents.newest
+        return [each.ingested_at for each in documents], newest
+
+    async with stack(tmp_path, parts.embedder, clock=clock) as made:
+        await made.make_project()
+        uploaded = clock.now
+        digest = await made.add("barn.txt", "The barn gate closes at eight.")
+        clock.now += 10
+        await made.ingestion.process(REF, "papers")
+        assert await times() == ([uploaded + 10], uploaded + 10)
+        clock.now += 10
+        await made.add("audit.txt", "The audit happens in March.")
+        await made.ingestion.process(REF, "papers")
+        # Skipped, as nothing about it changed, and so as old as it was.
+        assert await times() == ([uploaded + 20, uploaded + 10], uploaded + 20)
+        clock.now += 10
+        await made.actions.override_parser(REF, "papers", digest, {"chunk_size": 200})
+        await made.ingestion.process(REF, "papers")
+        assert await times() == ([uploaded + 20, uploaded + 30], uploaded + 30)
+        clock.now += 10
+        await made.reindexing.run_task(REF, {"database": "main_db"}, Unheard())
+        assert await times() == ([uploaded + 40] * 2, uploaded + 40)
+        await made.actions.clear_chunks(REF, "papers", digest)
+        assert await times() == ([uploaded + 40], uploaded + 40)
+        record = await made.files.get(REF, "papers", digest)
+        assert record is not None
+        assert (record.uploaded_at, record.ingested_at) == (uploaded, None)
+        await made.databases.clear(REF, None)
+        assert await times() == ([], None)
+        assert {each.ingested_at for each in await made.files.list_files(REF)} == {None}
 
 
 @pytest.mark.parametrize("wrong", [{"limit": 0}, {"limit": 1001}, {"offset": 2**32 - 1}], ids=str)

@@ -928,7 +928,9 @@ class Document(_message.Message):
     parser_used: _builtins.str
     """What read it."""
     date_ingested: _builtins.str
-    """When it was uploaded, in RFC 3339."""
+    """When its vectors were last made, by processing or by reindexing, in RFC 3339; of a file processed before the server
+    recorded this, when it was uploaded. Absent while the file is processed again.
+    """
     @_builtins.property
     def metadata(self) -> _struct_pb2.Struct:
         """What is known about it: `datasets`, `mime_type` and what the parser found, such as `title`."""
@@ -941,14 +943,16 @@ class Document(_message.Message):
         chunk_count: _builtins.int = ...,
         size_bytes: _builtins.float = ...,
         parser_used: _builtins.str = ...,
-        date_ingested: _builtins.str = ...,
+        date_ingested: _builtins.str | None = ...,
         metadata: _struct_pb2.Struct | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["metadata", b"metadata"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_date_ingested", b"_date_ingested", "date_ingested", b"date_ingested", "metadata", b"metadata"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["chunk_count", b"chunk_count", "date_ingested", b"date_ingested", "filename", b"filename", "id", b"id", "metadata", b"metadata", "parser_used", b"parser_used", "size_bytes", b"size_bytes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_date_ingested", b"_date_ingested", "chunk_count", b"chunk_count", "date_ingested", b"date_ingested", "filename", b"filename", "id", b"id", "metadata", b"metadata", "parser_used", b"parser_used", "size_bytes", b"size_bytes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__date_ingested: _TypeAlias = _typing.Literal["date_ingested"]  # noqa: Y015
+    _WhichOneofArgType__date_ingested: _TypeAlias = _typing.Literal["_date_ingested", b"_date_ingested"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__date_ingested) -> _WhichOneofReturnType__date_ingested | None: ...
 
 Global___Document: _TypeAlias = Document  # noqa: Y015
 
@@ -1017,7 +1021,9 @@ class GetStatsResponse(_message.Message):
     distance_metric: _builtins.str
     """Metric that its vector searches score by, unless a strategy or a query says otherwise."""
     last_updated: _builtins.str
-    """When the newest of its documents was uploaded, in RFC 3339. Absent before the first."""
+    """When vectors were last made for one of its documents, by processing or by reindexing, in RFC 3339. Absent before the
+    first.
+    """
     @_builtins.property
     def metadata(self) -> _struct_pb2.Struct:
         """`embedding_model`, and `type` as configured."""

@@ -76,7 +76,16 @@ class FileRemoval:
 
 def as_uploaded(record: FileRecord) -> FileRecord:
     """The record of a file without chunks."""
-    return replace(record, status="uploaded", error=None, chunk_count=0, processed_with=None, extractors=(), facts={})
+    return replace(
+        record,
+        status="uploaded",
+        error=None,
+        chunk_count=0,
+        processed_with=None,
+        extractors=(),
+        facts={},
+        ingested_at=None,
+    )
 
 
 async def clear(record: FileRecord, chunks: IndexedChunks, vectors: VectorStore) -> int:

@@ -58,6 +58,7 @@ class FileRecord:
         parser_overrides: Settings that replace those of its parser, for this file alone.
         extractors: What was drawn from it.
         facts: What extractors found in it as a whole.
+        ingested_at: When its vectors were last made, in seconds since the epoch; `None` unless it is processed.
     """
 
     project: ProjectRef
@@ -77,6 +78,7 @@ class FileRecord:
     parser_overrides: Mapping[str, Any] | None = None
     extractors: Sequence[str] = ()
     facts: Mapping[str, Any] = field(default_factory=dict)
+    ingested_at: float | None = None
 
     @property
     def visible(self) -> bool:
@@ -133,6 +135,10 @@ class IndexedChunks(Protocol):
 
     async def remove_file(self, ref: ProjectRef, dataset: str, file_hash: str) -> int:
         """Removes a file's chunks and returns how many there were."""
+        ...
+
+    async def date_ingestion(self, ref: ProjectRef, dataset: str, file_hash: str, moment: float) -> None:
+        """Records when a processed file's vectors were last made, in seconds since the epoch."""
         ...
 
     async def databases(self, ref: ProjectRef) -> Sequence[str]:
