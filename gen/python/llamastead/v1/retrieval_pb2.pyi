@@ -212,7 +212,9 @@ class QueryResult(_message.Message):
     """SHA-256 of the file it comes from, in hex."""
     @_builtins.property
     def metadata(self) -> _struct_pb2.Struct:
-        """What is known about the chunk: `source` (file name), `page` and what the extractors found."""
+        """What is known about the chunk: `source` (file name), `page`, of a mail's attachment its name as `attachment`
+        (`inner.eml/note.txt` inside a mail that a mail carries), and what the extractors found.
+        """
 
     def __init__(
         self,

@@ -258,7 +258,8 @@ export type FileMetadata = Message<"llamastead.v1.FileMetadata"> & {
   error?: string | undefined;
 
   /**
-   * What the extractors found in it as a whole. Absent when none ran.
+   * What the extractors found in it as a whole; of a mail also its `attachments`, each with its `name` and the `parser`
+   * that read it or the `reason` why it was not read. Absent when there is nothing.
    *
    * @generated from field: google.protobuf.Struct metadata = 14;
    */
@@ -1323,7 +1324,8 @@ export type FileProcessingResult = Message<"llamastead.v1.FileProcessingResult">
   skippedCount: number;
 
   /**
-   * What the extractors found in the file as a whole. Absent when none ran.
+   * What the extractors found in the file as a whole; of a mail also its `attachments`, each with its `name` and the
+   * `parser` that read it or the `reason` why it was not read. Absent when there is nothing.
    *
    * @generated from field: google.protobuf.Struct metadata = 14;
    */

@@ -214,7 +214,8 @@ export type QueryResult = Message<"llamastead.v1.QueryResult"> & {
   score: number;
 
   /**
-   * What is known about the chunk: `source` (file name), `page` and what the extractors found.
+   * What is known about the chunk: `source` (file name), `page`, of a mail's attachment its name as `attachment`
+   * (`inner.eml/note.txt` inside a mail that a mail carries), and what the extractors found.
    *
    * @generated from field: google.protobuf.Struct metadata = 3;
    */
