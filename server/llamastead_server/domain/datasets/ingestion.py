@@ -158,7 +158,7 @@ class Ingestion:
         ]
         if file_hash is not None and not records:
             raise NotFound(f"Dataset {dataset!r} holds no file with the hash {file_hash}.")
-        return ProcessingRun(collection, ParsingRules(strategy), records, progress, embedder)
+        return ProcessingRun(collection, ParsingRules(strategy, database.name), records, progress, embedder)
 
     async def _embedding_is_new(self, collection: Collection, embedder: Embedder) -> bool:
         known = await self._chunks.embedding_of(collection.project, collection.database)
