@@ -61,7 +61,8 @@ class QueryRequest(_message.Message):
     400 with a strategy that makes no vector search. Default: the strategy's, else the database's, else `cosine`.
     """
     hybrid_alpha: _builtins.float
-    """Weight of the vector side of a hybrid search; 0 is keywords only. 400 with a strategy that makes no hybrid search.
+    """Weight of the vector side of a hybrid search; 0 is the keyword search alone, 1 the vector search alone, each with its
+    own hits only. 400 with a strategy that makes no hybrid search.
     Range: 0 to 1. Default: 0.5.
     """
     rerank_model: _builtins.str

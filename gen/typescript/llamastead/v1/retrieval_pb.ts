@@ -92,7 +92,8 @@ export type QueryRequest = Message<"llamastead.v1.QueryRequest"> & {
   distanceMetric?: string | undefined;
 
   /**
-   * Weight of the vector side of a hybrid search; 0 is keywords only. 400 with a strategy that makes no hybrid search.
+   * Weight of the vector side of a hybrid search; 0 is the keyword search alone, 1 the vector search alone, each with its
+   * own hits only. 400 with a strategy that makes no hybrid search.
    * Range: 0 to 1. Default: 0.5.
    *
    * @generated from field: optional double hybrid_alpha = 10;
