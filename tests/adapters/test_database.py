@@ -130,7 +130,7 @@ async def test_a_database_of_an_older_server_keeps_its_files_and_gets_what_is_ne
     async with Database.in_folder(tmp_path) as database:
         (record,) = await SqlFileStore(database).list_files(ProjectRef("org", "bot"))
         assert (record.filename, record.parser_overrides, record.extractors, record.facts) == ("a.txt", None, (), {})
-        await SqlFileStore(database).override(record, {"chunk_size": 100})
+        await SqlFileStore(database).override(ProjectRef("org", "bot"), "d", "h", {"chunk_size": 100})
         changed = await SqlFileStore(database).get(ProjectRef("org", "bot"), "d", "h")
         assert changed is not None
         assert changed.parser_overrides == {"chunk_size": 100}

@@ -301,6 +301,7 @@ class RetrievalServiceGetHealthResponse(_message.Message):
     COMPONENTS_FIELD_NUMBER: _builtins.int
     LAST_CHECK_FIELD_NUMBER: _builtins.int
     ISSUES_FIELD_NUMBER: _builtins.int
+    HIDDEN_DATASETS_FIELD_NUMBER: _builtins.int
     status: _builtins.str
     """`healthy`, `degraded` or `unhealthy`: the worst of what was checked."""
     database: _builtins.str
@@ -319,6 +320,12 @@ class RetrievalServiceGetHealthResponse(_message.Message):
     def issues(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """What is wrong, one sentence each."""
 
+    @_builtins.property
+    def hidden_datasets(self) -> _containers.RepeatedCompositeFieldContainer[Global___HiddenDataset]:
+        """Datasets that hold files and are not in llamafarm.yaml any more. Nothing of theirs is searched, listed or counted
+        until they are in it again; DeleteDataset deletes them for good. They leave `status` as it is.
+        """
+
     def __init__(
         self,
         *,
@@ -328,16 +335,43 @@ class RetrievalServiceGetHealthResponse(_message.Message):
         components: _abc.Mapping[_builtins.str, Global___RetrievalComponentHealth] | None = ...,
         last_check: _builtins.str = ...,
         issues: _abc.Iterable[_builtins.str] | None = ...,
+        hidden_datasets: _abc.Iterable[Global___HiddenDataset] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_database", b"_database", "database", b"database"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_database", b"_database", "components", b"components", "database", b"database", "databases", b"databases", "issues", b"issues", "last_check", b"last_check", "status", b"status"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_database", b"_database", "components", b"components", "database", b"database", "databases", b"databases", "hidden_datasets", b"hidden_datasets", "issues", b"issues", "last_check", b"last_check", "status", b"status"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__database: _TypeAlias = _typing.Literal["database"]  # noqa: Y015
     _WhichOneofArgType__database: _TypeAlias = _typing.Literal["_database", b"_database"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType__database) -> _WhichOneofReturnType__database | None: ...
 
 Global___RetrievalServiceGetHealthResponse: _TypeAlias = RetrievalServiceGetHealthResponse  # noqa: Y015
+
+@_typing.final
+class HiddenDataset(_message.Message):
+    """A dataset that somebody took out of llamafarm.yaml by hand."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    FILE_COUNT_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """Name of the dataset."""
+    file_count: _builtins.int
+    """Number of its files."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        file_count: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["file_count", b"file_count", "name", b"name"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___HiddenDataset: _TypeAlias = HiddenDataset  # noqa: Y015
 
 @_typing.final
 class DatabaseHealth(_message.Message):

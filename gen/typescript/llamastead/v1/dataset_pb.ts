@@ -1490,7 +1490,8 @@ export const DatasetService: GenService<{
     output: typeof ListDatasetsResponseSchema;
   },
   /**
-   * Creates an empty dataset.
+   * Creates an empty dataset. Under the name of one that was taken out of llamafarm.yaml by hand, its files are there
+   * again.
    *
    * Errors:
    * - 400: The name is not valid, or the strategy or the database is not configured.
@@ -1520,7 +1521,8 @@ export const DatasetService: GenService<{
   },
   /**
    * Deletes a dataset with its chunks and its files, and returns it as it was. Files that another dataset of
-   * the project holds too stay on disk.
+   * the project holds too stay on disk. A dataset that was taken out of llamafarm.yaml by hand, and that holds files,
+   * can be deleted too; it has no `database`.
    *
    * Errors:
    * - 400: A name is not valid.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -55,12 +55,14 @@ class Contents:
 class DatabaseContents(Protocol):
     """What databases hold."""
 
-    async def contents(self, ref: ProjectRef, database: str) -> Contents:
-        """How much a database holds."""
+    async def contents(self, ref: ProjectRef, database: str, *, without: Collection[str] = ()) -> Contents:
+        """How much a database holds, the datasets `without` left out."""
         ...
 
-    async def documents(self, ref: ProjectRef, database: str, limit: int, offset: int) -> Sequence[Document]:
-        """A part of a database's documents, by name."""
+    async def documents(
+        self, ref: ProjectRef, database: str, limit: int, offset: int, *, without: Collection[str] = ()
+    ) -> Sequence[Document]:
+        """A part of a database's documents, by name, the datasets `without` left out."""
         ...
 
     async def remove_database(self, ref: ProjectRef, database: str) -> int:
