@@ -33,7 +33,7 @@ from llamastead_server.domain.datasets.ingestion import PROCESS_DATASET, Ingesti
 from llamastead_server.domain.datasets.previews import Previews
 from llamastead_server.domain.datasets.reindexing import REINDEX_DATABASE, Reindexing
 from llamastead_server.domain.names import ProjectRef
-from llamastead_server.domain.ports import Collection, DocumentReader, Embedder
+from llamastead_server.domain.ports import Clock, Collection, DocumentReader, Embedder
 from llamastead_server.domain.retrieval.databases import Databases
 from llamastead_server.domain.tasks.tasks import TaskRules, TaskRunner
 
@@ -113,6 +113,7 @@ async def stack(
     reader: DocumentReader | None = None,
     max_bytes: int = 1 << 30,
     rules: TaskRules | None = None,
+    clock: Clock = time.time,
 ) -> AsyncIterator[Stack]:
     """Opens the parts over a data folder, reconciled, with the task runner not yet started."""
     async with (
@@ -123,11 +124,13 @@ async def stack(
         projects = ProjectFiles(folder / "projects")
         files, chunks, locks = SqlFileStore(database), SqlChunkStore(database), DatasetLocks()
         blobs = FileBlobStore(folder / "projects", max_bytes=max_bytes)
-        datasets = Datasets(projects, files, chunks, blobs, vectors, locks, time.time)
+        datasets = Datasets(projects, files, chunks, blobs, vectors, locks, clock)
         actions = DatasetActions(projects, files, FileRemoval(files, chunks, blobs, vectors, locks), locks)
-        ingestion = Ingestion(projects, files, chunks, blobs, vectors, embedder, reader or real_reader, locks)
+        ingestion = Ingestion(
+            projects, files, chunks, blobs, vectors, embedder, reader or real_reader, locks, clock=clock
+        )
         databases = Databases(projects, chunks, SqlDatabaseContents(database), vectors, embedder, locks)
-        reindexing = Reindexing(projects, chunks, vectors, embedder, locks)
+        reindexing = Reindexing(projects, chunks, vectors, embedder, locks, clock)
         previews = Previews(projects, files, blobs, reader or real_reader)
         tasks = TaskRunner(
             SqlTaskStore(database),

@@ -130,10 +130,33 @@ async def test_a_database_of_an_older_server_keeps_its_files_and_gets_what_is_ne
     async with Database.in_folder(tmp_path) as database:
         (record,) = await SqlFileStore(database).list_files(ProjectRef("org", "bot"))
         assert (record.filename, record.parser_overrides, record.extractors, record.facts) == ("a.txt", None, (), {})
-        await SqlFileStore(database).override(record, {"chunk_size": 100})
+        await SqlFileStore(database).override(ProjectRef("org", "bot"), "d", "h", {"chunk_size": 100})
         changed = await SqlFileStore(database).get(ProjectRef("org", "bot"), "d", "h")
         assert changed is not None
         assert changed.parser_overrides == {"chunk_size": 100}
+
+
+async def test_files_of_an_older_server_count_as_ingested_when_they_were_uploaded(tmp_path: Path) -> None:
+    ref = ProjectRef("org", "bot")
+
+    def age(connection: sa.Connection) -> None:
+        connection.execute(sa.text("ALTER TABLE files DROP COLUMN ingested_at"))
+        connection.execute(sa.text("DELETE FROM schema_version WHERE version > 5"))
+        for name, status in (("a", "processed"), ("b", "uploaded"), ("c", "failed")):
+            connection.execute(
+                sa.text(
+                    "INSERT INTO files (namespace, project, dataset, hash, filename, mime_type, size, uploaded_at, "
+                    f"status, chunk_count) VALUES ('org', 'bot', 'd', '{name}', 'x', 'text/plain', 1, 7, '{status}', 0)"
+                )
+            )
+
+    async with Database.in_folder(tmp_path) as database:
+        await database.write(age)
+    # Opened twice: a step that ran does not run again.
+    for _ in range(2):
+        async with Database.in_folder(tmp_path) as database:
+            records = await SqlFileStore(database).list_files(ref, "d")
+            assert [record.ingested_at for record in records] == [7.0, None, None]
 
 
 async def test_batches_of_an_older_server_belong_to_nobody(tmp_path: Path) -> None:

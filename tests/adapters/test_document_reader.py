@@ -340,7 +340,7 @@ NAMED = {"pdf": "a.pdf", "sheets": "a.xlsx", "table": "a.csv", "word": "a.docx",
 def settings_of(parser: str, *extractors: str, **config: object) -> ReadSettings:
     strategy = {"name": "s", "parsers": [{"type": parser, "config": config}], "extractors": list(extractors)}
     name = NAMED.get(PARSER_TYPES[parser].kind, "a.txt")
-    return ParsingRules(DataProcessingStrategy.model_validate(strategy)).settings(name)[0]
+    return ParsingRules(DataProcessingStrategy.model_validate(strategy), "main_db").settings(name)[0]
 
 
 @pytest.mark.asyncio(loop_scope="module")

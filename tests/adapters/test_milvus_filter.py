@@ -33,6 +33,12 @@ def test_a_text_that_looks_encoded_is_not_mistaken_for_one() -> None:
     assert encode("\udc80") != encode("?")
 
 
+def test_datasets_to_be_left_out_can_break_out_of_nothing() -> None:
+    assert render({"page": 2}, ["papers"]) == '(page == 2) and dataset not in ["papers"]'
+    hostile = render({}, ['x"] or id != "', "b\n"])
+    assert hostile == 'dataset not in ["x%22%5D or id %21%3D %22", "b%0A"]'
+
+
 @pytest.mark.parametrize(
     ("filters", "expression"),
     [

@@ -13,6 +13,7 @@ from typing import Any
 
 import httpx
 import pytest
+import yaml
 
 from llamastead_server.adapters.milvus_store import MilvusStore
 from llamastead_server.domain.names import ProjectRef
@@ -335,6 +336,44 @@ def fill_and_delete(http: httpx.Client, server: RunningServer) -> int:
     assert http.post(f"{project}/rag/query", json=query).json()["results"] == []
     count: int = http.get(f"{project}/rag/health").json()["databases"][0]["chunk_count"]
     return count
+
+
+def test_a_dataset_taken_out_by_hand_is_named_and_can_be_deleted_or_brought_back(
+    http: httpx.Client, server: RunningServer
+) -> None:
+    project = "/v1/projects/my-org/by-hand"
+    http.post("/v1/projects/my-org", json={"name": "by-hand", "config_template": "rag"})
+    for name in ("kept", "dropped"):
+        assert http.post(f"{project}/datasets", json={"name": name, "database": "main_db"}).status_code == 200
+        files = {"file": (f"{name}.txt", f"The treasure called {name} lies under the oak.".encode())}
+        assert http.post(f"{project}/datasets/{name}/data", files=files).status_code == 200
+        assert http.post(f"{project}/datasets/{name}/process").json()["processed_files"] == 1
+    path = server.data_dir / "projects" / "my-org" / "by-hand" / "llamafarm.yaml"
+    whole = path.read_text()
+    config = yaml.safe_load(whole)
+    config["datasets"] = [dataset for dataset in config["datasets"] if dataset["name"] != "dropped"]
+    path.write_text(yaml.safe_dump(config))
+
+    def sources() -> list[str]:
+        found = http.post(f"{project}/rag/query", json={"query": "treasure"}).json()["results"]
+        return sorted(result["metadata"]["source"] for result in found)
+
+    assert sources() == ["kept.txt"]
+    health = http.get(f"{project}/rag/health").json()
+    assert health["hidden_datasets"] == [{"name": "dropped", "file_count": 1}]
+    assert any("'dropped'" in issue for issue in health["issues"])
+    assert health["databases"][0]["document_count"] == health["databases"][0]["chunk_count"] == 1
+    # Such a dataset does not stand in the way of other changes.
+    assert http.put(project, json={"config": config}).status_code == 200
+    path.write_text(whole)
+    assert sources() == ["dropped.txt", "kept.txt"]
+    path.write_text(yaml.safe_dump(config))
+    deleted = http.delete(f"{project}/datasets/dropped")
+    assert (deleted.status_code, deleted.json()["dataset"]["name"]) == (200, "dropped")
+    assert http.get(f"{project}/rag/health").json()["hidden_datasets"] == []
+    assert http.delete(f"{project}/datasets/dropped").status_code == 404
+    path.write_text(whole)
+    assert sources() == ["kept.txt"]
 
 
 async def vectors_of(data_dir: Path) -> int:

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from llamastead_server.domain.config.extractors import EXTRACTOR_TYPES
-from llamastead_server.workers.documents import Part, Reading
 from llamastead_server.workers.extractors import extract
+from llamastead_server.workers.reading import Part, Reading
 
 TEXT = (
     "Dr. Ann Lee of Willow Farm Inc. paid $1,200 on 3 March 2026 at 14:30. The barn gate closes at nine. "

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import sqlalchemy as sa
@@ -40,14 +40,28 @@ class SqlChunkStore:
 
         return await self._database.read(work)
 
-    async def document_count(self, ref: ProjectRef, database: str) -> int:
-        """How many different files have chunks in the database."""
+    async def file_counts(self, ref: ProjectRef) -> Mapping[str, int]:
+        """The datasets of a project that hold files, configured or not, and how many files each holds."""
+        query = (
+            sa.select(files.c.dataset, sa.func.count())
+            .where(files.c.namespace == ref.namespace, files.c.project == ref.name)
+            .group_by(files.c.dataset)
+        )
+        rows = await self._database.read(lambda connection: connection.execute(query).all())
+        return {row.dataset: row[1] for row in rows}
+
+    async def document_count(self, ref: ProjectRef, database: str, *, without: Collection[str] = ()) -> int:
+        """How many different files have chunks in the database, those of the datasets `without` left out."""
         query = sa.select(sa.func.count(chunks.c.file_hash.distinct())).where(*_in_database(ref, database))
+        if without:
+            query = query.where(chunks.c.dataset.not_in(without))
         return await self._database.read(lambda connection: connection.execute(query).scalar_one())
 
-    async def chunk_count(self, ref: ProjectRef, database: str) -> int:
-        """How many chunks a database holds."""
+    async def chunk_count(self, ref: ProjectRef, database: str, *, of: Collection[str] | None = None) -> int:
+        """How many chunks a database holds, or how many of these datasets."""
         query = sa.select(sa.func.count()).select_from(chunks).where(*_in_database(ref, database))
+        if of is not None:
+            query = query.where(chunks.c.dataset.in_(of))
         return await self._database.read(lambda connection: connection.execute(query).scalar_one())
 
     async def files_of(self, ref: ProjectRef, database: str) -> Sequence[tuple[str, str]]:
@@ -109,9 +123,26 @@ class SqlChunkStore:
 
         await self._database.write(work)
 
-    async def remove_file(self, ref: ProjectRef, dataset: str, file_hash: str) -> int:
-        """Removes a file's chunks and returns how many there were."""
-        change = chunks.delete().where(*_of_file(ref, dataset, file_hash))
+    async def date_ingestion(self, ref: ProjectRef, dataset: str, file_hash: str, moment: float) -> None:
+        """Records when a processed file's vectors were last made, in seconds since the epoch."""
+        change = (
+            files.update()
+            .where(
+                files.c.namespace == ref.namespace,
+                files.c.project == ref.name,
+                files.c.dataset == dataset,
+                files.c.hash == file_hash,
+                files.c.status == "processed",
+            )
+            .values(ingested_at=moment)
+        )
+        await self._database.write(lambda connection: connection.execute(change))
+
+    async def remove_file(self, ref: ProjectRef, dataset: str, file_hash: str | None) -> int:
+        """Removes a file's chunks, or with `None` the whole dataset's, and returns how many there were."""
+        change = chunks.delete().where(*_chunks_in(ref), chunks.c.dataset == dataset)
+        if file_hash is not None:
+            change = change.where(chunks.c.file_hash == file_hash)
         return await self._database.write(lambda connection: connection.execute(change).rowcount)
 
     async def databases(self, ref: ProjectRef) -> Sequence[str]:
@@ -126,6 +157,12 @@ class SqlChunkStore:
         )
         row = await self._database.read(lambda connection: connection.execute(query).one_or_none())
         return None if row is None else (row.embedding_model, row.dimension)
+
+    async def embeddings(self, ref: ProjectRef) -> Mapping[str, tuple[str, int]]:
+        """Embedding models and dimensions of a project's databases, by name; only of those ever written to."""
+        query = sa.select(databases).where(*_databases_in(ref))
+        rows = await self._database.read(lambda connection: connection.execute(query).all())
+        return {row.name: (row.embedding_model, row.dimension) for row in rows}
 
     async def remember_embedding(self, ref: ProjectRef, database: str, model: str, dimension: int) -> None:
         """Records the embedding model and dimension of a database; what is recorded already stays."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import sqlalchemy as sa
@@ -19,11 +19,11 @@ class SqlDatabaseContents:
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    async def contents(self, ref: ProjectRef, database: str) -> Contents:
-        """How much a database holds."""
-        here = _in(ref, database)
+    async def contents(self, ref: ProjectRef, database: str, *, without: Collection[str] = ()) -> Contents:
+        """How much a database holds, the datasets `without` left out."""
+        here = _in(ref, database, without)
         counts = sa.select(sa.func.count(), sa.func.count(chunks.c.file_hash.distinct())).where(*here)
-        newest = sa.select(sa.func.max(files.c.uploaded_at)).select_from(_with_files()).where(*here)
+        newest = sa.select(sa.func.max(files.c.ingested_at)).select_from(_with_files()).where(*here)
 
         def work(connection: sa.Connection) -> Contents:
             number, documents = connection.execute(counts).one()
@@ -31,9 +31,11 @@ class SqlDatabaseContents:
 
         return await self._database.read(work)
 
-    async def documents(self, ref: ProjectRef, database: str, limit: int, offset: int) -> Sequence[Document]:
-        """A part of a database's documents, by name."""
-        here = _in(ref, database)
+    async def documents(
+        self, ref: ProjectRef, database: str, limit: int, offset: int, *, without: Collection[str] = ()
+    ) -> Sequence[Document]:
+        """A part of a database's documents, by name, the datasets `without` left out."""
+        here = _in(ref, database, without)
         grouped = (
             sa.select(
                 chunks.c.file_hash,
@@ -41,7 +43,7 @@ class SqlDatabaseContents:
                 sa.func.count().label("chunk_count"),
                 sa.func.max(files.c.size).label("size"),
                 sa.func.max(files.c.parser).label("parser"),
-                sa.func.max(files.c.uploaded_at).label("uploaded_at"),
+                sa.func.max(files.c.ingested_at).label("ingested_at"),
                 sa.func.max(files.c.mime_type).label("mime_type"),
             )
             .select_from(_with_files())
@@ -55,12 +57,14 @@ class SqlDatabaseContents:
         def work(connection: sa.Connection) -> Sequence[Document]:
             rows = connection.execute(grouped).all()
             hashes = [row.file_hash for row in rows]
-            firsts = connection.execute(
+            firsts: dict[str, list[Any]] = {}
+            for first in connection.execute(
                 sa.select(chunks.c.file_hash, chunks.c.dataset, chunks.c.metadata)
                 .where(*here, chunks.c.file_hash.in_(hashes), chunks.c.ordinal == 0)
                 .order_by(chunks.c.dataset)
-            ).all()
-            return [_document(row, [first for first in firsts if first.file_hash == row.file_hash]) for row in rows]
+            ):
+                firsts.setdefault(first.file_hash, []).append(first)
+            return [_document(row, firsts.get(row.file_hash, [])) for row in rows]
 
         return await self._database.read(work)
 
@@ -78,7 +82,7 @@ class SqlDatabaseContents:
                 files.c.status == "processed",
                 of_its_files,
             )
-            .values(status="uploaded", chunk_count=0, processed_with=None)
+            .values(status="uploaded", chunk_count=0, processed_with=None, ingested_at=None)
         )
 
         def work(connection: sa.Connection) -> int:
@@ -96,8 +100,9 @@ class SqlDatabaseContents:
         return await self._database.write(work)
 
 
-def _in(ref: ProjectRef, database: str) -> tuple[sa.ColumnElement[bool], ...]:
-    return chunks.c.namespace == ref.namespace, chunks.c.project == ref.name, chunks.c.database == database
+def _in(ref: ProjectRef, database: str, without: Collection[str] = ()) -> Sequence[sa.ColumnElement[bool]]:
+    here = [chunks.c.namespace == ref.namespace, chunks.c.project == ref.name, chunks.c.database == database]
+    return [*here, chunks.c.dataset.not_in(without)] if without else here
 
 
 def _with_files() -> sa.FromClause:
@@ -121,7 +126,7 @@ def _document(row: Any, firsts: Sequence[Any]) -> Document:
         chunk_count=row.chunk_count,
         size=row.size,
         parser=row.parser,
-        uploaded_at=row.uploaded_at,
+        ingested_at=row.ingested_at,
         datasets=[first.dataset for first in firsts],
         mime_type=row.mime_type,
         metadata=known,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import sqlalchemy as sa
@@ -50,19 +50,31 @@ class SqlFileStore:
         change = files.update().where(*_key(record)).values(row_of(record))
         await self._database.write(lambda connection: connection.execute(change))
 
-    async def override(self, record: FileRecord, overrides: Mapping[str, Any]) -> None:
-        """Sets the parser settings of one file."""
-        change = files.update().where(*_key(record)).values(parser_overrides=dict(overrides))
+    async def override(
+        self, ref: ProjectRef, dataset: str, file_hash: str | None, overrides: Mapping[str, Any]
+    ) -> None:
+        """Sets the parser settings of one file, or with `None` of all of a dataset."""
+        change = files.update().where(*_in_dataset(ref, dataset, file_hash)).values(parser_overrides=dict(overrides))
         await self._database.write(lambda connection: connection.execute(change))
+
+    async def held_elsewhere(self, ref: ProjectRef, dataset: str) -> Collection[str]:
+        """Hashes of a dataset's files that other datasets of the project hold too."""
+        query = _held_elsewhere(ref, dataset)
+        return await self._database.read(lambda connection: set(connection.execute(query).scalars()))
+
+    async def is_held_elsewhere(self, ref: ProjectRef, dataset: str, file_hash: str) -> bool:
+        """Whether another dataset of the project holds a file."""
+        query = _held_elsewhere(ref, dataset).where(files.c.hash == file_hash).limit(1)
+        return await self._database.read(lambda connection: connection.execute(query).first() is not None)
 
     async def mark(self, ref: ProjectRef, dataset: str, status: FileStatus) -> None:
         """Sets the status of all files of a dataset."""
-        change = files.update().where(*_in_project(ref), files.c.dataset == dataset).values(status=status)
+        change = files.update().where(*_in_dataset(ref, dataset)).values(status=status)
         await self._database.write(lambda connection: connection.execute(change))
 
-    async def remove(self, ref: ProjectRef, dataset: str, file_hash: str) -> None:
-        """Removes one record."""
-        change = files.delete().where(*_in_project(ref), files.c.dataset == dataset, files.c.hash == file_hash)
+    async def remove(self, ref: ProjectRef, dataset: str, file_hash: str | None) -> None:
+        """Removes one record, or with `None` all of a dataset."""
+        change = files.delete().where(*_in_dataset(ref, dataset, file_hash))
         await self._database.write(lambda connection: connection.execute(change))
 
     async def remove_project(self, ref: ProjectRef) -> None:
@@ -97,6 +109,7 @@ def row_of(record: FileRecord) -> dict[str, Any]:
         "parser_overrides": None if record.parser_overrides is None else dict(record.parser_overrides),
         "extractors": list(record.extractors),
         "facts": dict(record.facts),
+        "ingested_at": record.ingested_at,
     }
 
 
@@ -109,6 +122,26 @@ def _record(row: sa.Row[Any]) -> FileRecord:
 
 def _in_project(ref: ProjectRef) -> tuple[sa.ColumnElement[bool], ...]:
     return files.c.namespace == ref.namespace, files.c.project == ref.name
+
+
+def _in_dataset(ref: ProjectRef, dataset: str, file_hash: str | None = None) -> Sequence[sa.ColumnElement[bool]]:
+    here = [*_in_project(ref), files.c.dataset == dataset]
+    return here if file_hash is None else [*here, files.c.hash == file_hash]
+
+
+def _held_elsewhere(ref: ProjectRef, dataset: str) -> sa.Select[Any]:
+    others = files.alias()
+    same = (
+        sa.select(others.c.hash)
+        .where(
+            others.c.namespace == ref.namespace,
+            others.c.project == ref.name,
+            others.c.dataset != dataset,
+            others.c.hash == files.c.hash,
+        )
+        .exists()
+    )
+    return sa.select(files.c.hash).where(*_in_dataset(ref, dataset), same)
 
 
 def _key(record: FileRecord) -> tuple[sa.ColumnElement[bool], ...]:

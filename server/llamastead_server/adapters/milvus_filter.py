@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import PurePath
 from typing import Any
 
@@ -70,18 +70,21 @@ def filterable(metadata: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
-def render(filters: Mapping[str, Any]) -> str:
+def render(filters: Mapping[str, Any], without: Iterable[str] = ()) -> str:
     """Renders metadata filters as a Milvus expression; no filters give an empty one.
 
     Every field must be equal to its value, or to one of them if the value is a list; a field that is a list must hold
-    it. Values of another type than the field's are never equal.
+    it. Values of another type than the field's are never equal. Of the datasets `without` there is nothing.
 
     Raises:
         InvalidRequest: A name or value is not one that can be filtered by.
     """
     if len(filters) > _MOST_FIELDS:
         raise InvalidRequest(f"metadata_filters has {len(filters)} fields; the most is {_MOST_FIELDS}.")
-    return " and ".join(_condition(name, value) for name, value in filters.items())
+    conditions = [_condition(name, value) for name, value in filters.items()]
+    if hidden := ", ".join(f'"{encode(name)}"' for name in without):
+        conditions.append(f"dataset not in [{hidden}]")
+    return " and ".join(conditions)
 
 
 def _condition(name: str, value: Any) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar
@@ -104,19 +104,31 @@ class MilvusStore:
         )
 
     async def search_vector(
-        self, collection: Collection, vector: Sequence[float], limit: int, filters: Mapping[str, Any]
+        self,
+        collection: Collection,
+        vector: Sequence[float],
+        limit: int,
+        filters: Mapping[str, Any],
+        *,
+        without: Iterable[str] = (),
     ) -> Sequence[Match]:
-        """The chunks nearest to the vector, best first, scored by cosine."""
+        """The chunks nearest to the vector, best first, scored by cosine; none of the datasets `without`."""
         return await self._search(
-            collection, milvus_schema.as_vector(vector), "vector", "COSINE", limit, render(filters)
+            collection, milvus_schema.as_vector(vector), "vector", "COSINE", limit, render(filters, without)
         )
 
     async def search_keyword(
-        self, collection: Collection, query: str, limit: int, filters: Mapping[str, Any]
+        self,
+        collection: Collection,
+        query: str,
+        limit: int,
+        filters: Mapping[str, Any],
+        *,
+        without: Iterable[str] = (),
     ) -> Sequence[Match]:
-        """The chunks that share words with the query, best first, scored by BM25."""
+        """The chunks that share words with the query, best first, scored by BM25; none of the datasets `without`."""
         words = milvus_schema.searchable(query[:_LONGEST_QUERY])
-        return await self._search(collection, words, "sparse", "BM25", limit, render(filters))
+        return await self._search(collection, words, "sparse", "BM25", limit, render(filters, without))
 
     async def vector_scores(
         self, collection: Collection, vector: Sequence[float], chunk_ids: Sequence[str]

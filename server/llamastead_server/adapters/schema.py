@@ -32,6 +32,7 @@ files = sa.Table(
     sa.Column("parser_overrides", sa.JSON(none_as_null=True)),
     sa.Column("extractors", sa.JSON(none_as_null=True)),
     sa.Column("facts", sa.JSON(none_as_null=True)),
+    sa.Column("ingested_at", sa.Float),
 )
 
 chunks = sa.Table(
@@ -192,7 +193,14 @@ def _own_batches(connection: sa.Connection) -> None:
             connection.execute(sa.text(f"ALTER TABLE {table} ADD COLUMN owner VARCHAR(200)"))
 
 
-_STEPS = (_create_all, _add_tokens, _describe_files, _add_batches, _own_batches)
+def _date_ingestion(connection: sa.Connection) -> None:
+    """Adds when files were ingested; of those that are there only the upload is known, so it stands in for it."""
+    if "ingested_at" not in {column["name"] for column in sa.inspect(connection).get_columns(files.name)}:
+        connection.execute(sa.text("ALTER TABLE files ADD COLUMN ingested_at FLOAT"))
+        connection.execute(sa.text("UPDATE files SET ingested_at = uploaded_at WHERE status = 'processed'"))
+
+
+_STEPS = (_create_all, _add_tokens, _describe_files, _add_batches, _own_batches, _date_ingestion)
 
 
 def migrate(engine: sa.Engine) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -183,12 +183,28 @@ class VectorStore(Protocol):
         ...
 
     async def search_vector(
-        self, collection: Collection, vector: Sequence[float], limit: int, filters: Mapping[str, Any]
-    ) -> Sequence[Match]: ...
+        self,
+        collection: Collection,
+        vector: Sequence[float],
+        limit: int,
+        filters: Mapping[str, Any],
+        *,
+        without: Iterable[str] = (),
+    ) -> Sequence[Match]:
+        """The chunks nearest to the vector, none of the datasets `without`."""
+        ...
 
     async def search_keyword(
-        self, collection: Collection, query: str, limit: int, filters: Mapping[str, Any]
-    ) -> Sequence[Match]: ...
+        self,
+        collection: Collection,
+        query: str,
+        limit: int,
+        filters: Mapping[str, Any],
+        *,
+        without: Iterable[str] = (),
+    ) -> Sequence[Match]:
+        """The chunks that share words with the query, none of the datasets `without`."""
+        ...
 
     async def vector_scores(
         self, collection: Collection, vector: Sequence[float], chunk_ids: Sequence[str]

@@ -53,7 +53,7 @@ def document_message(document: Document) -> pb.Document:
         chunk_count=document.chunk_count,
         size_bytes=document.size,
         parser_used=document.parser or "",
-        date_ingested=rfc3339(document.uploaded_at),
+        date_ingested=None if document.ingested_at is None else rfc3339(document.ingested_at),
         metadata=to_struct(known),
     )
 

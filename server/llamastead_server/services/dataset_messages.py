@@ -5,7 +5,7 @@ from __future__ import annotations
 from google.protobuf import struct_pb2
 
 from llamastead.v1 import dataset_pb2 as pb
-from llamastead_server.domain.datasets.datasets import AddedFile, Dataset
+from llamastead_server.domain.datasets.dataset import AddedFile, Dataset
 from llamastead_server.domain.datasets.files import FileRecord
 from llamastead_server.domain.datasets.processing import FileResult, ProcessingReport
 from llamastead_server.services.plain import to_struct

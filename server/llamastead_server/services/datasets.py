@@ -11,7 +11,8 @@ from llamastead.v1 import dataset_pb2 as pb
 from llamastead.v1 import dataset_pb2_grpc as pb_grpc
 from llamastead_server.domain import names
 from llamastead_server.domain.datasets.actions import DatasetActions
-from llamastead_server.domain.datasets.datasets import AddedFile, Datasets
+from llamastead_server.domain.datasets.dataset import AddedFile
+from llamastead_server.domain.datasets.datasets import Datasets
 from llamastead_server.domain.datasets.ingestion import PROCESS_DATASET, Ingestion
 from llamastead_server.domain.errors import InvalidRequest, ValidationFailed
 from llamastead_server.domain.names import ProjectRef, project_ref

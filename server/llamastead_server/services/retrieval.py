@@ -81,6 +81,9 @@ class RetrievalServicer(retrieval_pb2_grpc.RetrievalServiceServicer):
             components={entry.name: _component(entry) for entry in report.components},
             last_check=report.checked_at.isoformat(timespec="milliseconds"),
             issues=report.issues,
+            hidden_datasets=[
+                retrieval_pb2.HiddenDataset(name=dataset.name, file_count=dataset.files) for dataset in report.hidden
+            ],
         )
 
     async def ListDatabases(  # noqa: N802

@@ -5,59 +5,22 @@ from __future__ import annotations
 import csv
 import re
 import secrets
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
-from email.utils import parsedate_to_datetime
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from llamastead_server.domain.datasets.chunking import ChunkStrategy
 from llamastead_server.domain.datasets.reading import ReadSettings
 from llamastead_server.workers import archive, tables
-from llamastead_server.workers.formats import ARCHIVES, GRIDS, TEXT, format_of
+from llamastead_server.workers.attachments import Room, read_attachments
+from llamastead_server.workers.formats import ARCHIVES, GRIDS, MAILS, TEXT, format_of
+from llamastead_server.workers.grids import grid, sheets
+from llamastead_server.workers.mail import open_mail
 from llamastead_server.workers.markdown import headings, split_sections, without_code
 from llamastead_server.workers.ocr import Ocr
+from llamastead_server.workers.reading import Part, Reading, described
 from llamastead_server.workers.text_files import Unreadable, decoded, reason, unwrapped
 
 _MOST_PAGES = 20_000
-
-
-@dataclass(frozen=True, slots=True)
-class Part:
-    """A stretch of a document's text that chunks never cross.
-
-    Attributes:
-        text: The text.
-        page: Page or slide, from 1.
-        metadata: What its chunks are to know.
-        rows: Whether each line is a row of a table.
-    """
-
-    text: str
-    page: int | None = None
-    metadata: Mapping[str, Any] = field(default_factory=dict)
-    rows: bool = False
-
-
-@dataclass(slots=True)
-class Reading:
-    """A document that was read.
-
-    Attributes:
-        parser: What read it.
-        parts: Its text.
-        metadata: Title, authors, dates, pages.
-        tables: Its tables: page or `None`, and the cells.
-        links: Targets of its links.
-        headings: Its headings: level and text; only when they were asked for.
-    """
-
-    parser: str
-    parts: list[Part]
-    metadata: dict[str, Any] = field(default_factory=dict)
-    tables: list[tuple[int | None, tables.Cells]] = field(default_factory=list)
-    links: list[str] = field(default_factory=list)
-    headings: list[tuple[int, str]] = field(default_factory=list)
 
 
 class Reader:
@@ -86,6 +49,9 @@ class Reader:
         Raises:
             Unreadable: Says why.
         """
+        return self._read(path, filename, settings, outline, Room(self._longest_text))
+
+    def _read(self, path: Path, filename: str, settings: ReadSettings, outline: bool, room: Room) -> Reading:
         size = path.stat().st_size
         if size == 0:
             raise Unreadable("The file is empty.")
@@ -103,8 +69,10 @@ class Reader:
                 except archive.Bomb:
                     raise Unreadable(reason("bomb")) from None
             reading = self._read_binary(parser, path, media_type, settings, outline)
-        if sum(len(part.text) for part in reading.parts) > self._longest_text:
+        if not room.take_text(sum(len(part.text) for part in reading.parts)):
             raise self._too_long()
+        if parser in MAILS:
+            self._read_attachments(reading, path, settings, outline, room)
         if not settings.options.get("extract_metadata", True):
             reading.metadata = {}
         if not any(part.text.strip() for part in reading.parts):
@@ -120,7 +88,7 @@ class Reader:
                 cells = tables.parse_csv(text, options, self._longest_text)
             except csv.Error as error:
                 raise Unreadable(f"The file is damaged or not what its name says. ({error})") from None
-            return Reading(parser, _grid(cells, options, strategy), tables=[(None, cells)])
+            return Reading(parser, grid(cells, options, strategy), tables=[(None, cells)])
         if parser == "text":
             if options.get("clean_text"):
                 text = re.sub(r"\n{3,}", "\n\n", re.sub(r"[^\S\n]+\n", "\n", re.sub(r"[^\S\n]{2,}", " ", text)))
@@ -145,6 +113,9 @@ class Reader:
         options = settings.options
         if parser == "pdf":
             self._check_pages(path)
+        if parser in MAILS:
+            with open_mail(parser, path) as mail:
+                return self._reading(parser, self._extract(mail.own, media_type))
         extra: dict[str, Any] = {}
         if parser == "pptx":
             extra["pages"] = self._kreuzberg.PageConfig(
@@ -163,10 +134,17 @@ class Reader:
         elif parser == "pptx":
             reading.parts = list(_slides(result.content, self._slide_mark))
         elif parser in GRIDS:
-            reading.parts = list(_sheets(result, settings))
+            reading.parts = list(sheets(result, settings))
         if outline:
             reading.headings = headings(self._extract(path, media_type, output_format="markdown").content)
         return reading
+
+    def _read_attachments(
+        self, reading: Reading, path: Path, settings: ReadSettings, outline: bool, room: Room
+    ) -> None:
+        if settings.options.get("extract_attachments", True):
+            with open_mail(reading.parser, path) as mail:
+                read_attachments(reading, mail.attachments, settings, outline, room, self._read)
 
     def _extract(self, source: Path | bytes, media_type: str, **options: Any) -> Any:
         kreuzberg = self._kreuzberg
@@ -180,6 +158,8 @@ class Reader:
                 **options,
             }
         )
+        # What mails and archives hold is not for it to read: it knows nothing of the limits here.
+        config.max_archive_depth = 0
         try:
             if isinstance(source, bytes):
                 return kreuzberg.extract_bytes_sync(source, media_type, config)
@@ -191,7 +171,7 @@ class Reader:
         return Reading(
             parser,
             [Part(result.content)],
-            _described(result.metadata),
+            described(result.metadata),
             [(table.page_number if parser == "pdf" else None, table.cells) for table in result.tables],
             [str(link["url"]) for link in result.uris or ()],
         )
@@ -253,49 +233,9 @@ class Reader:
         )
 
 
-def _grid(cells: tables.Cells, options: Mapping[str, Any], strategy: ChunkStrategy, **metadata: str) -> list[Part]:
-    if strategy == "columns":
-        return [
-            Part(text, metadata={**metadata, "column": name} if name else metadata, rows=True)
-            for name, text in tables.columns_text(cells, options)
-        ]
-    return [Part(tables.rows_text(cells, options), metadata=metadata, rows=True)]
-
-
-def _sheets(result: Any, settings: ReadSettings) -> Iterator[Part]:
-    names = list(result.metadata.get("sheet_names") or ())
-    wanted = settings.options.get("sheets")
-    if wanted and not set(wanted) & set(names):
-        raise Unreadable(f"The file has no sheet of the configured names; it has {', '.join(map(repr, names))[:300]}.")
-    for table in result.tables:
-        name = names[table.page_number - 1] if 0 < table.page_number <= len(names) else ""
-        if not wanted or name in wanted:
-            yield from _grid(
-                table.cells, settings.options, settings.chunking.strategy, **({"sheet": name} if name else {})
-            )
-
-
 def _slides(content: str, mark: str) -> Iterator[Part]:
     before, *rest = re.split(re.escape(mark) + r":(\d+):", content)
     if before.strip():
         yield Part(before)
     for number, text in zip(rest[::2], rest[1::2], strict=True):
         yield Part(text.strip("\n"), int(number))
-
-
-def _described(metadata: Mapping[str, Any]) -> dict[str, Any]:
-    """What is worth knowing of a document beside its text."""
-    known = {
-        "title": metadata.get("title") or metadata.get("subject"),
-        "authors": [str(author)[:200] for author in metadata.get("authors") or ()][:20],
-        "created_at": _iso(metadata.get("created_at")),
-        "page_count": metadata.get("page_count"),
-    }
-    return {key: value[:500] if isinstance(value, str) else value for key, value in known.items() if value}
-
-
-def _iso(moment: Any) -> Any:
-    try:
-        return parsedate_to_datetime(moment).isoformat()
-    except (TypeError, ValueError):
-        return moment  # all but mail says it so

@@ -13,8 +13,8 @@ from typing import Any
 
 from llamastead_server.domain.config.extractors import EXTRACTOR_TYPES
 from llamastead_server.workers import text_patterns
-from llamastead_server.workers.documents import Reading
 from llamastead_server.workers.key_phrases import KeyPhrases, sentences, summary
+from llamastead_server.workers.reading import Reading
 from llamastead_server.workers.tables import Cells
 
 Settings = Mapping[str, Any]

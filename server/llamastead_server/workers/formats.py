@@ -37,6 +37,7 @@ _FORMATS: Mapping[str, tuple[str, str]] = {
 }
 TEXT = frozenset({"text", "html", "markdown", "csv"})
 ARCHIVES = frozenset({"docx", "pptx", "xlsx", "odt", "ods", "epub"})
+MAILS = frozenset({"msg", "eml"})
 GRIDS = frozenset({"xlsx", "xls", "ods"})
 
 
@@ -54,3 +55,8 @@ def format_of(settings: ReadSettings, filename: str) -> tuple[str, str]:
         case "mail":
             return _FORMATS["msg" if extension == "msg" else "eml"]
     return _FORMATS[{"pdf": "pdf", "table": "csv", "word": "docx", "markdown": "md"}[settings.kind]]
+
+
+def is_format(filename: str) -> bool:
+    """Whether the name's ending is that of a format that is not simply text."""
+    return Path(filename).suffix.lower().lstrip(".") in _FORMATS

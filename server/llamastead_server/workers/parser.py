@@ -18,8 +18,9 @@ from typing import Any
 from llamastead_server.domain.datasets.chunking import ChunkSettings, row_spans, spans
 from llamastead_server.domain.datasets.reading import ReadSettings
 from llamastead_server.workers.child import configure_logging, die_with_parent, give_way
-from llamastead_server.workers.documents import Part, Reader, Reading
+from llamastead_server.workers.documents import Reader
 from llamastead_server.workers.extractors import extract, wants_outline
+from llamastead_server.workers.reading import Part, Reading
 from llamastead_server.workers.text_files import Unreadable
 
 HEADER = struct.Struct("!I")
@@ -42,6 +43,8 @@ def answer(reader: Reader, request: Mapping[str, Any]) -> Iterator[Mapping[str, 
         facts, of_chunks = extract(reading, [piece["text"] for piece in pieces], settings.extractors)
         for piece, found in zip(pieces, of_chunks, strict=True):
             piece["metadata"] = {**piece["metadata"], **found}
+        if reading.attachments:
+            facts["attachments"] = reading.attachments
     except Unreadable as error:
         yield {"error": str(error)}
         return

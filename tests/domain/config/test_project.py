@@ -128,6 +128,7 @@ def test_a_program_of_another_provider_may_have_parameters_of_its_own() -> None:
 
 
 DATABASES = {"rag": {"databases": [{"name": "a"}]}}
+EMBEDDING = {"name": "e", "condition": "doc.type == 'code'"}
 SERVER = {"name": "s", "transport": "stdio", "command": "run"}
 
 
@@ -182,6 +183,40 @@ SERVER = {"name": "s", "transport": "stdio", "command": "run"}
             "datasets.0.data_processing_strategy",
         ),
         ({"datasets": [{"name": "d", "database": "a", "auto_process": "x"}]}, "datasets.0.auto_process"),
+        (
+            {"rag": {"data_processing_strategies": [{"name": "s", "parsers": ["auto", "mine"]}]}},
+            "rag.data_processing_strategies.0.parsers.1",
+        ),
+        (
+            {"rag": {"components": {"parsers": [{"name": "mine", "type": "None"}]}}},
+            "rag.components.parsers.0.type",
+        ),
+        ({"components": {"parsers": [{"name": "mine", "config": {"x": 1}}]}}, "components.parsers.0.config.x"),
+        (
+            {
+                "rag": {
+                    **DATABASES["rag"],
+                    "data_processing_strategies": [
+                        {"name": "s", "extractors": [{"type": "LinkExtractor", "required_for": ["a", "b"]}]}
+                    ],
+                }
+            },
+            "rag.data_processing_strategies.0.extractors.0.required_for.1",
+        ),
+        (
+            {
+                "rag": {
+                    "data_processing_strategies": [
+                        {"name": "s", "extractors": [{"type": "LinkExtractor", "condition": "always"}]}
+                    ]
+                }
+            },
+            "rag.data_processing_strategies.0.extractors.0.condition",
+        ),
+        (
+            {"rag": {"databases": [{"name": "a", "embedding_strategies": [EMBEDDING]}]}},
+            "rag.databases.0.embedding_strategies.0.condition",
+        ),
         ({"mcp": {"servers": [{"name": "s", "transport": "stdio"}]}}, "mcp.servers.0"),
         ({"mcp": {"servers": [{"name": "s", "transport": "http", "base_url": "x"}]}}, "mcp.servers.0.base_url"),
         ({"mcp": {"servers": [{**SERVER, "transport": "pigeon"}]}}, "mcp.servers.0.transport"),

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import logging
 import signal
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import pytest_asyncio
+import sqlalchemy as sa
 
 from llamastead_server.adapters.embedder import WorkerEmbedder
 from llamastead_server.domain.config.project import ProjectConfig
@@ -354,6 +356,57 @@ async def test_settings_the_parser_does_not_have_are_refused_with_the_file(parts
                 lambda overrides=overrides: overrides,  # type: ignore[misc]
             )
     assert await parts.left() == (0, 0, 0)
+
+
+async def test_deleting_a_dataset_takes_all_but_what_others_hold(
+    parts: Stack, caplog: pytest.LogCaptureFixture
+) -> None:
+    await parts.datasets.create(REF, "more", database="other_db")
+    await parts.add("gate.md", GATE)
+    await parts.add("goats.txt", GOATS)
+    await parts.add("gate.md", GATE, "more")
+    for dataset in (DATASET, "more"):
+        await parts.ingestion.process(REF, dataset)
+    with caplog.at_level(logging.INFO, "llamastead.datasets"):
+        deleted = await parts.datasets.delete(REF, DATASET)
+    assert "my-org/shop/papers: 2 files and 2 chunks are deleted" in caplog.text
+    assert {record.filename for record in deleted.files} == {"gate.md", "goats.txt"}
+    assert await parts.left() == (1, 1, 1)
+    assert len(await parts.found("barn gate", "other_db")) == 1
+    await parts.datasets.delete(REF, "more")
+    assert await parts.left() == (0, 0, 0)
+
+
+async def test_deleting_a_dataset_asks_the_database_as_often_for_many_files_as_for_few(
+    tmp_path: Path, embedder: WorkerEmbedder
+) -> None:
+    counts = []
+    async with stack(tmp_path, embedder) as parts:
+        await parts.make_project()
+        for number in (2, 30):
+            await parts.datasets.create(REF, f"of-{number}")
+            for file in range(number):
+                await parts.add(f"{file}.txt", f"{number} {file}", f"of-{number}")
+            with counted_statements() as statements:
+                await parts.datasets.list_datasets(REF)
+                await parts.datasets.delete(REF, f"of-{number}")
+            counts.append(len(statements))
+    assert counts[0] == counts[1]
+
+
+@contextlib.contextmanager
+def counted_statements() -> Iterator[list[str]]:
+    """The SQL statements that run meanwhile, on any connection."""
+    statements: list[str] = []
+
+    def note(connection: object, cursor: object, statement: str, *_: object) -> None:
+        statements.append(statement)
+
+    sa.event.listen(sa.Engine, "before_cursor_execute", note)
+    try:
+        yield statements
+    finally:
+        sa.event.remove(sa.Engine, "before_cursor_execute", note)
 
 
 @pytest.mark.parametrize("from_disk", [False, True])

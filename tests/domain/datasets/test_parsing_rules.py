@@ -10,6 +10,7 @@ from pydantic import ValidationError
 from llamastead_server.domain.config.extractors import EXTRACTOR_TYPES
 from llamastead_server.domain.config.parsers import PARSER_TYPES
 from llamastead_server.domain.config.processing import BUILT_IN_STRATEGIES, DataProcessingStrategy
+from llamastead_server.domain.config.project import ProjectConfig
 from llamastead_server.domain.config.rag import Rag
 from llamastead_server.domain.datasets.files import DocumentError
 from llamastead_server.domain.datasets.parsing_rules import ParsingRules
@@ -19,7 +20,8 @@ from llamastead_server.domain.errors import ValidationFailed
 
 def rules(*parsers: dict[str, Any] | str, extractors: list[Any] | None = None) -> ParsingRules:
     return ParsingRules(
-        DataProcessingStrategy.model_validate({"name": "s", "parsers": list(parsers), "extractors": extractors or []})
+        DataProcessingStrategy.model_validate({"name": "s", "parsers": list(parsers), "extractors": extractors or []}),
+        "main_db",
     )
 
 
@@ -105,6 +107,42 @@ def test_extractors_run_by_priority_on_the_files_they_are_for() -> None:
     assert [name for name, _ in chosen.settings("a.txt")[0].extractors] == ["LinkExtractor"]
 
 
+def test_extractors_run_for_the_databases_that_require_them() -> None:
+    strategy = DataProcessingStrategy.model_validate(
+        {
+            "name": "s",
+            "extractors": [
+                {"type": "LinkExtractor", "required_for": ["main_db", "other_db"], "condition": None},
+                {"type": "TableExtractor", "required_for": ["other_db"]},
+                {"type": "PathExtractor", "required_for": []},
+            ],
+        }
+    )
+
+    def run(database: str) -> list[str]:
+        return [name for name, _ in ParsingRules(strategy, database).settings("a.txt")[0].extractors]
+
+    assert run("main_db") == ["LinkExtractor", "PathExtractor"]
+    assert run("other_db") == ["LinkExtractor", "TableExtractor", "PathExtractor"]
+    assert run("third_db") == ["PathExtractor"]
+
+
+def test_a_strategy_refers_to_parsers_by_name() -> None:
+    own = {"name": "fine", "type": "PDFParser_PyPDF2", "config": {"chunk_size": 200}}
+    shared = [{"name": "fine", "type": "auto"}, {"name": "coarse", "type": "TextParser_Python", "priority": 10}]
+    names = ["fine", "coarse", "MarkdownParser_Python", "rag.components.parsers.CSVParser_Pandas"]
+    for parsers in ([own], {"fine": {key: value for key, value in own.items() if key != "name"}}):
+        raw = {"name": "p", "namespace": "n", "runtime": {"model": "m"}, "components": {"parsers": shared},
+               "rag": {"components": {"parsers": parsers},
+                       "data_processing_strategies": [{"name": "s", "parsers": names}]}}  # fmt: skip
+        config = ProjectConfig.parse(raw)
+        chosen = ParsingRules(config.rag.processing_strategy("s"), "main_db")
+        kinds = [chosen.settings(f"a.{ending}")[0].kind for ending in ("pdf", "txt", "md", "csv")]
+        assert kinds == ["pdf", "text", "markdown", "table"]
+        assert chosen.settings("a.pdf")[0].chunking.size == 200
+        assert config.plain()["rag"]["data_processing_strategies"] == [{"name": "s", "parsers": names}]
+
+
 @pytest.mark.parametrize("name", PARSER_TYPES)
 def test_settings_survive_the_way_to_the_child(name: str) -> None:
     settings = rules({"type": name}, extractors=list(EXTRACTOR_TYPES)).settings(TAKES.get(name, "a.txt"))[0]
@@ -122,7 +160,7 @@ def test_built_in_strategies_always_resolve() -> None:
     for rag in (Rag(), Rag.model_validate({"data_processing_strategies": [{"name": "mine", "parsers": ["auto"]}]})):
         assert set(BUILT_IN_STRATEGIES) <= set(rag.strategy_names())
         for name in BUILT_IN_STRATEGIES:
-            assert ParsingRules(rag.processing_strategy(name)).settings("a.pdf")
+            assert ParsingRules(rag.processing_strategy(name), "main_db").settings("a.pdf")
 
 
 PDF, TEXT = "PDFParser_PyPDF2", "TextParser_Python"
@@ -133,7 +171,6 @@ UNCLOSED = {"custom_patterns": [{"name": "a", "pattern": "("}]}
     ("kind", "entry", "path"),
     [
         ("parsers", {"type": "Nonsense"}, "type"),
-        ("parsers", "Nonsense", ""),
         ("parsers", {"type": "auto", "fallback_parser": "Nonsense"}, "fallback_parser"),
         ("parsers", {"type": PDF, "config": {"chunk_strategy": "rows"}}, "config.chunk_strategy"),
         ("parsers", {"type": PDF, "config": {"clean_text": "yes"}}, "config.clean_text"),
@@ -141,6 +178,8 @@ UNCLOSED = {"custom_patterns": [{"name": "a", "pattern": "("}]}
         ("parsers", {"type": TEXT, "config": {"encoding": "klingon"}}, "config.encoding"),
         ("parsers", {"type": "auto", "priority": "high"}, "priority"),
         ("extractors", "Nonsense", ""),
+        ("extractors", {"type": "YAKEExtractor", "condition": "doc.type == 'code'"}, "condition"),
+        ("extractors", {"type": "YAKEExtractor", "required_for": "main_db"}, "required_for"),
         ("extractors", {"type": "YAKEExtractor", "config": {"max_keywords": 0}}, "config.max_keywords"),
         ("extractors", {"type": "PatternExtractor", "config": UNCLOSED}, "config.custom_patterns.0.pattern"),
     ],

@@ -149,13 +149,16 @@ async def test_a_new_project_begins_without_what_one_of_its_name_left_behind(
 
 async def test_a_configuration_may_not_lose_datasets_that_hold_files(projects: Projects) -> None:
     ref = ProjectRef("org", "library")
-    before = await projects.create(ref, "rag")
+    await projects.create(ref, "rag")
     raw = {"version": "v1", "runtime": {"model": "x"}}
+    kept = {**raw, "datasets": [{"name": "papers", "database": "main_db"}]}
+    # The present configuration lacks it already, so that nothing more is lost.
+    assert "datasets" not in (await projects.replace(ref, raw)).raw
+    before = await projects.replace(ref, kept)
+    assert before.raw["datasets"] == kept["datasets"]
     with pytest.raises(Conflict, match="papers"):
         await projects.replace(ref, raw)
     assert await projects.get(ref) == before
-    kept = {**raw, "datasets": [{"name": "papers", "database": "main_db"}]}
-    assert (await projects.replace(ref, kept)).raw["datasets"] == kept["datasets"]
 
 
 async def test_of_concurrent_creations_one_wins_and_clears_nothing_of_it(projects: Projects, log: list[str]) -> None:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import AsyncIterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
 import pytest_asyncio
+import yaml
 
 from llamastead_server.adapters.embedder import WorkerEmbedder
 from llamastead_server.domain.config.project import ProjectConfig
@@ -25,6 +28,7 @@ from llamastead_server.domain.retrieval.plan import RetrievalQuery
 from llamastead_server.domain.retrieval.retriever import Retriever
 from tests.adapters.test_embedder import make_bi_encoder
 from tests.dataset_stack import MODEL, REF, Stack, stack
+from tests.fake_clock import FakeClock
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 SMALL = "tiny-embedder"
@@ -42,6 +46,14 @@ async def parts(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Stack
 @pytest.fixture
 def retriever(parts: Stack) -> Retriever:
     return Retriever(parts.projects, parts.embedder, parts.vectors, parts.chunks)
+
+
+class Unheard:
+    """Progress that nobody follows."""
+
+    async def report(
+        self, current: int, total: int, message: str = "", files: Sequence[Mapping[str, Any]] = ()
+    ) -> None: ...
 
 
 async def project(parts: Stack, name: str, database: Mapping[str, Any], **rag: Any) -> ProjectRef:
@@ -153,6 +165,113 @@ async def test_documents_shared_by_two_datasets_are_one_document(parts: Stack) -
     await parts.datasets.delete(ref, "copies")
     assert [each.filename for each in await parts.databases.documents(ref, None, limit=50, offset=0)] == ["audit.txt"]
     assert await parts.vectors.count(ref, "main_db") == 1
+
+
+async def test_a_document_is_dated_by_when_its_vectors_were_made_not_by_its_upload(
+    parts: Stack, tmp_path: Path
+) -> None:
+    clock = FakeClock()
+
+    async def times() -> tuple[list[float | None], float | None]:
+        documents = await made.databases.documents(REF, None, limit=50, offset=0)
+        newest = (await made.databases.stats(REF, None)).contents.newest
+        return [each.ingested_at for each in documents], newest
+
+    async with stack(tmp_path, parts.embedder, clock=clock) as made:
+        await made.make_project()
+        uploaded = clock.now
+        digest = await made.add("barn.txt", "The barn gate closes at eight.")
+        clock.now += 10
+        await made.ingestion.process(REF, "papers")
+        assert await times() == ([uploaded + 10], uploaded + 10)
+        clock.now += 10
+        await made.add("audit.txt", "The audit happens in March.")
+        await made.ingestion.process(REF, "papers")
+        # Skipped, as nothing about it changed, and so as old as it was.
+        assert await times() == ([uploaded + 20, uploaded + 10], uploaded + 20)
+        clock.now += 10
+        await made.actions.override_parser(REF, "papers", digest, {"chunk_size": 200})
+        await made.ingestion.process(REF, "papers")
+        assert await times() == ([uploaded + 20, uploaded + 30], uploaded + 30)
+        clock.now += 10
+        await made.reindexing.run_task(REF, {"database": "main_db"}, Unheard())
+        assert await times() == ([uploaded + 40] * 2, uploaded + 40)
+        await made.actions.clear_chunks(REF, "papers", digest)
+        assert await times() == ([uploaded + 40], uploaded + 40)
+        record = await made.files.get(REF, "papers", digest)
+        assert record is not None
+        assert (record.uploaded_at, record.ingested_at) == (uploaded, None)
+        await made.databases.clear(REF, None)
+        assert await times() == ([], None)
+        assert {each.ingested_at for each in await made.files.list_files(REF)} == {None}
+
+
+async def test_a_dataset_taken_out_of_the_file_by_hand_is_hidden_until_it_is_in_it_again(
+    parts: Stack, retriever: Retriever, caplog: pytest.LogCaptureFixture
+) -> None:
+    ref = await project(parts, "edited", {})
+    path = parts.folder / "projects" / str(ref) / "llamafarm.yaml"
+    await parts.datasets.create(ref, "secrets")
+    await parts.add("barn.txt", "The barn gate closes at eight.", ref=ref)
+    await parts.add("vault.txt", "The barn vault opens at nine.", "secrets", ref)
+    for dataset in ("papers", "secrets"):
+        await parts.ingestion.process(ref, dataset)
+    whole = path.read_text()
+
+    async def seen() -> tuple[list[str], list[str], tuple[int, int, int], tuple[int, int], list[str]]:
+        """What searches find, what is listed, and what is counted."""
+        found = set()
+        for strategy in ("vector", "keyword", "hybrid"):
+            for filters in ({}, {"dataset": ["papers", "secrets"]}, {"document_type": "txt"}):
+                query = RetrievalQuery("barn", retrieval_strategy=strategy, metadata_filters=filters)
+                found.add(tuple(sorted(hit.chunk.filename for hit in (await retriever.query(ref, query)).hits)))
+        assert len(found) == 1
+        documents = await parts.databases.documents(ref, None, limit=50, offset=0)
+        stats = await parts.databases.stats(ref, None)
+        report = await health.check(ref)
+        database = report.databases[0]
+        assert report.status == "healthy"
+        return (
+            list(found.pop()),
+            [each.filename for each in documents],
+            (stats.vectors, stats.contents.chunks, stats.contents.documents),
+            (database.chunk_count, database.document_count),
+            list(report.issues),
+        )
+
+    health = RetrievalHealth(parts.projects, parts.embedder, parts.vectors, parts.chunks)
+    both = ["barn.txt", "vault.txt"]
+    assert await seen() == (both, both, (2, 2, 2), (2, 2), [])
+    entries = ProjectConfig.parse(yaml.safe_load(whole)).plain()["datasets"]
+    path.write_text(yaml.safe_dump({**yaml.safe_load(whole), "datasets": entries[:1]}))
+    with caplog.at_level(logging.WARNING):
+        found, listed, stats, counts, issues = await seen()
+    assert (found, listed, stats, counts) == (["barn.txt"], ["barn.txt"], (1, 1, 1), (1, 1))
+    assert issues == [dataset.message for dataset in (await health.check(ref)).hidden]
+    assert "'secrets'" in issues[0]
+    assert "DELETE datasets/secrets" in issues[0]
+    assert caplog.text.count("hidden from searches") == 1
+    # A file that is broken hides nothing and deletes nothing: it is refused.
+    path.write_text(whole + "]")
+    with pytest.raises(Conflict):
+        await retriever.query(ref, RetrievalQuery("barn"))
+    with pytest.raises(Conflict):
+        await parts.datasets.delete(ref, "secrets")
+    # In the file again, all is there again.
+    path.write_text(whole)
+    assert await seen() == (both, both, (2, 2, 2), (2, 2), [])
+    assert (await parts.ingestion.process(ref, "secrets")).count("skipped") == 1
+    # Out of it, it can be deleted for good.
+    edited = yaml.safe_dump({**yaml.safe_load(whole), "datasets": entries[:1]}) + "# by hand\n"
+    path.write_text(edited)
+    deleted = await parts.datasets.delete(ref, "secrets")
+    assert [record.filename for record in deleted.files] == ["vault.txt"]
+    assert path.read_text() == edited
+    assert await parts.left(ref) == (1, 1, 1)
+    with pytest.raises(NotFound):
+        await parts.datasets.delete(ref, "secrets")
+    path.write_text(whole)
+    assert await seen() == (["barn.txt"], ["barn.txt"], (1, 1, 1), (1, 1), [])
 
 
 @pytest.mark.parametrize("wrong", [{"limit": 0}, {"limit": 1001}, {"offset": 2**32 - 1}], ids=str)

@@ -5,9 +5,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llamastead_server.domain.retrieval.fusion import (
+    averaged,
     estimated_tokens,
     greater,
     keyword_score,
+    rank_fused,
     ranked,
     vector_score,
     weighted,
@@ -37,6 +39,14 @@ def test_a_missing_side_counts_as_zero() -> None:
     assert fused == pytest.approx({"a": 0.6, "b": 0.575, "c": 0.25})
 
 
+def test_what_no_side_that_counts_has_found_is_left_out() -> None:
+    first, second = {"a": 0.8, "b": 0.0}, {"b": 0.5, "c": 1.0}
+    assert weighted(first, second, 1.0) == {"a": 0.8}
+    assert weighted(first, second, 0.0) == {"b": 0.5, "c": 1.0}
+    assert averaged([first, second], [2.0, 0.0]) == {"a": 0.8}
+    assert rank_fused([first, second], [0.0, 1.0]) == pytest.approx({"c": 1.0, "b": 61 / 62})
+
+
 def test_the_greater_of_two_scores_counts() -> None:
     assert greater({"a": 0.8, "b": 0.1}, {"b": 0.2, "c": 0.3}) == {"a": 0.8, "b": 0.2, "c": 0.3}
 
@@ -44,7 +54,10 @@ def test_the_greater_of_two_scores_counts() -> None:
 @given(SCORES, SCORES, st.floats(0, 1))
 def test_fused_scores_lie_between_their_sides(first: dict[str, float], second: dict[str, float], alpha: float) -> None:
     fused = weighted(first, second, alpha)
-    assert set(fused) == {*first, *second}
+    counted = {key for key, score in first.items() if alpha * score} | {
+        key for key, score in second.items() if (1 - alpha) * score
+    }
+    assert set(fused) == counted
     for key, score in fused.items():
         sides = first.get(key, 0.0), second.get(key, 0.0)
         assert min(sides) - 1e-9 <= score <= max(sides) + 1e-9

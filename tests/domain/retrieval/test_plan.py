@@ -77,7 +77,7 @@ def test_a_configured_strategy_s_settings_apply_and_the_request_wins() -> None:
     assert (found.top_k, found.score_threshold, leaf(found).alpha) == (8, 0.4, 0.9)
     assert leaf(found).filters == config["filters"]
     over = planned(strategy, top_k=3, score_threshold=0.0, hybrid_alpha=0.0, metadata_filters={"tag": "b"})
-    assert (over.top_k, over.score_threshold, leaf(over).alpha) == (3, 0.0, 0.0)
+    assert (over.top_k, over.score_threshold, leaf(over).kind) == (3, 0.0, "keyword")
     assert leaf(over).filters == {"year": 2024, "tag": "b"}
 
 
@@ -198,7 +198,17 @@ def test_every_metric_has_its_names(name: str, metric: str) -> None:
 def test_a_wish_that_a_strategy_has_no_use_for_is_refused(strategy: str, wish: dict[str, Any]) -> None:
     with pytest.raises(InvalidRequest, match=next(iter(wish))):
         planned(retrieval_strategy=strategy, **wish)
-    assert leaf(planned(retrieval_strategy="hybrid", **wish)).kind == "hybrid"
+    kind = "keyword" if wish.get("hybrid_alpha") == 0.0 else "hybrid"
+    assert leaf(planned(retrieval_strategy="hybrid", **wish)).kind == kind
+
+
+def test_a_side_that_counts_nothing_is_not_searched_and_wishes_for_it_are_refused() -> None:
+    for alpha, kind, other in ((0.0, "keyword", {"distance_metric": "l2"}), (1.0, "vector", {"query_expansion": True})):
+        found = planned(retrieval_strategy="hybrid", hybrid_alpha=alpha)
+        assert (found.strategy, leaf(found).kind, found.embeds) == ("hybrid", kind, kind == "vector")
+        assert leaf(planned({"type": "hybrid", "config": {"hybrid_alpha": alpha}})).kind == kind
+        with pytest.raises(InvalidRequest, match=f"hybrid_alpha {alpha:g}.*between 0 and 1"):
+            planned(retrieval_strategy="hybrid", hybrid_alpha=alpha, **other)
 
 
 @pytest.mark.parametrize(

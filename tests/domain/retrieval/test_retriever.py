@@ -90,11 +90,24 @@ async def test_hybrid_scores_are_the_weighted_sides(parts: Stack, retriever: Ret
     bm25 = {match.chunk_id: match.score for match in await parts.vectors.search_keyword(collection, query, 9, {})}
     for alpha in (0.0, 0.3, 0.5, 1.0):
         result = await ask(retriever, query, hybrid_alpha=alpha)
-        assert len(result.hits) == 5
+        assert len(result.hits) == (5 if alpha else len(bm25))
         for hit in result.hits:
             expected = alpha * vector_score(cosines[hit.chunk.id])
             expected += (1 - alpha) * keyword_score(bm25.get(hit.chunk.id, 0.0))
             assert hit.score == pytest.approx(expected, abs=1e-5)
+
+
+async def test_a_side_of_weight_0_brings_no_hits(retriever: Retriever) -> None:
+    words = await ask(retriever, "Zephyr audit", retrieval_strategy="keyword", top_k=10)
+    meant = await ask(retriever, "Zephyr audit", retrieval_strategy="vector", top_k=10)
+    for alpha, alone in ((0.0, words), (1.0, meant)):
+        result = await ask(retriever, "Zephyr audit", hybrid_alpha=alpha, top_k=10)
+        assert [(hit.chunk.id, hit.score) for hit in result.hits] == [(hit.chunk.id, hit.score) for hit in alone.hits]
+        assert result.strategy == "hybrid"
+        assert all(hit.score > 0 for hit in result.hits)
+    assert names(words) == ["audit.txt"]
+    assert (await ask(retriever, "nowhereword", hybrid_alpha=0.0)).hits == []
+    assert len((await ask(retriever, "nowhereword", hybrid_alpha=1.0, top_k=10)).hits) == len(FILES)
 
 
 async def test_a_keyword_hit_that_the_vector_search_does_not_reach_still_gets_its_vector_score(

@@ -193,7 +193,9 @@ class FileMetadata(_message.Message):
 
     @_builtins.property
     def metadata(self) -> _struct_pb2.Struct:
-        """What the extractors found in it as a whole. Absent when none ran."""
+        """What the extractors found in it as a whole; of a mail also its `attachments`, each with its `name` and the `parser`
+        that read it or the `reason` why it was not read. Absent when there is nothing.
+        """
 
     @_builtins.property
     def parser_overrides(self) -> _struct_pb2.Struct:
@@ -1137,7 +1139,9 @@ class FileProcessingResult(_message.Message):
 
     @_builtins.property
     def metadata(self) -> _struct_pb2.Struct:
-        """What the extractors found in the file as a whole. Absent when none ran."""
+        """What the extractors found in the file as a whole; of a mail also its `attachments`, each with its `name` and the
+        `parser` that read it or the `reason` why it was not read. Absent when there is nothing.
+        """
 
     def __init__(
         self,

@@ -112,7 +112,8 @@ class DatasetServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def CreateDataset(self, request, context):
-        """Creates an empty dataset.
+        """Creates an empty dataset. Under the name of one that was taken out of llamafarm.yaml by hand, its files are there
+        again.
 
         Errors:
         - 400: The name is not valid, or the strategy or the database is not configured.
@@ -136,7 +137,8 @@ class DatasetServiceServicer:
 
     def DeleteDataset(self, request, context):
         """Deletes a dataset with its chunks and its files, and returns it as it was. Files that another dataset of
-        the project holds too stay on disk.
+        the project holds too stay on disk. A dataset that was taken out of llamafarm.yaml by hand, and that holds files,
+        can be deleted too; it has no `database`.
 
         Errors:
         - 400: A name is not valid.

@@ -44,7 +44,8 @@ class DatasetServiceStub:
     - 404: The project does not exist.
     """
     CreateDataset: _grpc.UnaryUnaryMultiCallable[_dataset_pb2.CreateDatasetRequest, _dataset_pb2.CreateDatasetResponse]
-    """Creates an empty dataset.
+    """Creates an empty dataset. Under the name of one that was taken out of llamafarm.yaml by hand, its files are there
+    again.
 
     Errors:
     - 400: The name is not valid, or the strategy or the database is not configured.
@@ -60,7 +61,8 @@ class DatasetServiceStub:
     """
     DeleteDataset: _grpc.UnaryUnaryMultiCallable[_dataset_pb2.DeleteDatasetRequest, _dataset_pb2.DeleteDatasetResponse]
     """Deletes a dataset with its chunks and its files, and returns it as it was. Files that another dataset of
-    the project holds too stay on disk.
+    the project holds too stay on disk. A dataset that was taken out of llamafarm.yaml by hand, and that holds files,
+    can be deleted too; it has no `database`.
 
     Errors:
     - 400: A name is not valid.
@@ -166,7 +168,8 @@ class DatasetServiceAsyncStub(DatasetServiceStub):
     - 404: The project does not exist.
     """
     CreateDataset: _aio.UnaryUnaryMultiCallable[_dataset_pb2.CreateDatasetRequest, _dataset_pb2.CreateDatasetResponse]  # type: ignore[assignment]
-    """Creates an empty dataset.
+    """Creates an empty dataset. Under the name of one that was taken out of llamafarm.yaml by hand, its files are there
+    again.
 
     Errors:
     - 400: The name is not valid, or the strategy or the database is not configured.
@@ -182,7 +185,8 @@ class DatasetServiceAsyncStub(DatasetServiceStub):
     """
     DeleteDataset: _aio.UnaryUnaryMultiCallable[_dataset_pb2.DeleteDatasetRequest, _dataset_pb2.DeleteDatasetResponse]  # type: ignore[assignment]
     """Deletes a dataset with its chunks and its files, and returns it as it was. Files that another dataset of
-    the project holds too stay on disk.
+    the project holds too stay on disk. A dataset that was taken out of llamafarm.yaml by hand, and that holds files,
+    can be deleted too; it has no `database`.
 
     Errors:
     - 400: A name is not valid.
@@ -297,7 +301,8 @@ class DatasetServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _dataset_pb2.CreateDatasetRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_dataset_pb2.CreateDatasetResponse, _abc.Awaitable[_dataset_pb2.CreateDatasetResponse]]:
-        """Creates an empty dataset.
+        """Creates an empty dataset. Under the name of one that was taken out of llamafarm.yaml by hand, its files are there
+        again.
 
         Errors:
         - 400: The name is not valid, or the strategy or the database is not configured.
@@ -325,7 +330,8 @@ class DatasetServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_dataset_pb2.DeleteDatasetResponse, _abc.Awaitable[_dataset_pb2.DeleteDatasetResponse]]:
         """Deletes a dataset with its chunks and its files, and returns it as it was. Files that another dataset of
-        the project holds too stay on disk.
+        the project holds too stay on disk. A dataset that was taken out of llamafarm.yaml by hand, and that holds files,
+        can be deleted too; it has no `database`.
 
         Errors:
         - 400: A name is not valid.

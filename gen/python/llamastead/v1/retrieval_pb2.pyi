@@ -61,7 +61,8 @@ class QueryRequest(_message.Message):
     400 with a strategy that makes no vector search. Default: the strategy's, else the database's, else `cosine`.
     """
     hybrid_alpha: _builtins.float
-    """Weight of the vector side of a hybrid search; 0 is keywords only. 400 with a strategy that makes no hybrid search.
+    """Weight of the vector side of a hybrid search; 0 is the keyword search alone, 1 the vector search alone, each with its
+    own hits only. 400 with a strategy that makes no hybrid search.
     Range: 0 to 1. Default: 0.5.
     """
     rerank_model: _builtins.str
@@ -212,7 +213,9 @@ class QueryResult(_message.Message):
     """SHA-256 of the file it comes from, in hex."""
     @_builtins.property
     def metadata(self) -> _struct_pb2.Struct:
-        """What is known about the chunk: `source` (file name), `page` and what the extractors found."""
+        """What is known about the chunk: `source` (file name), `page`, of a mail's attachment its name as `attachment`
+        (`inner.eml/note.txt` inside a mail that a mail carries), and what the extractors found.
+        """
 
     def __init__(
         self,
@@ -298,6 +301,7 @@ class RetrievalServiceGetHealthResponse(_message.Message):
     COMPONENTS_FIELD_NUMBER: _builtins.int
     LAST_CHECK_FIELD_NUMBER: _builtins.int
     ISSUES_FIELD_NUMBER: _builtins.int
+    HIDDEN_DATASETS_FIELD_NUMBER: _builtins.int
     status: _builtins.str
     """`healthy`, `degraded` or `unhealthy`: the worst of what was checked."""
     database: _builtins.str
@@ -316,6 +320,12 @@ class RetrievalServiceGetHealthResponse(_message.Message):
     def issues(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """What is wrong, one sentence each."""
 
+    @_builtins.property
+    def hidden_datasets(self) -> _containers.RepeatedCompositeFieldContainer[Global___HiddenDataset]:
+        """Datasets that hold files and are not in llamafarm.yaml any more. Nothing of theirs is searched, listed or counted
+        until they are in it again; DeleteDataset deletes them for good. They leave `status` as it is.
+        """
+
     def __init__(
         self,
         *,
@@ -325,16 +335,43 @@ class RetrievalServiceGetHealthResponse(_message.Message):
         components: _abc.Mapping[_builtins.str, Global___RetrievalComponentHealth] | None = ...,
         last_check: _builtins.str = ...,
         issues: _abc.Iterable[_builtins.str] | None = ...,
+        hidden_datasets: _abc.Iterable[Global___HiddenDataset] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_database", b"_database", "database", b"database"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_database", b"_database", "components", b"components", "database", b"database", "databases", b"databases", "issues", b"issues", "last_check", b"last_check", "status", b"status"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_database", b"_database", "components", b"components", "database", b"database", "databases", b"databases", "hidden_datasets", b"hidden_datasets", "issues", b"issues", "last_check", b"last_check", "status", b"status"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__database: _TypeAlias = _typing.Literal["database"]  # noqa: Y015
     _WhichOneofArgType__database: _TypeAlias = _typing.Literal["_database", b"_database"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType__database) -> _WhichOneofReturnType__database | None: ...
 
 Global___RetrievalServiceGetHealthResponse: _TypeAlias = RetrievalServiceGetHealthResponse  # noqa: Y015
+
+@_typing.final
+class HiddenDataset(_message.Message):
+    """A dataset that somebody took out of llamafarm.yaml by hand."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    FILE_COUNT_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """Name of the dataset."""
+    file_count: _builtins.int
+    """Number of its files."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        file_count: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["file_count", b"file_count", "name", b"name"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___HiddenDataset: _TypeAlias = HiddenDataset  # noqa: Y015
 
 @_typing.final
 class DatabaseHealth(_message.Message):
@@ -928,7 +965,9 @@ class Document(_message.Message):
     parser_used: _builtins.str
     """What read it."""
     date_ingested: _builtins.str
-    """When it was uploaded, in RFC 3339."""
+    """When its vectors were last made, by processing or by reindexing, in RFC 3339; of a file processed before the server
+    recorded this, when it was uploaded. Absent while the file is processed again.
+    """
     @_builtins.property
     def metadata(self) -> _struct_pb2.Struct:
         """What is known about it: `datasets`, `mime_type` and what the parser found, such as `title`."""
@@ -941,14 +980,16 @@ class Document(_message.Message):
         chunk_count: _builtins.int = ...,
         size_bytes: _builtins.float = ...,
         parser_used: _builtins.str = ...,
-        date_ingested: _builtins.str = ...,
+        date_ingested: _builtins.str | None = ...,
         metadata: _struct_pb2.Struct | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["metadata", b"metadata"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_date_ingested", b"_date_ingested", "date_ingested", b"date_ingested", "metadata", b"metadata"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["chunk_count", b"chunk_count", "date_ingested", b"date_ingested", "filename", b"filename", "id", b"id", "metadata", b"metadata", "parser_used", b"parser_used", "size_bytes", b"size_bytes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_date_ingested", b"_date_ingested", "chunk_count", b"chunk_count", "date_ingested", b"date_ingested", "filename", b"filename", "id", b"id", "metadata", b"metadata", "parser_used", b"parser_used", "size_bytes", b"size_bytes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__date_ingested: _TypeAlias = _typing.Literal["date_ingested"]  # noqa: Y015
+    _WhichOneofArgType__date_ingested: _TypeAlias = _typing.Literal["_date_ingested", b"_date_ingested"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__date_ingested) -> _WhichOneofReturnType__date_ingested | None: ...
 
 Global___Document: _TypeAlias = Document  # noqa: Y015
 
@@ -1017,7 +1058,9 @@ class GetStatsResponse(_message.Message):
     distance_metric: _builtins.str
     """Metric that its vector searches score by, unless a strategy or a query says otherwise."""
     last_updated: _builtins.str
-    """When the newest of its documents was uploaded, in RFC 3339. Absent before the first."""
+    """When vectors were last made for one of its documents, by processing or by reindexing, in RFC 3339. Absent before the
+    first.
+    """
     @_builtins.property
     def metadata(self) -> _struct_pb2.Struct:
         """`embedding_model`, and `type` as configured."""

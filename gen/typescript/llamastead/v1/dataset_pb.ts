@@ -258,7 +258,8 @@ export type FileMetadata = Message<"llamastead.v1.FileMetadata"> & {
   error?: string | undefined;
 
   /**
-   * What the extractors found in it as a whole. Absent when none ran.
+   * What the extractors found in it as a whole; of a mail also its `attachments`, each with its `name` and the `parser`
+   * that read it or the `reason` why it was not read. Absent when there is nothing.
    *
    * @generated from field: google.protobuf.Struct metadata = 14;
    */
@@ -1323,7 +1324,8 @@ export type FileProcessingResult = Message<"llamastead.v1.FileProcessingResult">
   skippedCount: number;
 
   /**
-   * What the extractors found in the file as a whole. Absent when none ran.
+   * What the extractors found in the file as a whole; of a mail also its `attachments`, each with its `name` and the
+   * `parser` that read it or the `reason` why it was not read. Absent when there is nothing.
    *
    * @generated from field: google.protobuf.Struct metadata = 14;
    */
@@ -1488,7 +1490,8 @@ export const DatasetService: GenService<{
     output: typeof ListDatasetsResponseSchema;
   },
   /**
-   * Creates an empty dataset.
+   * Creates an empty dataset. Under the name of one that was taken out of llamafarm.yaml by hand, its files are there
+   * again.
    *
    * Errors:
    * - 400: The name is not valid, or the strategy or the database is not configured.
@@ -1518,7 +1521,8 @@ export const DatasetService: GenService<{
   },
   /**
    * Deletes a dataset with its chunks and its files, and returns it as it was. Files that another dataset of
-   * the project holds too stay on disk.
+   * the project holds too stay on disk. A dataset that was taken out of llamafarm.yaml by hand, and that holds files,
+   * can be deleted too; it has no `database`.
    *
    * Errors:
    * - 400: A name is not valid.

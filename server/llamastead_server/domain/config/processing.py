@@ -8,7 +8,7 @@ from pydantic import Field, ValidationInfo, WrapValidator, field_validator
 
 from llamastead_server.domain.config.extractors import EXTRACTOR_TYPES
 from llamastead_server.domain.config.parsers import PARSER_TYPES, ParserSettings, known
-from llamastead_server.domain.config.section import Name, Section
+from llamastead_server.domain.config.section import Name, Section, unconditional
 
 UNIVERSAL_STRATEGY = "universal_processor"
 UNIVERSAL_RAG = "universal_rag"
@@ -51,11 +51,19 @@ class Parser(Section):
         return PARSER_TYPES[self.type].settings.model_validate(self.config)
 
 
+class NamedParser(Parser):
+    """A parser that strategies may refer to by name."""
+
+    name: Name
+
+
 class Extractor(Section):
-    """What metadata is drawn from the text. Patterns and `condition` narrow down the files it runs on."""
+    """What metadata is drawn from the text: from files of its patterns, in datasets that go into its databases."""
 
     type: str
     config: dict[str, Any] = {}
+    required_for: list[str] = []
+    condition: None = None
     file_include_patterns: list[str] = []
     priority: Annotated[int, Field(ge=0, le=1000)] = 50
 
@@ -64,6 +72,11 @@ class Extractor(Section):
     def _type_exists(cls, name: str) -> str:
         known(EXTRACTOR_TYPES, name, "extractor")
         return name
+
+    @field_validator("condition", mode="before")
+    @classmethod
+    def _is_absent(cls, value: object) -> None:
+        unconditional(value)
 
     @field_validator("config")
     @classmethod
@@ -75,10 +88,7 @@ class Extractor(Section):
 
 def _parser_or_name(value: Any, handler: Any) -> Any:
     """Not the union's own check, which would name each field twice in its errors."""
-    if not isinstance(value, str):
-        return Parser.model_validate(value)
-    known(PARSER_TYPES, value, "parser")
-    return value
+    return value if isinstance(value, str) else Parser.model_validate(value)
 
 
 def _extractor_or_name(value: Any, handler: Any) -> Any:
@@ -89,7 +99,7 @@ def _extractor_or_name(value: Any, handler: Any) -> Any:
 
 
 class DataProcessingStrategy(Section):
-    """How a dataset's files become chunks."""
+    """How a dataset's files become chunks. A parser that is only named is a type, or one of the shared components."""
 
     name: Name
     description: str | None = None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 from pydantic import Field, ValidationError
@@ -14,6 +14,7 @@ from llamastead_server.domain.config.processing import UNIVERSAL_STRATEGY
 from llamastead_server.domain.config.rag import Rag
 from llamastead_server.domain.config.runtime import Prompt, PromptMessage, Runtime, RuntimeModel
 from llamastead_server.domain.config.section import Name, Section, Url
+from llamastead_server.domain.config.strategies import Components
 from llamastead_server.domain.errors import NotFound, ValidationFailed
 
 
@@ -47,8 +48,9 @@ class Deployment(Section):
 class ProjectConfig(Section):
     """The whole of llamafarm.yaml.
 
-    `schema`, `components`, `voice`, `memory`, `environments` and `deployment` are for other LlamaFarm programs: they
-    are checked for their form and kept as they are. `schema` names Python code, which is never run.
+    `schema`, `voice`, `memory`, `environments` and `deployment` are for other LlamaFarm programs: they are checked for
+    their form and kept as they are. `schema` names Python code, which is never run. `components` is what `rag` may
+    refer to beside its own components.
     """
 
     version: Literal["v1"] = "v1"
@@ -63,7 +65,7 @@ class ProjectConfig(Section):
     deployment: Deployment | None = None
     voice: dict[str, Any] | None = None
     memory: dict[str, Any] | None = None
-    components: dict[str, Any] | None = None
+    components: Components | None = None
     output_schema: str | None = Field(None, alias="schema")
 
     @classmethod
@@ -74,7 +76,7 @@ class ProjectConfig(Section):
             ValidationFailed: Names every wrong field by its path, with the reason.
         """
         try:
-            config = cls.model_validate(raw)
+            config = cls.model_validate(raw, context=raw.get("components") if isinstance(raw, Mapping) else None)
             wrong = dict(config_references.problems(config))
         except ValidationError as error:
             wrong = config_errors.reasons(error, raw)

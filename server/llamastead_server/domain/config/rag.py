@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, PrivateAttr, ValidationError, ValidationInfo, field_validator, model_validator
 
-from llamastead_server.domain.config.processing import BUILT_IN_STRATEGIES, DataProcessingStrategy
+from llamastead_server.domain.config.parsers import PARSER_TYPES
+from llamastead_server.domain.config.processing import BUILT_IN_STRATEGIES, DataProcessingStrategy, Parser
 from llamastead_server.domain.config.retrieval_settings import METRICS, Metric
 from llamastead_server.domain.config.section import Name, Section
 from llamastead_server.domain.config.strategies import Components, EmbeddingStrategy, RetrievalStrategy
@@ -17,6 +18,7 @@ DATABASE_TYPE = "MilvusStore"
 DATABASE_TYPES = (DATABASE_TYPE, "ChromaStore", "QdrantStore", "FAISSStore", "PineconeStore")
 """Types of databases; whatever the type says, the server's Milvus holds them all."""
 
+_PARSER_COMPONENTS = "rag.components.parsers."
 _METRIC_KEYS = ("distance_metric", "distance_function", "distance")
 _EFFECTIVE = frozenset({*_METRIC_KEYS, "enable_deduplication"})
 
@@ -104,9 +106,11 @@ class Rag(Section):
     default_database: str | None = None
     databases: list[Database] = []
     data_processing_strategies: list[DataProcessingStrategy] = []
+    _shared: Components = PrivateAttr(default_factory=Components)
 
     @model_validator(mode="after")
-    def _names_are_consistent(self) -> Rag:
+    def _names_are_consistent(self, info: ValidationInfo) -> Rag:
+        self._shared = self.components.with_others(_outside(info.context))
         names = [database.name for database in self.databases]
         if len(names) != len(set(names)):
             raise ValueError("two databases have the same name")
@@ -146,12 +150,12 @@ class Rag(Section):
         """The database with the components it refers to as its own first and default strategies."""
         change: dict[str, Any] = {}
         if database.embedding_reference is not None:
-            embedding = self.components.embedding(database.embedding_reference)
+            embedding = self._shared.embedding(database.embedding_reference)
             others = [entry for entry in database.embedding_strategies if entry.name != embedding.name]
             change["embedding_strategies"] = [embedding, *others]
             change["default_embedding_strategy"] = database.default_embedding_strategy or embedding.name
         if database.retrieval_reference is not None:
-            retrieval = self.components.retrieval(database.retrieval_reference)
+            retrieval = self._shared.retrieval(database.retrieval_reference)
             rest = [entry for entry in database.retrieval_strategies if entry.name != retrieval.name]
             change["retrieval_strategies"] = [retrieval, *rest]
             change["default_retrieval_strategy"] = database.default_retrieval_strategy or retrieval.name
@@ -163,10 +167,36 @@ class Rag(Section):
         return [*configured, *(name for name in BUILT_IN_STRATEGIES if name not in configured)]
 
     def processing_strategy(self, name: str) -> DataProcessingStrategy:
-        """Raises `NotFound` when neither configured nor built in."""
+        """The strategy, with the parsers it refers to as its own; raises `NotFound` when there is none of that name."""
         for strategy in self.data_processing_strategies:
             if strategy.name == name:
-                return strategy
+                parsers = [self.parser(entry) if isinstance(entry, str) else entry for entry in strategy.parsers]
+                return strategy.model_copy(update={"parsers": parsers})
         if name in BUILT_IN_STRATEGIES:
             return BUILT_IN_STRATEGIES[name]
         raise NotFound(f"Data processing strategy {name!r} not found. Available: {', '.join(self.strategy_names())}.")
+
+    def parser(self, name: str) -> Parser:
+        """The parser that a strategy only names: one of the components, else a type with its defaults.
+
+        Raises:
+            ValueError: It is neither.
+        """
+        own = name.removeprefix(_PARSER_COMPONENTS)
+        named = [entry.name for entry in self._shared.parsers]
+        if own in named:
+            return self._shared.parser(own)
+        if own in PARSER_TYPES:
+            return Parser(type=own)
+        raise ValueError(
+            f"{name!r} is no parser: name one of rag.components.parsers ({', '.join(named) or 'it has none'}), or use "
+            f"one of {', '.join(PARSER_TYPES)}"
+        )
+
+
+def _outside(context: Any) -> Components:
+    """The components that stand outside `rag`, where LlamaFarm's files may have them too."""
+    try:
+        return Components.model_validate(context or {})
+    except ValidationError:
+        return Components()  # What is wrong with them is said under their own path.

@@ -35,6 +35,7 @@ def problems(config: ProjectConfig) -> Iterator[Problem]:
         "datasets", [dataset.name.lower() for dataset in config.datasets], what="name (whatever its case)"
     )
     yield from _datasets(config)
+    yield from _processing(config)
 
 
 def _models(config: ProjectConfig) -> Iterator[tuple[str, ModelSettings]]:
@@ -81,6 +82,22 @@ def _datasets(config: ProjectConfig) -> Iterator[Problem]:
                 config.rag.processing_strategy(dataset.data_processing_strategy)
             except NotFound as error:
                 yield f"datasets.{place}.data_processing_strategy", error.message.removesuffix(".")
+
+
+def _processing(config: ProjectConfig) -> Iterator[Problem]:
+    databases = [database.name for database in config.rag.databases]
+    for place, strategy in enumerate(config.rag.data_processing_strategies):
+        path = f"rag.data_processing_strategies.{place}"
+        for index, parser in enumerate(strategy.parsers):
+            if isinstance(parser, str):
+                try:
+                    config.rag.parser(parser)
+                except ValueError as error:
+                    yield f"{path}.parsers.{index}", str(error)
+        for index, extractor in enumerate(strategy.extractors):
+            for number, name in enumerate([] if isinstance(extractor, str) else extractor.required_for):
+                if name not in databases:
+                    yield _unknown(f"{path}.extractors.{index}.required_for.{number}", name, "rag.databases", databases)
 
 
 def _twice(

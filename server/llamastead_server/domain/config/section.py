@@ -29,6 +29,14 @@ class Section(BaseModel):
         return {key: value for key, value in raw.items() if value is not None} if isinstance(raw, Mapping) else raw
 
 
+def unconditional(value: object) -> None:
+    """Refuses a condition, which LlamaFarm's files may hold: no program says how one is written or judges by it."""
+    if value is not None:
+        raise ValueError(
+            "conditions have no meaning that is defined; leave it out, and name the files by file_include_patterns"
+        )
+
+
 def _web_address(text: str) -> str:
     try:
         parts = urlsplit(text)

@@ -6,15 +6,16 @@ from typing import Annotated, Any, TypeVar
 
 from pydantic import Field, TypeAdapter, ValidationInfo, field_validator
 
+from llamastead_server.domain.config.processing import NamedParser
 from llamastead_server.domain.config.retrieval_settings import DEFAULT_TYPE, TYPES, Settings, check_type, settings
-from llamastead_server.domain.config.section import Name, Section
+from llamastead_server.domain.config.section import Name, Section, unconditional
 
 EMBEDDERS = (
     "OllamaEmbedder", "OpenAIEmbedder", "HuggingFaceEmbedder", "SentenceTransformerEmbedder", "UniversalEmbedder",
 )  # fmt: skip
 """Types of embedders; all embed by a sentence-transformers model inside this server."""
 
-_S = TypeVar("_S", "EmbeddingStrategy", "RetrievalStrategy")
+_S = TypeVar("_S", "EmbeddingStrategy", "RetrievalStrategy", NamedParser)
 _EFFECTIVE = frozenset({"model", "model_name", "dimension", "normalize", "normalize_embeddings"})
 _MODEL: TypeAdapter[str] = TypeAdapter(Annotated[str, Field(strict=True, min_length=1, max_length=200)])
 _DIMENSION: TypeAdapter[int] = TypeAdapter(Annotated[int, Field(strict=True, ge=1, le=65_536)])
@@ -60,6 +61,12 @@ class EmbeddingStrategy(Section):
     config: dict[str, Any] = {}
     priority: int = 0
     default: bool = False
+    condition: None = None
+
+    @field_validator("condition", mode="before")
+    @classmethod
+    def _is_absent(cls, value: object) -> None:
+        unconditional(value)
 
     @field_validator("type")
     @classmethod
@@ -97,12 +104,13 @@ class EmbeddingStrategy(Section):
 
 
 class Components(Section):
-    """What databases may refer to by name."""
+    """What databases and processing strategies may refer to by name."""
 
     embedding_strategies: list[EmbeddingStrategy] = []
     retrieval_strategies: list[RetrievalStrategy] = []
+    parsers: list[NamedParser] = []
 
-    @field_validator("embedding_strategies", "retrieval_strategies", mode="before")
+    @field_validator("embedding_strategies", "retrieval_strategies", "parsers", mode="before")
     @classmethod
     def _by_name(cls, value: object) -> object:
         """A mapping of names is a list of named entries too."""
@@ -118,9 +126,26 @@ class Components(Section):
         """Raises `ValueError` when there is none of that name."""
         return _named("retrieval_strategies", self.retrieval_strategies, name)
 
+    def parser(self, name: str) -> NamedParser:
+        """Raises `ValueError` when there is none of that name."""
+        return _named("parsers", self.parsers, name)
+
+    def with_others(self, others: Components) -> Components:
+        """These components, and of the others those whose names are free."""
+        return Components(
+            embedding_strategies=_joined(self.embedding_strategies, others.embedding_strategies),
+            retrieval_strategies=_joined(self.retrieval_strategies, others.retrieval_strategies),
+            parsers=_joined(self.parsers, others.parsers),
+        )
+
 
 def _kind(type_name: str, name: str) -> str:
     return type_name or (name if name in TYPES else DEFAULT_TYPE)
+
+
+def _joined(entries: list[_S], others: list[_S]) -> list[_S]:
+    names: set[str] = {entry.name for entry in entries}
+    return entries + [entry for entry in others if entry.name not in names]
 
 
 def _named(key: str, entries: list[_S], name: str) -> _S:

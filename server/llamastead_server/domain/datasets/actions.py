@@ -56,8 +56,8 @@ class DatasetActions:
         rules = rules_of(await self._projects.config(ref), dataset)
         for record in records:
             rules.settings(record.filename, record.mime_type, overrides)
-        for record in records:
-            await self._files.override(record, overrides)
+        if records:
+            await self._files.override(ref, dataset, None if file_hash is None else records[0].hash, overrides)
 
     async def clear_chunks(self, ref: ProjectRef, dataset: str, file_hash: str | None = None) -> ClearedChunks:
         """Removes the chunks of one file, or of all, and leaves the files as they were uploaded.

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import logging
 import mimetypes
-from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 from llamastead_server.domain import names
 from llamastead_server.domain.config.project import DatasetConfig, ProjectConfig
+from llamastead_server.domain.datasets.dataset import AddedFile, Dataset, Overrides
 from llamastead_server.domain.datasets.file_removal import FileRemoval
 from llamastead_server.domain.datasets.files import (
     BlobStore,
@@ -29,31 +30,6 @@ from llamastead_server.domain.names import ProjectRef
 from llamastead_server.domain.ports import Clock, ProjectStore, VectorStore
 
 _log = logging.getLogger("llamastead.datasets")
-
-
-@dataclass(frozen=True, slots=True)
-class Dataset:
-    """A dataset's settings and its files, in the order they were added."""
-
-    config: DatasetConfig
-    files: Sequence[FileRecord]
-
-    @property
-    def auto_process(self) -> bool:
-        """Whether files are processed as soon as they are uploaded."""
-        return bool(self.config.auto_process)
-
-
-@dataclass(frozen=True, slots=True)
-class AddedFile:
-    """A file that was uploaded; `skipped` when the dataset held the same content before."""
-
-    record: FileRecord
-    skipped: bool
-
-
-Overrides = Callable[[], Mapping[str, Any] | None]
-"""Settings that replace those of a file's parser; `None` leaves the file's as they are."""
 
 
 class Datasets:
@@ -91,11 +67,11 @@ class Datasets:
     async def list_datasets(self, ref: ProjectRef) -> Sequence[Dataset]:
         """A project's datasets, in the order of its configuration."""
         config = await self._projects.config(ref)
-        records = [record for record in await self._files.list_files(ref) if record.visible]
-        return [
-            Dataset(dataset, [record for record in records if record.dataset == dataset.name])
-            for dataset in config.datasets
-        ]
+        files: dict[str, list[FileRecord]] = {}
+        for record in await self._files.list_files(ref):
+            if record.visible:
+                files.setdefault(record.dataset, []).append(record)
+        return [Dataset(dataset, files.get(dataset.name, [])) for dataset in config.datasets]
 
     async def get(self, ref: ProjectRef, name: str) -> Dataset:
         """One dataset.
@@ -233,19 +209,20 @@ class Datasets:
             return await self._removal.remove(record, erase=from_disk or record.status == "erasing")
 
     async def delete(self, ref: ProjectRef, name: str) -> Dataset:
-        """Deletes a dataset with its chunks and files and returns it as it was; a run over it is stopped."""
-        await self.get(ref, name)
+        """Deletes a dataset with its chunks and files and returns it as it was; a run over it is stopped.
+
+        One that is not configured any more can be deleted too, while it holds files.
+
+        Raises:
+            NotFound: There is no such project or dataset.
+        """
+        await self._existing(ref, name)
         with self._locks.ending(ref, name):
             async with self._locks.run(ref, name):
-                dataset = await self.get(ref, name)
-                await self._files.mark(ref, name, "erasing")
-                for database in await self._chunks.databases(ref):
-                    await self._vectors.delete_file(ref, database, name, None)
-                for record in await self._files.list_files(ref, name):
-                    async with self._locks.file(ref, name, record.hash):
-                        await self._chunks.remove_file(ref, name, record.hash)
-                        await self._removal.forget(record, erase=True)
-                await self._projects.update(ref, _without(name))
+                dataset = await self._existing(ref, name)
+                await self._removal.remove_dataset(ref, name)
+                if any(entry.name == name for entry in (await self._projects.config(ref)).datasets):
+                    await self._projects.update(ref, _without(name))
         return dataset
 
     async def delete_project(self, ref: ProjectRef) -> None:
@@ -272,6 +249,17 @@ class Datasets:
                     record.hash, record.project, record.dataset, record.status, error.message,
                 )  # fmt: skip
 
+    async def _existing(self, ref: ProjectRef, name: str) -> Dataset:
+        try:
+            return await self.get(ref, name)
+        except NotFound:
+            # Not of a project whose file is broken or gone, which says nothing about its datasets.
+            await self._projects.config(ref)
+            left = await self._files.list_files(ref, name)
+            if not left:
+                raise
+            return Dataset(DatasetConfig(name=name, database=""), [record for record in left if record.visible])
+
     async def _open_dataset(self, ref: ProjectRef, name: str) -> None:
         (await self._projects.config(ref)).dataset(names.segment("dataset", name))
         if self._locks.is_ending(ref, name):
@@ -286,7 +274,9 @@ class Datasets:
                 return None
             if existing is not None and existing.visible:
                 if record.parser_overrides is not None:
-                    await self._files.override(existing, record.parser_overrides)
+                    await self._files.override(
+                        existing.project, existing.dataset, existing.hash, record.parser_overrides
+                    )
                 gone = not await self._blobs.exists(record.project, record.hash)
                 if gone:
                     await upload.keep()

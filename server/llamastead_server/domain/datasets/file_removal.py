@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import logging
+from contextlib import AsyncExitStack
 from dataclasses import replace
 
 from llamastead_server.domain.datasets.files import BlobStore, DatasetLocks, FileRecord, FileStore, IndexedChunks
+from llamastead_server.domain.names import ProjectRef
 from llamastead_server.domain.ports import VectorStore
 
 _log = logging.getLogger("llamastead.datasets")
@@ -42,12 +44,32 @@ class FileRemoval:
         """Removes a record, and the content unless another dataset of the project holds it too."""
         ref = record.project
         async with self._locks.blobs(ref):
-            if erase and not any(
-                other.hash == record.hash and other.dataset != record.dataset
-                for other in await self._files.list_files(ref)
-            ):
+            if erase and not await self._files.is_held_elsewhere(ref, record.dataset, record.hash):
                 await self._blobs.remove(ref, record.hash)
             await self._files.remove(ref, record.dataset, record.hash)
+
+    async def remove_dataset(self, ref: ProjectRef, dataset: str) -> int:
+        """Removes all files of a dataset with their content; returns how many chunks they had.
+
+        The caller holds the dataset. Whoever is at work on one of its files is waited for.
+        """
+        await self._files.mark(ref, dataset, "erasing")
+        async with AsyncExitStack() as stack:
+            for record in await self._files.list_files(ref, dataset):
+                await stack.enter_async_context(self._locks.file(ref, dataset, record.hash))
+            for database in await self._chunks.databases(ref):
+                await self._vectors.delete_file(ref, database, dataset, None)
+            removed = await self._chunks.remove_file(ref, dataset, None)
+            async with self._locks.blobs(ref):
+                # Listed again: an upload that had begun may have come to its end meanwhile.
+                records = await self._files.list_files(ref, dataset)
+                kept = await self._files.held_elsewhere(ref, dataset)
+                for record in records:
+                    if record.hash not in kept:
+                        await self._blobs.remove(ref, record.hash)
+                await self._files.remove(ref, dataset, None)
+        _log.info("dataset %s/%s: %d files and %d chunks are deleted", ref, dataset, len(records), removed)
+        return removed
 
     async def unprocess(self, record: FileRecord) -> int:
         """Removes a file's chunks and leaves it as it was uploaded; returns how many there were."""
@@ -76,7 +98,16 @@ class FileRemoval:
 
 def as_uploaded(record: FileRecord) -> FileRecord:
     """The record of a file without chunks."""
-    return replace(record, status="uploaded", error=None, chunk_count=0, processed_with=None, extractors=(), facts={})
+    return replace(
+        record,
+        status="uploaded",
+        error=None,
+        chunk_count=0,
+        processed_with=None,
+        extractors=(),
+        facts={},
+        ingested_at=None,
+    )
 
 
 async def clear(record: FileRecord, chunks: IndexedChunks, vectors: VectorStore) -> int:

@@ -11,7 +11,7 @@ leaves behind is known and `Datasets.reconcile` can put it right:
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -58,6 +58,7 @@ class FileRecord:
         parser_overrides: Settings that replace those of its parser, for this file alone.
         extractors: What was drawn from it.
         facts: What extractors found in it as a whole.
+        ingested_at: When its vectors were last made, in seconds since the epoch; `None` unless it is processed.
     """
 
     project: ProjectRef
@@ -77,6 +78,7 @@ class FileRecord:
     parser_overrides: Mapping[str, Any] | None = None
     extractors: Sequence[str] = ()
     facts: Mapping[str, Any] = field(default_factory=dict)
+    ingested_at: float | None = None
 
     @property
     def visible(self) -> bool:
@@ -103,16 +105,26 @@ class FileStore(Protocol):
         """Replaces a record, unless it is gone."""
         ...
 
-    async def override(self, record: FileRecord, overrides: Mapping[str, Any]) -> None:
-        """Sets the parser settings of one file."""
+    async def override(
+        self, ref: ProjectRef, dataset: str, file_hash: str | None, overrides: Mapping[str, Any]
+    ) -> None:
+        """Sets the parser settings of one file, or with `None` of all of a dataset."""
+        ...
+
+    async def held_elsewhere(self, ref: ProjectRef, dataset: str) -> Collection[str]:
+        """Hashes of a dataset's files that other datasets of the project hold too."""
+        ...
+
+    async def is_held_elsewhere(self, ref: ProjectRef, dataset: str, file_hash: str) -> bool:
+        """Whether another dataset of the project holds a file."""
         ...
 
     async def mark(self, ref: ProjectRef, dataset: str, status: FileStatus) -> None:
         """Sets the status of all files of a dataset."""
         ...
 
-    async def remove(self, ref: ProjectRef, dataset: str, file_hash: str) -> None:
-        """Removes one record."""
+    async def remove(self, ref: ProjectRef, dataset: str, file_hash: str | None) -> None:
+        """Removes one record, or with `None` all of a dataset."""
         ...
 
     async def remove_project(self, ref: ProjectRef) -> None:
@@ -131,8 +143,12 @@ class IndexedChunks(Protocol):
         """Replaces a file's chunks and its record in one transaction."""
         ...
 
-    async def remove_file(self, ref: ProjectRef, dataset: str, file_hash: str) -> int:
-        """Removes a file's chunks and returns how many there were."""
+    async def remove_file(self, ref: ProjectRef, dataset: str, file_hash: str | None) -> int:
+        """Removes a file's chunks, or with `None` the whole dataset's, and returns how many there were."""
+        ...
+
+    async def date_ingestion(self, ref: ProjectRef, dataset: str, file_hash: str, moment: float) -> None:
+        """Records when a processed file's vectors were last made, in seconds since the epoch."""
         ...
 
     async def databases(self, ref: ProjectRef) -> Sequence[str]:

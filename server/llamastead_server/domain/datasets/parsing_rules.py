@@ -20,14 +20,20 @@ from llamastead_server.domain.validation import reasons, summary
 
 
 class ParsingRules:
-    """A strategy's parsers and extractors, those of highest priority first."""
+    """A strategy's parsers and extractors, those of highest priority first.
 
-    def __init__(self, strategy: DataProcessingStrategy) -> None:
+    Args:
+        strategy: The strategy.
+        database: The database its chunks go into; extractors that are required for others alone don't run.
+    """
+
+    def __init__(self, strategy: DataProcessingStrategy, database: str) -> None:
         self.name = strategy.name
         parsers = [parser if isinstance(parser, Parser) else Parser(type=parser) for parser in strategy.parsers]
         self._parsers = sorted(parsers or [Parser()], key=lambda parser: -parser.priority)
         extractors = [entry if isinstance(entry, Extractor) else Extractor(type=entry) for entry in strategy.extractors]
-        self._extractors = sorted(extractors, key=lambda extractor: -extractor.priority)
+        wanted = [entry for entry in extractors if not entry.required_for or database in entry.required_for]
+        self._extractors = sorted(wanted, key=lambda extractor: -extractor.priority)
 
     def settings(
         self, filename: str, mime_type: str = "", overrides: Mapping[str, Any] | None = None
@@ -79,7 +85,8 @@ def rules_of(config: ProjectConfig, dataset: str) -> ParsingRules:
     Raises:
         NotFound: There is no such dataset or strategy.
     """
-    return ParsingRules(config.rag.processing_strategy(config.dataset(dataset).data_processing_strategy))
+    settings = config.dataset(dataset)
+    return ParsingRules(config.rag.processing_strategy(settings.data_processing_strategy), settings.database)
 
 
 def _overridden(parser: Parser, overrides: Mapping[str, Any], filename: str) -> ParserSettings:

@@ -99,11 +99,11 @@ class Previews:
             ContentGone: The file's content is not on the disk any more.
         """
         config = await self._projects.config(ref)
-        config.rag.database(request.database)
+        database = config.rag.database(request.database).name
         own = config.rag.strategy_names()[0]
         if request.dataset is not None:
             own = config.dataset(request.dataset).data_processing_strategy
-        rules = ParsingRules(config.rag.processing_strategy(request.strategy or own))
+        rules = ParsingRules(config.rag.processing_strategy(request.strategy or own), database)
         if request.content is not None:
             if request.dataset is not None or request.file_hash is not None:
                 raise InvalidRequest("Give file_content, or dataset_id and file_hash, not both.")

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 from llamastead_server.domain.datasets.files import DatasetLocks
 from llamastead_server.domain.names import ProjectRef
-from llamastead_server.domain.ports import Chunk, Collection, Embedder, ProjectStore, TaskProgress, VectorStore
+from llamastead_server.domain.ports import Chunk, Clock, Collection, Embedder, ProjectStore, TaskProgress, VectorStore
 from llamastead_server.domain.retrieval.databases import held
 from llamastead_server.domain.retrieval.embedding_choice import choose_embedder
 
@@ -34,6 +35,10 @@ class StoredChunks(Protocol):
         """A file's chunks in a database, in order, from the one at `first`."""
         ...
 
+    async def date_ingestion(self, ref: ProjectRef, dataset: str, file_hash: str, moment: float) -> None:
+        """Records when a processed file's vectors were last made, in seconds since the epoch."""
+        ...
+
     async def replace_embedding(self, ref: ProjectRef, database: str, model: str, dimension: int) -> None:
         """Records another embedding model and dimension of a database."""
         ...
@@ -48,6 +53,7 @@ class Reindexing:
         vectors: Where vectors go.
         embedder: Makes them.
         locks: Shared with `Ingestion`.
+        clock: Seconds since the epoch.
     """
 
     def __init__(
@@ -57,12 +63,14 @@ class Reindexing:
         vectors: VectorStore,
         embedder: Embedder,
         locks: DatasetLocks,
+        clock: Clock = time.time,
     ) -> None:
         self._projects = projects
         self._chunks = chunks
         self._vectors = vectors
         self._embedder = embedder
         self._locks = locks
+        self._clock = clock
 
     async def plan(self, ref: ProjectRef, database: str | None) -> str:
         """The name of the database that a run would work on; raises what the run would raise before its work."""
@@ -83,17 +91,22 @@ class Reindexing:
             await self._vectors.drop(ref, database.name)
             # Recorded before the first vector, so that queries never compare vectors of two models.
             await self._chunks.replace_embedding(ref, database.name, embedder.model, collection.dimension)
-            count = await rebuild(collection, self._chunks, self._vectors, embedder, self._locks, progress)
+            count = await rebuild(collection, self._chunks, self._vectors, embedder, self._locks, self._clock, progress)
         return {"database": database.name, "chunks": count, "embedding_model": embedder.model}
 
 
 async def restore_if_lost(
-    collection: Collection, chunks: StoredChunks, vectors: VectorStore, embedder: Embedder, locks: DatasetLocks
+    collection: Collection,
+    chunks: StoredChunks,
+    vectors: VectorStore,
+    embedder: Embedder,
+    locks: DatasetLocks,
+    clock: Clock,
 ) -> None:
     """Makes a database's vectors again when the vector store has fewer of them than there are chunks."""
     there = await chunks.chunk_count(collection.project, collection.database)
     if there > await vectors.count(collection.project, collection.database):
-        await rebuild(collection, chunks, vectors, embedder, locks)
+        await rebuild(collection, chunks, vectors, embedder, locks, clock)
 
 
 async def rebuild(
@@ -102,6 +115,7 @@ async def rebuild(
     vectors: VectorStore,
     embedder: Embedder,
     locks: DatasetLocks,
+    clock: Clock,
     progress: TaskProgress | None = None,
 ) -> int:
     """Embeds and writes every chunk of a database again; returns how many."""
@@ -116,6 +130,7 @@ async def rebuild(
             while batch := await chunks.chunks_of(ref, name, dataset, file_hash, first=first, limit=_BATCH):
                 await vectors.upsert(collection, batch, await embedder.embed_passages([each.text for each in batch]))
                 done, first = done + len(batch), batch[-1].ordinal + 1
+            await chunks.date_ingestion(ref, dataset, file_hash, clock())
         if progress is not None:
             await progress.report(done, max(done, total), f"Embedded {done} of {total} chunks")
     return done

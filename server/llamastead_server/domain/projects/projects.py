@@ -98,6 +98,10 @@ class Projects:
         config = ProjectConfig.parse({**raw, **named})
         async with self._filled_datasets(ref) as filled:
             lost = set(filled) - {dataset.name for dataset in config.datasets}
+            present = (await self._store.get(ref)).config
+            if present is not None:
+                # What the present file leaves out already is hidden, not lost.
+                lost &= {dataset.name for dataset in present.datasets}
             if lost:
                 raise Conflict(
                     f"The configuration leaves out datasets that hold files: {', '.join(sorted(lost))}. Keep them "

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -20,7 +20,7 @@ class Document:
         chunk_count: Its chunks in the database.
         size: Bytes.
         parser: What read it.
-        uploaded_at: Seconds since the epoch.
+        ingested_at: When its vectors were last made, in seconds since the epoch; `None` while they are made anew.
         datasets: The datasets of the database that hold it.
         mime_type: Media type.
         metadata: What is known about it.
@@ -31,7 +31,7 @@ class Document:
     chunk_count: int
     size: int
     parser: str | None
-    uploaded_at: float
+    ingested_at: float | None
     datasets: Sequence[str]
     mime_type: str
     metadata: Mapping[str, Any]
@@ -44,7 +44,7 @@ class Contents:
     Attributes:
         documents: Different files.
         chunks: Chunks.
-        newest: When the newest of the files was uploaded, in seconds since the epoch.
+        newest: When vectors were last made for one of the files, in seconds since the epoch.
     """
 
     documents: int
@@ -55,12 +55,14 @@ class Contents:
 class DatabaseContents(Protocol):
     """What databases hold."""
 
-    async def contents(self, ref: ProjectRef, database: str) -> Contents:
-        """How much a database holds."""
+    async def contents(self, ref: ProjectRef, database: str, *, without: Collection[str] = ()) -> Contents:
+        """How much a database holds, the datasets `without` left out."""
         ...
 
-    async def documents(self, ref: ProjectRef, database: str, limit: int, offset: int) -> Sequence[Document]:
-        """A part of a database's documents, by name."""
+    async def documents(
+        self, ref: ProjectRef, database: str, limit: int, offset: int, *, without: Collection[str] = ()
+    ) -> Sequence[Document]:
+        """A part of a database's documents, by name, the datasets `without` left out."""
         ...
 
     async def remove_database(self, ref: ProjectRef, database: str) -> int:

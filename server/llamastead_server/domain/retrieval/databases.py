@@ -21,6 +21,7 @@ from llamastead_server.domain.retrieval.database_views import (
     served_otherwise,
 )
 from llamastead_server.domain.retrieval.embedding_choice import choose_embedder
+from llamastead_server.domain.retrieval.hidden_datasets import hidden_datasets
 from llamastead_server.domain.retrieval.retriever import ChunkStore
 
 LARGEST_PAGE = 1000
@@ -59,12 +60,15 @@ class Databases:
     async def list_databases(self, ref: ProjectRef) -> tuple[Sequence[DatabaseView], str | None]:
         """A project's databases, in the order of its configuration, and the name of the default one."""
         config = await self._projects.config(ref)
-        return [await self._view(ref, config, entry.name) for entry in config.rag.databases], config.rag.default_name
+        made_with = await self._chunks.embeddings(ref)
+        names = [entry.name for entry in config.rag.databases]
+        return [await self._view(config, name, made_with.get(name)) for name in names], config.rag.default_name
 
     async def get(self, ref: ProjectRef, database: str | None) -> DatabaseView:
         """One database; `None` is the default one. Raises `NotFound` when there is no such project or database."""
         config = await self._projects.config(ref)
-        return await self._view(ref, config, config.rag.database(database).name)
+        name = config.rag.database(database).name
+        return await self._view(config, name, await self._chunks.embedding_of(ref, name))
 
     async def create(self, ref: ProjectRef, raw: Mapping[str, Any]) -> DatabaseView:
         """Adds a database to the project's configuration.
@@ -171,8 +175,10 @@ class Databases:
         }
         if wrong:
             raise ValidationFailed(" ".join(f"{name} {reason}." for name, reason in wrong.items()), details=wrong)
-        name = (await self._projects.config(ref)).rag.database(database).name
-        return await self._contents.documents(ref, name, limit, offset)
+        config = await self._projects.config(ref)
+        name = config.rag.database(database).name
+        hidden = await hidden_datasets(config, self._chunks, ref)
+        return await self._contents.documents(ref, name, limit, offset, without=hidden)
 
     async def stats(self, ref: ProjectRef, database: str | None) -> Stats:
         """How much a database holds.
@@ -181,24 +187,29 @@ class Databases:
             NotFound: There is no such project or database.
             Unavailable: The vector store is down, or the embedder is and the database is new.
         """
-        config = (await self._projects.config(ref)).rag.database(database)
+        project = await self._projects.config(ref)
+        config = project.rag.database(database)
         made_with = await self._chunks.embedding_of(ref, config.name)
         if made_with is None:
             embedder = (await choose_embedder(self._embedder, config)).embedder
             made_with = embedder.model, await embedder.dimension()
-        vectors, size = await asyncio.gather(
-            self._vectors.count(ref, config.name), self._vectors.size_bytes(ref, config.name)
+        hidden = await hidden_datasets(project, self._chunks, ref)
+        vectors, size, contents = await asyncio.gather(
+            self._vectors.count(ref, config.name),
+            self._vectors.size_bytes(ref, config.name),
+            self._contents.contents(ref, config.name, without=hidden),
         )
-        return Stats(config, await self._contents.contents(ref, config.name), vectors, size, *made_with)
+        if hidden:
+            vectors = max(0, vectors - await self._chunks.chunk_count(ref, config.name, of=hidden))
+        return Stats(config, contents, vectors, size, *made_with)
 
     async def _empty(self, ref: ProjectRef, database: str) -> int:
         await self._vectors.drop(ref, database)
         return await self._contents.remove_database(ref, database)
 
-    async def _view(self, ref: ProjectRef, config: ProjectConfig, name: str) -> DatabaseView:
+    async def _view(self, config: ProjectConfig, name: str, made_with: tuple[str, int] | None) -> DatabaseView:
         database = config.rag.database(name)
         notes = list(served_otherwise(database))
-        made_with = await self._chunks.embedding_of(ref, name)
         model = None if made_with is None else made_with[0]
         try:
             async with asyncio.timeout(_ASKING_SECONDS):

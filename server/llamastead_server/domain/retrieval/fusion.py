@@ -35,20 +35,28 @@ def keyword_score(bm25: float) -> float:
 
 
 def weighted(first: Mapping[str, float], second: Mapping[str, float], weight: float) -> dict[str, float]:
-    """`weight` times the first score plus the rest of the second, over all ids of both; a missing one is 0."""
-    return {
-        chunk_id: weight * first.get(chunk_id, 0.0) + (1.0 - weight) * second.get(chunk_id, 0.0)
-        for chunk_id in {**first, **second}
-    }
+    """`weight` times the first score plus the rest of the second, over the ids of both; a missing one is 0.
+
+    What no side that counts has found is left out.
+    """
+    return _supported(
+        {
+            chunk_id: weight * first.get(chunk_id, 0.0) + (1.0 - weight) * second.get(chunk_id, 0.0)
+            for chunk_id in {**first, **second}
+        }
+    )
 
 
 def averaged(scores: Sequence[Mapping[str, float]], weights: Sequence[float]) -> dict[str, float]:
-    """The mean by weight over all ids of all; a missing score is 0."""
+    """The mean by weight over the ids of all; a missing score is 0. What no list that counts has is left out."""
     total = sum(weights)
-    return {
-        chunk_id: sum(weight * each.get(chunk_id, 0.0) for weight, each in zip(weights, scores, strict=True)) / total
-        for chunk_id in _ids(scores)
-    }
+    return _supported(
+        {
+            chunk_id: sum(weight * each.get(chunk_id, 0.0) for weight, each in zip(weights, scores, strict=True))
+            / total
+            for chunk_id in _ids(scores)
+        }
+    )
 
 
 def rank_fused(scores: Sequence[Mapping[str, float]], weights: Sequence[float]) -> dict[str, float]:
@@ -89,6 +97,10 @@ def ranked(scores: Mapping[str, float], threshold: float) -> Sequence[tuple[str,
     """Ids with scores of at least the threshold, best first; equal scores in order of their ids."""
     kept = [(chunk_id, score) for chunk_id, score in scores.items() if score >= threshold]
     return sorted(kept, key=lambda entry: (-entry[1], entry[0]))
+
+
+def _supported(scores: dict[str, float]) -> dict[str, float]:
+    return {chunk_id: score for chunk_id, score in scores.items() if score > 0.0}
 
 
 def _ids(scores: Sequence[Mapping[str, float]]) -> Sequence[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Literal
@@ -14,6 +14,7 @@ from llamastead_server.domain.errors import LlamasteadError
 from llamastead_server.domain.names import ProjectRef
 from llamastead_server.domain.ports import Clock, Embedder, ProjectStore, VectorStore
 from llamastead_server.domain.retrieval.embedding_choice import choose_embedder
+from llamastead_server.domain.retrieval.hidden_datasets import HiddenDataset, hidden_datasets
 from llamastead_server.domain.retrieval.retriever import ChunkStore, check_embedding
 
 Status = Literal["healthy", "degraded", "unhealthy"]
@@ -70,6 +71,7 @@ class HealthReport:
         databases: The databases checked.
         components: The parts they depend on.
         checked_at: When.
+        hidden: Datasets that hold files and are not configured any more.
     """
 
     status: Status
@@ -77,12 +79,14 @@ class HealthReport:
     databases: Sequence[DatabaseHealth]
     components: Sequence[ComponentHealth]
     checked_at: datetime
+    hidden: Sequence[HiddenDataset] = ()
 
     @property
     def issues(self) -> Sequence[str]:
         """What is wrong, one sentence each."""
         broken = [component.message for component in self.components if component.status != "healthy"]
-        return [*broken, *(database.message for database in self.databases if database.message is not None)]
+        wrong = [database.message for database in self.databases if database.message is not None]
+        return [*broken, *wrong, *(dataset.message for dataset in self.hidden)]
 
 
 class RetrievalHealth:
@@ -120,17 +124,24 @@ class RetrievalHealth:
         Raises:
             NotFound: The project or the database does not exist.
         """
-        rag = (await self._projects.config(ref)).rag
+        config = await self._projects.config(ref)
+        rag = config.rag
         chosen = rag.database(database).name if database or rag.databases else None
         names = [chosen] if database and chosen else [entry.name for entry in rag.databases]
         configs = [rag.database(name) for name in names]
         ask_store = self._component("vector_store", "unhealthy", lambda: self._store.count(ref, chosen or "none"))
         ask_embedder = self._component("embedder", "degraded", self._embedder.dimension)
         store, embedder = await asyncio.gather(ask_store, ask_embedder)
-        databases = [await self._database(ref, config, store, embedder) for config in configs]
+        hidden = await hidden_datasets(config, self._chunks, ref)
+        databases = [await self._database(ref, each, hidden, store, embedder) for each in configs]
         statuses = [store.status, embedder.status, *(entry.status for entry in databases)]
         return HealthReport(
-            max(statuses, key=_WORST_LAST.index), chosen, databases, [store, embedder], datetime.now(UTC)
+            max(statuses, key=_WORST_LAST.index),
+            chosen,
+            databases,
+            [store, embedder],
+            datetime.now(UTC),
+            list(hidden.values()),
         )
 
     async def _component(self, name: str, when_down: Status, ask: Callable[[], Awaitable[object]]) -> ComponentHealth:
@@ -148,10 +159,15 @@ class RetrievalHealth:
         return ComponentHealth(name, status, self._clock() - started, message)
 
     async def _database(
-        self, ref: ProjectRef, database: Database, store: ComponentHealth, embedder: ComponentHealth
+        self,
+        ref: ProjectRef,
+        database: Database,
+        hidden: Collection[str],
+        store: ComponentHealth,
+        embedder: ComponentHealth,
     ) -> DatabaseHealth:
         name = database.name
-        documents = await self._chunks.document_count(ref, name)
+        documents = await self._chunks.document_count(ref, name, without=hidden)
         made_with = await self._chunks.embedding_of(ref, name)
         if store.status != "healthy":
             return DatabaseHealth(name, "unhealthy", documents, 0, 0, made_with, store.message)
@@ -167,6 +183,8 @@ class RetrievalHealth:
         chunks = await self._chunks.chunk_count(ref, name)
         message = await self._what_is_wrong(database, made_with, chunks, count, embedder)
         status: Status = "healthy" if message is None else "degraded"
+        if hidden:
+            count = max(0, count - await self._chunks.chunk_count(ref, name, of=hidden))
         return DatabaseHealth(name, status, documents, count, size, made_with, message)
 
     async def _what_is_wrong(

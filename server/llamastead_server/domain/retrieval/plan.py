@@ -158,6 +158,7 @@ class _Builder:
         self._unused = {key for key in ("distance_metric", "hybrid_alpha", "query_expansion") if getattr(query, key)}
         if query.hybrid_alpha is not None:
             self._unused.add("hybrid_alpha")
+        self._one_sided = ""
 
     def build(self, own: Settings) -> Search:
         """The searches of a strategy, and the reranking that the query asks for."""
@@ -170,9 +171,10 @@ class _Builder:
                 search = CrossEncoded(search, model, max(self._top_k, getattr(own, "initial_k", _RERANKED)))
         for key, side in (("distance_metric", "vector"), ("hybrid_alpha", "hybrid"), ("query_expansion", "keyword")):
             if key in self._unused:
+                other = "a hybrid_alpha between 0 and 1" if self._one_sided else "the strategy 'hybrid'"
                 raise InvalidRequest(
-                    f"{key} is of no use to the strategy {self._strategy!r}, which makes no {side} search. Leave it "
-                    "out, or use the strategy 'hybrid'.",
+                    f"{key} is of no use to the strategy {self._strategy!r}{self._one_sided}, which makes no {side} "
+                    f"search. Leave it out, or use {other}.",
                     details={"field": key},
                 )
         return search
@@ -239,13 +241,17 @@ class _Builder:
         expand: bool = False,
         filtered_after: int | None = None,
     ) -> PlainSearch:
+        if kind == "hybrid":
+            self._unused.discard("hybrid_alpha")
+            alpha = alpha if self._query.hybrid_alpha is None else self._query.hybrid_alpha
+            if alpha in (0.0, 1.0):
+                # A side that counts nothing must neither add results nor be able to fail.
+                kind = "vector" if alpha else "keyword"
+                self._one_sided = f" with the hybrid_alpha {alpha:g}"
         if kind != "keyword":
             self._unused.discard("distance_metric")
         if kind != "vector":
             self._unused.discard("query_expansion")
-        if kind == "hybrid":
-            self._unused.discard("hybrid_alpha")
-            alpha = alpha if self._query.hybrid_alpha is None else self._query.hybrid_alpha
         configured = own.distance_metric if isinstance(own, WithMetric) else None
         asked, wished = self._query.distance_metric, self._query.query_expansion
         return PlainSearch(

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
 from llamastead_server.domain.config.project import ProjectConfig
 from llamastead_server.domain.errors import Conflict, InvalidRequest, NotFound
 from llamastead_server.domain.names import ProjectRef
-from llamastead_server.domain.ports import Chunk, Clock, Collection, Embedder, ProjectStore, VectorStore
+from llamastead_server.domain.ports import Chunk, Clock, Embedder, ProjectStore, VectorStore
+from llamastead_server.domain.ports import Collection as VectorCollection
 from llamastead_server.domain.retrieval.embedding_choice import choose_embedder
+from llamastead_server.domain.retrieval.hidden_datasets import HiddenDataset, hidden_datasets
 from llamastead_server.domain.retrieval.plan import RetrievalQuery, plan
 from llamastead_server.domain.retrieval.ranking import Hit, cut
 from llamastead_server.domain.retrieval.search_runner import SearchRunner
 from llamastead_server.domain.retrieval.sources import Source
+
+_log = logging.getLogger("llamastead.retrieval")
 
 
 class ChunkStore(Protocol):
@@ -25,16 +30,24 @@ class ChunkStore(Protocol):
         """The chunks with these ids; unknown ids are left out."""
         ...
 
-    async def document_count(self, ref: ProjectRef, database: str) -> int:
-        """How many different files have chunks in the database."""
+    async def file_counts(self, ref: ProjectRef) -> Mapping[str, int]:
+        """The datasets of a project that hold files, configured or not, and how many files each holds."""
         ...
 
-    async def chunk_count(self, ref: ProjectRef, database: str) -> int:
-        """How many chunks a database holds."""
+    async def document_count(self, ref: ProjectRef, database: str, *, without: Collection[str] = ()) -> int:
+        """How many different files have chunks in the database, those of the datasets `without` left out."""
+        ...
+
+    async def chunk_count(self, ref: ProjectRef, database: str, *, of: Collection[str] | None = None) -> int:
+        """How many chunks a database holds, or how many of these datasets."""
         ...
 
     async def embedding_of(self, ref: ProjectRef, database: str) -> tuple[str, int] | None:
         """Embedding model and dimension of a database; `None` for one never written to."""
+        ...
+
+    async def embeddings(self, ref: ProjectRef) -> Mapping[str, tuple[str, int]]:
+        """Embedding models and dimensions of a project's databases, by name; only of those ever written to."""
         ...
 
     async def remember_embedding(self, ref: ProjectRef, database: str, model: str, dimension: int) -> None:
@@ -75,6 +88,7 @@ class Retriever:
         self._store = store
         self._chunks = chunks
         self._clock = clock
+        self._told: set[tuple[ProjectRef, str]] = set()
 
     async def query(self, ref: ProjectRef, query: RetrievalQuery) -> RetrievalResult:
         """Finds the chunks that answer the query best.
@@ -99,8 +113,10 @@ class Retriever:
             if wanted.embeds:
                 embedder = (await choose_embedder(self._embedder, database)).embedder
                 await check_embedding(embedder, database.name, made_with)
-            collection = Collection(ref, database.name, made_with[1])
-            runner = SearchRunner(collection, embedder, self._store, self._chunks)
+            collection = VectorCollection(ref, database.name, made_with[1])
+            hidden = await hidden_datasets(config, self._chunks, ref)
+            self._tell(ref, hidden)
+            runner = SearchRunner(collection, embedder, self._store, self._chunks, hidden)
             hits = await runner.best(wanted.search, query.query, wanted.top_k, wanted.score_threshold)
             if query.max_tokens is not None:
                 hits = cut(hits, query.max_tokens)
@@ -121,6 +137,13 @@ class Retriever:
             question, database=database, retrieval_strategy=strategy, top_k=top_k, score_threshold=score_threshold
         )
         return [Source(hit.chunk, hit.score) for hit in (await self.query(ref, query)).hits]
+
+    def _tell(self, ref: ProjectRef, hidden: Mapping[str, HiddenDataset]) -> None:
+        """Logs each hidden dataset once: whoever misses its answers looks for the reason."""
+        for name, dataset in hidden.items():
+            if (ref, name) not in self._told:
+                self._told.add((ref, name))
+                _log.warning("%s: %s", ref, dataset.message)
 
 
 async def check_embedding(embedder: Embedder, database: str, made_with: tuple[str, int]) -> None:

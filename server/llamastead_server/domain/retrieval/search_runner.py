@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Mapping, Sequence
+from collections.abc import Awaitable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, TypeVar
 
@@ -45,13 +45,22 @@ class SearchRunner:
         embedder: Embeds queries as the collection's chunks were.
         store: The vectors and the keyword index.
         texts: The chunks' text.
+        hidden: Datasets that nothing is found of.
     """
 
-    def __init__(self, collection: Collection, embedder: Embedder, store: VectorStore, texts: ChunkTexts) -> None:
+    def __init__(
+        self,
+        collection: Collection,
+        embedder: Embedder,
+        store: VectorStore,
+        texts: ChunkTexts,
+        hidden: Iterable[str] = (),
+    ) -> None:
         self._collection = collection
         self._embedder = embedder
         self._store = store
         self._texts = texts
+        self._hidden = tuple(hidden)
 
     async def scores(self, search: Search, text: str) -> Scores:
         """Ids and scores, in [0, 1], of the chunks that a search finds for a text; in no order."""
@@ -103,7 +112,9 @@ class SearchRunner:
         return weighted(by_vector, by_keyword, search.alpha)
 
     async def _nearest(self, search: PlainSearch, vector: Sequence[float]) -> Scores:
-        found = await self._store.search_vector(self._collection, vector, search.candidates, search.filters)
+        found = await self._store.search_vector(
+            self._collection, vector, search.candidates, search.filters, without=self._hidden
+        )
         return {match.chunk_id: vector_score(match.score, search.metric) for match in found}
 
     async def _completed(self, search: PlainSearch, vector: Sequence[float], ids: Sequence[str]) -> Scores:
@@ -111,7 +122,7 @@ class SearchRunner:
         return {chunk_id: vector_score(cosine, search.metric) for chunk_id, cosine in cosines.items()}
 
     async def _by_keyword(self, search: PlainSearch, text: str) -> Scores:
-        found = await self._store.search_keyword(self._collection, text, search.candidates, search.filters)
+        found = await self._words(search, text)
         scores = _keyword_scores(found)
         if not search.expand:
             return scores
@@ -120,11 +131,14 @@ class SearchRunner:
         terms = expansion_terms(text, [feedback[chunk_id].text for chunk_id in ids if chunk_id in feedback])
         if not terms:
             return scores
-        added = await self._store.search_keyword(
-            self._collection, " ".join(terms), search.candidates, search.filters
-        )  # fmt: skip
+        added = await self._words(search, " ".join(terms))
         # The greater one, not the sum: a chunk that has the query's own words keeps its place.
         return greater(scores, {chunk_id: ADDED_WEIGHT * score for chunk_id, score in _keyword_scores(added).items()})
+
+    async def _words(self, search: PlainSearch, text: str) -> Sequence[Match]:
+        return await self._store.search_keyword(
+            self._collection, text, search.candidates, search.filters, without=self._hidden
+        )
 
     async def _variants(self, search: Variants, text: str) -> Scores:
         texts = variants(text, search.most)
