@@ -127,7 +127,7 @@ class SystemServiceServicer:
         """Returns the same document as YAML.
 
         Content types:
-        - application/yaml: string
+        - application/yaml: object
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

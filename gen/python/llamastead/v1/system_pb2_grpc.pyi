@@ -56,7 +56,7 @@ class SystemServiceStub:
     """Returns the same document as YAML.
 
     Content types:
-    - application/yaml: string
+    - application/yaml: object
     """
     CheckVersion: _grpc.UnaryUnaryMultiCallable[_system_pb2.CheckVersionRequest, _system_pb2.CheckVersionResponse]
     """Returns this server's version. It makes no calls to the internet, so it knows of no newer one."""
@@ -90,7 +90,7 @@ class SystemServiceAsyncStub(SystemServiceStub):
     """Returns the same document as YAML.
 
     Content types:
-    - application/yaml: string
+    - application/yaml: object
     """
     CheckVersion: _aio.UnaryUnaryMultiCallable[_system_pb2.CheckVersionRequest, _system_pb2.CheckVersionResponse]  # type: ignore[assignment]
     """Returns this server's version. It makes no calls to the internet, so it knows of no newer one."""
@@ -157,7 +157,7 @@ class SystemServiceServicer(metaclass=_abc_1.ABCMeta):
         """Returns the same document as YAML.
 
         Content types:
-        - application/yaml: string
+        - application/yaml: object
         """
 
     @_abc_1.abstractmethod

@@ -560,7 +560,7 @@ export const SystemService: GenService<{
    * Returns the same document as YAML.
    *
    * Content types:
-   * - application/yaml: string
+   * - application/yaml: object
    *
    * @generated from rpc llamastead.v1.SystemService.GetOpenApiYaml
    */

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, field_validator, model_validator
 
@@ -24,6 +24,7 @@ from llamastead_server.domain.validation import summary
 
 DEFAULT_TEMPERATURE = 0.7
 DEFAULT_TOP_P = 0.9
+MOST_CHOICES = 8
 _MAX_STOPS = 16
 _SEEDS = 2**32 - 1
 """The engines' seeds are 0 to 4294967294: the next one means a random seed to llama.cpp."""
@@ -109,8 +110,12 @@ class Parameters(BaseModel):
             own["max_completion_tokens"] = self.token_limit
         return configured.model_copy(update=own)
 
-    def sampling(self) -> Sampling:
-        """How the next token is drawn, with the server's defaults for what nobody set."""
+    def sampling(self, choice: int = 0) -> Sampling:
+        """How the next token is drawn, with the server's defaults for what nobody set.
+
+        Args:
+            choice: The place of the answer among several to one prompt; with one seed for all they would be the same.
+        """
         return Sampling(
             temperature=DEFAULT_TEMPERATURE if self.temperature is None else self.temperature,
             top_p=DEFAULT_TOP_P if self.top_p is None else self.top_p,
@@ -119,7 +124,7 @@ class Parameters(BaseModel):
             repeat_penalty=self.repeat_penalty,
             presence_penalty=self.presence_penalty,
             frequency_penalty=self.frequency_penalty,
-            seed=self.seed,
+            seed=None if self.seed is None else (self.seed + choice) % _SEEDS,
             logit_bias=self.logit_bias or {},
         )
 
@@ -137,7 +142,7 @@ class ChatRequest(Parameters):
 
     messages: Sequence[Message]
     model: str | None = Field(None, max_length=500)
-    n: Literal[1] | None = None
+    n: int = Field(1, ge=1, le=MOST_CHOICES)
     stream: bool = False
     stream_options: StreamOptions | None = None
     logprobs: bool = False
@@ -230,9 +235,9 @@ class ChatRequest(Parameters):
         return [message for message in self.messages if message.role != "system"]
 
     def generation(
-        self, messages: Sequence[Message], parameters: Parameters, offer: ToolOffer = NO_TOOLS
+        self, messages: Sequence[Message], parameters: Parameters, offer: ToolOffer = NO_TOOLS, *, choice: int = 0
     ) -> GenerationRequest:
-        """The request an engine runs for the assembled prompt.
+        """The request an engine runs for one answer to the assembled prompt.
 
         Raises:
             InvalidRequest: The answer is to have a form beside tools.
@@ -248,7 +253,7 @@ class ChatRequest(Parameters):
             schema = offer.schema()
         return GenerationRequest(
             messages=messages,
-            sampling=parameters.sampling(),
+            sampling=parameters.sampling(choice),
             max_tokens=parameters.token_limit,
             stop=tuple(parameters.stop or ()),
             top_logprobs=(self.top_logprobs or 0) if self.logprobs else None,
