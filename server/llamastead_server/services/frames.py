@@ -39,7 +39,7 @@ class Chat(_Frame):
     no_session: Annotated[bool, Field(description="Whether nothing is kept.")] = False
     request: Annotated[
         dict[str, Any],
-        Field(description="The body of `POST …/chat/completions`, without `stream` (it always streams) and `n` (it is 1)."),
+        Field(description="The body of `POST …/chat/completions`, without `stream` (always true) and `n` (always 1)."),
     ]
 
 

@@ -18,12 +18,21 @@ from llamastead_server.domain.chat.messages import parse_messages
 from llamastead_server.domain.chat.tools import NO_TOOLS, Tool, ToolChoice, ToolOffer, parse_choice, parse_tools
 from llamastead_server.domain.errors import Conflict, InvalidRequest, ValidationFailed
 from llamastead_server.domain.models.generation import GenerationRequest, Message, Sampling
+from llamastead_server.domain.models.parameters import (
+    DEFAULT_TEMPERATURE,
+    DEFAULT_TOP_P,
+    MinP,
+    Penalty,
+    RepeatPenalty,
+    Temperature,
+    TokenLimit,
+    TopK,
+    TopP,
+)
 from llamastead_server.domain.unsupported_fields import refuse_unsupported
 from llamastead_server.domain.validation import reasons as reasons_of
 from llamastead_server.domain.validation import summary
 
-DEFAULT_TEMPERATURE = 0.7
-DEFAULT_TOP_P = 0.9
 MOST_CHOICES = 8
 _MAX_STOPS = 16
 _SEEDS = 2**32 - 1
@@ -50,16 +59,16 @@ class Parameters(BaseModel):
 
     model_config = ConfigDict(strict=True, frozen=True, extra="ignore", allow_inf_nan=False, protected_namespaces=())
 
-    temperature: float | None = Field(None, ge=0, le=2)
-    top_p: float | None = Field(None, gt=0, le=1)
-    top_k: int | None = Field(None, ge=0, le=1000)
-    min_p: float | None = Field(None, ge=0, le=1)
-    repeat_penalty: float | None = Field(None, ge=0.1, le=2)
-    presence_penalty: float | None = Field(None, ge=-2, le=2)
-    frequency_penalty: float | None = Field(None, ge=-2, le=2)
+    temperature: Temperature | None = None
+    top_p: TopP | None = None
+    top_k: TopK | None = None
+    min_p: MinP | None = None
+    repeat_penalty: RepeatPenalty | None = None
+    presence_penalty: Penalty | None = None
+    frequency_penalty: Penalty | None = None
     seed: int | None = Field(None, ge=-(2**63), le=2**64)
-    max_tokens: int | None = Field(None, ge=1)
-    max_completion_tokens: int | None = Field(None, ge=1)
+    max_tokens: TokenLimit | None = None
+    max_completion_tokens: TokenLimit | None = None
     stop: list[Stop] | None = Field(None, max_length=_MAX_STOPS)
     logit_bias: dict[int, Annotated[float, Field(ge=-100, le=100)]] | None = Field(None, max_length=1024)
 
