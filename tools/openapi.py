@@ -201,8 +201,8 @@ class Generator:
         """Describes a call's answer."""
         content = {}
         for media_type, name in comment.lists.get("Content types", {"application/json": ""}).items():
-            if name == "string":
-                schema: Json = {"type": "string"}
+            if name in ("string", "object"):
+                schema: Json = {"type": name}
             elif name.endswith("[]"):
                 schema = {"type": "array", "items": self.reference(f".{PACKAGE}.{name[:-2]}")}
             else:

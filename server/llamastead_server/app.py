@@ -63,6 +63,7 @@ from llamastead_server.services.examples import ExampleServicer
 from llamastead_server.services.limit_layer import LimitLayer
 from llamastead_server.services.models import ModelServicer
 from llamastead_server.services.openai import ModelChat, OpenAIServicer
+from llamastead_server.services.openapi_document import OpenApiDocument
 from llamastead_server.services.operations import OperationsServicer
 from llamastead_server.services.projects import ProjectServicer
 from llamastead_server.services.prompts import PromptServicer
@@ -236,6 +237,7 @@ async def start(
                 version("llamastead"),
                 settings.data_dir,
                 settings.models_folder,
+                OpenApiDocument(),
                 checks,
                 health_checks.seeds(models, f"{settings.host}:{settings.port}"),
             ),

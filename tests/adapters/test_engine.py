@@ -16,7 +16,8 @@ import pytest
 import llamastead_server
 from llamastead_server.adapters.engine import WorkerEngine
 from llamastead_server.adapters.loaded_model import EngineProbe
-from llamastead_server.adapters.worker_process import Supervision, WorkerProcess
+from llamastead_server.adapters.supervision import Supervision
+from llamastead_server.adapters.worker_process import WorkerProcess
 from llamastead_server.domain.errors import ContextLengthExceeded, EngineFailed, InvalidRequest, Overloaded
 from llamastead_server.domain.models.generation import (
     Delta,

@@ -16,7 +16,7 @@ import pytest
 import llamastead_server
 from llamastead_server.adapters.model_catalog import ModelCatalog
 from llamastead_server.adapters.model_registry import EngineOptions, LocalModelRegistry, available_memory_bytes
-from llamastead_server.adapters.worker_process import Supervision
+from llamastead_server.adapters.supervision import Supervision
 from llamastead_server.domain.errors import (
     Conflict,
     EngineFailed,

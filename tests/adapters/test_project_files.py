@@ -199,3 +199,70 @@ async def test_no_name_leads_outside(files: ProjectFiles, name: str) -> None:
         await files.get(ProjectRef("org", name))
     with pytest.raises(InvalidRequest):
         await files.list_projects(name)
+
+
+BY_HAND = """\
+# The shop's bot
+name: bot   # as in the invoices
+namespace: org
+version: v1
+runtime:
+  model: tiny
+  description:   # nothing yet
+  temperature_note: 1e3
+prompts:
+- content: |
+    Be kind.
+
+    Be short.
+rag:
+  databases:
+    - name: first  # the first
+      type: MilvusStore
+      # cosine, as measured
+      config: {distance_metric: cosine}
+
+# --- data ---
+datasets:
+  - {name: kept, database: first}   # in brackets
+  # goes
+  - name: gone
+    database: first
+# the end
+"""
+
+
+async def test_a_change_touches_only_its_own_lines_of_a_file_written_by_hand(
+    files: ProjectFiles, tmp_path: Path
+) -> None:
+    await files.create(REF, config())
+    yaml_of(tmp_path).write_text(BY_HAND)
+    new = DatasetConfig(name="new", database="first")
+    await files.update(REF, lambda old: old.model_copy(update={"datasets": [old.datasets[0], new]}))
+    expected = BY_HAND.replace("  - name: gone", "  - name: new")
+    assert yaml_of(tmp_path).read_text() == expected
+    await files.update(
+        REF, lambda old: old.model_copy(update={"datasets": [*old.datasets, new.model_copy(update={"name": "x"})]})
+    )
+    assert yaml_of(tmp_path).read_text() == expected.replace("# the end", "  - name: x\n    database: first\n# the end")
+
+
+async def test_replacing_keeps_the_comments_and_the_order_of_what_stays(files: ProjectFiles, tmp_path: Path) -> None:
+    await files.create(REF, config())
+    yaml_of(tmp_path).write_text(BY_HAND)
+    given = {key: value for key, value in (await files.get(REF)).raw.items() if key != "prompts"}
+    given["runtime"] = {"model": "huge"}
+    project = await files.replace(REF, ProjectConfig.parse(given))
+    assert project.raw == given
+    text = yaml_of(tmp_path).read_text()
+    before, _, after = BY_HAND.partition("runtime:\n")
+    assert text == f"{before}runtime:\n  model: huge\n{after[after.index('rag:') :]}"
+
+
+async def test_a_file_whose_names_are_said_otherwise_is_changed_all_the_same(
+    files: ProjectFiles, tmp_path: Path
+) -> None:
+    await files.create(REF, config())
+    yaml_of(tmp_path).write_text("{version: v1, name: bot, namespace: org, runtime: {model: tiny}} # one line\n")
+    await files.update(REF, lambda old: old.model_copy(update={"description": "x"}))
+    assert (await files.get(REF)).raw["description"] == "x"

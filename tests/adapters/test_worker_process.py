@@ -16,7 +16,8 @@ from pathlib import Path
 import pytest
 
 from llamastead_server.adapters.loaded_model import EngineProbe
-from llamastead_server.adapters.worker_process import Supervision, WorkerProcess
+from llamastead_server.adapters.supervision import Supervision
+from llamastead_server.adapters.worker_process import WorkerProcess
 from llamastead_server.domain.errors import Unavailable
 
 MODULE = "tests.workers.sleepy_worker"

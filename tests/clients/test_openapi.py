@@ -58,8 +58,8 @@ def test_no_answer_is_undocumented(expendable: RunningServer, tmp_path: Path, na
     configuration = tmp_path / "schemathesis.toml"
     configuration.write_text(CONFIGURATION + (EXISTING_NAMES if names == "existing" else ""))
     command = [
-        Path(sys.executable).with_name("schemathesis"), "--config-file", configuration, "run", DOCUMENT,
-        "--url", expendable.url, "--phases", "examples,coverage,fuzzing", "--checks", ",".join(CHECKS),
+        Path(sys.executable).with_name("schemathesis"), "--config-file", configuration,
+        "run", f"{expendable.url}/openapi.json", "--phases", "examples,coverage,fuzzing", "--checks", ",".join(CHECKS),
         # It ends the server, and with it the run; its own tests are elsewhere.
         "--exclude-path", "/api/shutdown",
         "--max-examples", "15", "--generation-deterministic", "--continue-on-failure", "--no-color",

@@ -92,6 +92,34 @@ def test_usage_is_streamed_when_asked_for(http: httpx.Client) -> None:
     assert_shape(COMPLETION["usage"], last["usage"])
 
 
+def test_several_answers_have_an_index_each_and_the_session_remembers_the_first(http: httpx.Client) -> None:
+    body = {**HELLO, "temperature": 2, "top_p": 1, "repeat_penalty": 2, "seed": 11, "n": 3}
+    answer = http.post(CHAT, json=body)
+    assert answer.status_code == 200, answer.text
+    assert_shape(COMPLETION, answer.json())
+    choices = answer.json()["choices"]
+    texts = [choice["message"]["content"] for choice in choices]
+    assert [choice["index"] for choice in choices] == [0, 1, 2]
+    assert len(set(texts)) == 3
+    history = http.get(f"{SESSIONS}/{answer.headers['x-session-id']}/history").json()["messages"]
+    assert [message["content"] for message in history] == ["Hello!", texts[0]]
+
+
+def test_several_answers_are_streamed_under_an_index_each_and_their_prompt_costs_once(http: httpx.Client) -> None:
+    alone = http.post(CHAT, json=HELLO).json()
+    body = {**HELLO, "n": 3, "stream": True, "stream_options": {"include_usage": True}}
+    *chunks, last, done = events(http.post(CHAT, json=body))
+    assert done == "[DONE]"
+    assert last["usage"]["prompt_tokens"] == alone["usage"]["prompt_tokens"]
+    assert last["usage"]["completion_tokens"] == 3 * alone["usage"]["completion_tokens"]
+    for index in range(3):
+        mine = [chunk["choices"][0] for chunk in chunks if chunk["choices"][0]["index"] == index]
+        assert mine[0]["delta"]["role"] == "assistant"
+        text = "".join(choice["delta"].get("content") or "" for choice in mine)
+        assert text == alone["choices"][0]["message"]["content"]
+        assert [choice["finish_reason"] for choice in mine if choice["finish_reason"]] == ["stop"]
+
+
 def test_a_session_remembers_and_its_history_is_exact(http: httpx.Client) -> None:
     first = http.post(CHAT, json=HELLO)
     session = first.headers["x-session-id"]
@@ -141,7 +169,8 @@ def test_hostile_session_ids_are_refused(http: httpx.Client, session: str) -> No
         {"max_tokens": 0},
         {"top_p": 0},
         {"top_p": 1.5},
-        {"n": 2},
+        {"n": 0},
+        {"n": 9},
         {"presence_penalty": 5},
         {"frequency_penalty": -5},
         {"top_logprobs": 50, "logprobs": True},

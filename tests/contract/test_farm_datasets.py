@@ -77,6 +77,29 @@ def test_datasets_are_listed_for_the_document_the_cli_and_without_details(farm: 
     assert plain["files"] == [GATE_HASH]
 
 
+def test_comments_and_order_of_a_file_edited_by_hand_outlive_the_api(
+    server: RunningServer, client: httpx.Client
+) -> None:
+    project = "/v1/projects/my-org/noted"
+    client.delete(project)
+    client.post("/v1/projects/my-org", json={"name": "noted", "config_template": "rag"})
+    path = server.data_dir / "projects/my-org/noted/llamafarm.yaml"
+    text = path.read_text().replace("rag:\n", "# Ask Zoë first.\nrag:   # ours\n", 1)
+    path.write_text(f"# The notes' bot.\n{text}x_own: on   # for the other program\n")
+    by_hand = path.read_text()
+    assert client.post(f"{project}/datasets", json={**DATASET, "name": "notes"}).status_code == 200
+    assert client.post(f"{project}/rag/databases", json={"name": "second"}).status_code == 201
+    config = client.get(project).json()["project"]["config"]
+    assert client.put(project, json={"config": {**config, "description": "new"}}).status_code == 200
+    gone = [line for line in by_hand.splitlines() if line not in path.read_text().splitlines()]
+    assert gone in ([], ["datasets: []"])
+    assert client.delete(f"{project}/datasets/notes").status_code == 200
+    assert client.delete(f"{project}/rag/databases/second").status_code == 200
+    after = path.read_text()
+    assert sorted(after.splitlines()) == sorted([*by_hand.splitlines(), "description: new"])
+    client.delete(project)
+
+
 def test_strategies_name_the_built_in_ones(farm: httpx.Client) -> None:
     answer = farm.get(f"/api{PROJECT}/datasets/strategies").json()
     assert {"universal_processor", "universal_rag"} <= set(answer["data_processing_strategies"])

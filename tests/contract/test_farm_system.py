@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import httpx
 import pytest
+import yaml
 
 from tests.contract.shape import assert_shape
 from tests.running_server import RunningServer
@@ -51,7 +54,19 @@ def test_health_tells_the_default_model(http: httpx.Client) -> None:
     assert (seed["status"], seed["runtime"]["model"]) == ("healthy", "llamastead-tiny-4m")
 
 
-@pytest.mark.parametrize("path", ["/api/health", "/api/health/liveness", "/api/info"])
+def test_the_openapi_document_is_served_where_generators_look_for_it(http: httpx.Client) -> None:
+    answer = http.get(http.get("/info").json()["openapi_url"])
+    assert answer.headers["content-type"] == "application/json"
+    served = answer.json()
+    generated = yaml.safe_load((Path(__file__).parents[2] / "gen" / "openapi.yaml").read_text("utf-8"))
+    assert served == {**generated, "servers": [{"url": "/"}]}
+    assert list(served["paths"]) == list(generated["paths"])
+    answer = http.get("/openapi.yaml")
+    assert answer.headers["content-type"] == "application/yaml"
+    assert yaml.safe_load(answer.text) == served
+
+
+@pytest.mark.parametrize("path", ["/api/health", "/api/health/liveness", "/api/info", "/api/openapi.json"])
 def test_the_designers_prefix_is_answered(http: httpx.Client, path: str) -> None:
     answer = http.get(path)
     assert answer.status_code == 200

@@ -117,6 +117,31 @@ def test_several_prompts_are_continued_each_under_its_index(http: httpx.Client) 
     assert together["usage"]["total_tokens"] == sum(one["usage"]["total_tokens"] for one in alone)
 
 
+@pytest.mark.parametrize("stream", [False, True])
+def test_each_prompt_is_continued_as_often_as_asked_for(http: httpx.Client, stream: bool) -> None:
+    body = {**TEXT, "temperature": 1.5, "seed": 3}
+    prompts = ["Once upon a time", "The llama"]
+    alone = [
+        http.post("/v1/completions", json={**body, "prompt": prompt, "seed": 3 + choice}).json()
+        for prompt in prompts
+        for choice in range(2)
+    ]
+    together = {**body, "prompt": prompts, "n": 2, "stream": stream, "stream_options": {"include_usage": True}}
+    answer = http.post("/v1/completions", json=together)
+    *parts, whole = events(answer)[:-1] if stream else [answer.json(), answer.json()]
+    for index, one in enumerate(alone):
+        mine = [choice for part in parts for choice in part["choices"] if choice["index"] == index]
+        assert "".join(choice["text"] for choice in mine) == one["choices"][0]["text"]
+    assert whole["usage"]["prompt_tokens"] == sum(one["usage"]["prompt_tokens"] for one in alone[::2])
+    assert whole["usage"]["completion_tokens"] == sum(one["usage"]["completion_tokens"] for one in alone)
+
+
+def test_several_answers_need_no_project(http: httpx.Client) -> None:
+    answer = http.post("/v1/chat/completions", json={**CHAT, "n": 2}).json()
+    assert [choice["index"] for choice in answer["choices"]] == [0, 1]
+    assert answer["choices"][0]["message"] == answer["choices"][1]["message"]
+
+
 def test_a_completion_is_streamed_and_ends_with_usage_when_asked(http: httpx.Client) -> None:
     body = {**TEXT, "prompt": ["Once upon a time", "The llama"]}
     whole = http.post("/v1/completions", json=body).json()
@@ -152,7 +177,7 @@ def test_log_probabilities_have_the_older_endpoints_shape(http: httpx.Client) ->
         ({"prompt": ""}, 422),
         ({"prompt": []}, 422),
         ({"prompt": ["x"] * 33}, 422),
-        ({"n": 2}, 422),
+        ({"n": 9}, 422),
         ({"max_tokens": 0}, 422),
         ({"temperature": 3}, 422),
         ({"logprobs": 21}, 422),

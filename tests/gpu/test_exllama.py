@@ -21,7 +21,7 @@ from llamastead_server.adapters.gpu import GpuHost
 from llamastead_server.adapters.gpu_models import GpuModels
 from llamastead_server.adapters.model_catalog import ModelCatalog
 from llamastead_server.adapters.model_registry import EngineOptions, LocalModelRegistry
-from llamastead_server.adapters.worker_process import Supervision
+from llamastead_server.adapters.supervision import Supervision
 from llamastead_server.domain.errors import EngineFailed
 from llamastead_server.domain.models.generation import Delta, GenerationRequest, Sampling
 from llamastead_server.domain.models.gpu_settings import GpuSettings

@@ -200,6 +200,8 @@ async def test_a_rest_upload_to_another_project_is_refused(closed: Closed) -> No
         ("GET", "/api/models", "bot", 501),
         ("GET", "/v1/tokens", "write", 403),
         ("GET", "/metrics", "none", 401),
+        ("GET", "/openapi.json", "none", 501),
+        ("GET", "/openapi.yaml", "none", 501),
     ],
 )
 async def test_rest_answers_401_without_a_token_and_403_without_the_right(

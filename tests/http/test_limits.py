@@ -183,7 +183,7 @@ async def test_a_wrong_token_uses_up_nobodys_budget(closed: Limited) -> None:
     assert left(await closed.http.get(HISTORY, headers=ANN))[1] == 59
 
 
-@pytest.mark.parametrize("path", ["/health", "/health/liveness", "/", "/api/health_check", "/metrics"])
+@pytest.mark.parametrize("path", ["/health", "/health/liveness", "/", "/openapi.json", "/api/health_check", "/metrics"])
 async def test_health_and_metrics_are_never_limited(closed: Limited, path: str) -> None:
     closed.limits.rules = LimitRules(requests=1)
     for _ in range(3):

@@ -225,6 +225,7 @@ async def test_a_failure_is_an_error_frame_and_the_connection_lives_on(served: S
         ({"request": {"messages": []}}, "validation_failed"),
         ({"request": ASK | {"temperature": 9}}, "validation_failed"),
         ({"request": ASK | {"stream": False}}, "invalid_request"),
+        ({"request": ASK | {"n": 2}}, "invalid_request"),
         ({"request": ASK | {"namespace": "other"}}, "invalid_request"),
         ({"request": ASK | {"project": "other"}}, "invalid_request"),
         ({"request": ASK | {"session_id": "other"}, "session_id": "mine"}, "invalid_request"),

@@ -59,6 +59,8 @@ def test_only_what_says_nothing_about_the_machine_needs_no_token() -> None:
         "SystemService.GetRoot",
         "SystemService.GetHealth",
         "SystemService.GetLiveness",
+        "SystemService.GetOpenApi",
+        "SystemService.GetOpenApiYaml",
     }
 
 
@@ -183,12 +185,14 @@ def test_heavy_work_counts_as_batch_operations() -> None:
             "ExampleService.ImportData"} <= batch  # fmt: skip
 
 
-def test_health_and_metrics_are_not_counted() -> None:
+def test_health_metrics_and_the_openapi_document_are_not_counted() -> None:
     unlimited = {name for name in ALL if rules(name).unlimited or rules(name).scope is None}
     assert unlimited == {
         "OperationsService.GetPrometheusMetrics",
         "OperationsService.HealthCheck",
         "SystemService.GetHealth",
         "SystemService.GetLiveness",
+        "SystemService.GetOpenApi",
+        "SystemService.GetOpenApiYaml",
         "SystemService.GetRoot",
     }

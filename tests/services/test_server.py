@@ -10,6 +10,7 @@ import pytest
 
 from llamastead.v1 import chat_pb2, chat_pb2_grpc
 from llamastead_server.domain.errors import Unavailable
+from llamastead_server.services.openapi_document import OpenApiDocument
 from llamastead_server.services.server import GrpcServer, build
 from llamastead_server.services.system import SystemServicer
 from tests.gateway import ScriptedChat
@@ -50,7 +51,7 @@ async def test_a_socket_that_cannot_be_made_is_named(tmp_path: Path) -> None:
 
 
 async def test_a_servicer_given_twice_or_of_no_public_service_is_refused(tmp_path: Path) -> None:
-    twice = [SystemServicer("1", Path("/"), Path("/"), []) for _ in range(2)]
+    twice = [SystemServicer("1", Path("/"), Path("/"), OpenApiDocument(), []) for _ in range(2)]
     for servicers, error in ((twice, ValueError), ([object()], TypeError)):
         with pytest.raises(error):
             build(servicers, host="127.0.0.1", grpc_port=free_port(), socket=tmp_path / "server.sock")

@@ -9,6 +9,7 @@ import pytest
 from llamastead.v1 import system_pb2 as pb
 from llamastead_server.domain.errors import Unavailable
 from llamastead_server.domain.operations.health import Health, HealthCheck
+from llamastead_server.services.openapi_document import OpenApiDocument
 from llamastead_server.services.system import SystemServicer
 
 CONTEXT: Any = None
@@ -36,7 +37,7 @@ async def hanging() -> Health:
 
 
 async def health(*checks: HealthCheck, seeds: tuple[HealthCheck, ...] = ()) -> pb.SystemServiceGetHealthResponse:
-    servicer = SystemServicer("0.1.0", Path("/data"), Path("/data/models"), checks, seeds)
+    servicer = SystemServicer("0.1.0", Path("/data"), Path("/data/models"), OpenApiDocument(), checks, seeds)
     return await servicer.GetHealth(pb.SystemServiceGetHealthRequest(), CONTEXT)
 
 

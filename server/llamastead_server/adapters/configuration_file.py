@@ -28,9 +28,9 @@ class ConfigurationFile:
         return await asyncio.to_thread(self._read)
 
     async def write(self, content: Mapping[str, Any]) -> None:
-        """Replaces the file by one rename."""
+        """Changes the file by one rename; comments on what stays are kept."""
         try:
-            await asyncio.to_thread(yaml_files.write, self._path, content)
+            await asyncio.to_thread(yaml_files.revise, self._path, content)
         except OSError as error:
             raise Internal(f"The configuration can't be saved to {self._path.name}: {error.strerror}.") from None
 

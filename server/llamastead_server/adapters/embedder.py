@@ -12,7 +12,8 @@ from types import TracebackType
 import grpc
 
 from llamastead.internal.v1 import embedder_pb2, embedder_pb2_grpc
-from llamastead_server.adapters.worker_process import Supervision, WorkerProcess, WorkerStatus
+from llamastead_server.adapters.supervision import Supervision, WorkerStatus
+from llamastead_server.adapters.worker_process import WorkerProcess
 from llamastead_server.domain.errors import (
     Internal,
     InvalidRequest,

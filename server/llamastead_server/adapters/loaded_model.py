@@ -9,7 +9,8 @@ import grpc
 
 from llamastead.internal.v1 import engine_pb2, engine_pb2_grpc
 from llamastead_server.adapters.engine import WorkerEngine
-from llamastead_server.adapters.worker_process import WorkerProcess, WorkerStatus
+from llamastead_server.adapters.supervision import WorkerStatus
+from llamastead_server.adapters.worker_process import WorkerProcess
 from llamastead_server.domain.errors import LlamasteadError
 
 

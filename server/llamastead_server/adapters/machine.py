@@ -34,11 +34,12 @@ async def devices() -> Sequence[Device]:
     return [cpu, *await accelerators()]
 
 
-async def resources(folder: Path) -> Resources:
+async def resources(folder: Path, children_bytes: int) -> Resources:
     """What is used now; processor time is counted since the last call.
 
     Args:
         folder: A folder on the disk to report.
+        children_bytes: Resident memory of all child processes.
     """
     cards = await accelerators()
     cpu, memory, own, disk, network = await asyncio.to_thread(_used, folder)
@@ -48,7 +49,7 @@ async def resources(folder: Path) -> Resources:
     return Resources(
         cpu_usage=cpu,
         memory_usage=memory,
-        memory_bytes=own,
+        memory_bytes=own + children_bytes,
         disk_usage=disk,
         gpu_usage=sum(busy) / len(busy) if busy else None,
         gpu_memory=100.0 * used / total if total else None,
@@ -56,13 +57,8 @@ async def resources(folder: Path) -> Resources:
     )
 
 
-def own_memory_bytes() -> int:
-    """Resident memory of this process and all its children. Takes milliseconds: not for the event loop."""
-    return int(psutil.Process().memory_info().rss) + sum(memory for _, memory in children_memory())
-
-
 def children_memory() -> Sequence[tuple[int, int]]:
-    """Process id and resident memory of each child, children's children included."""
+    """Process id and resident memory of each child, children's children included; not for the event loop."""
     found = []
     for child in psutil.Process().children(recursive=True):
         with contextlib.suppress(psutil.Error):
@@ -84,7 +80,7 @@ def _used(folder: Path) -> tuple[float, float, int, float, dict[str, int]]:
     return (
         psutil.cpu_percent(None),
         psutil.virtual_memory().percent,
-        own_memory_bytes(),
+        int(psutil.Process().memory_info().rss),
         psutil.disk_usage(str(folder)).percent,
         counted,
     )

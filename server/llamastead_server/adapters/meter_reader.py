@@ -45,8 +45,8 @@ class PrometheusReader:
 
     async def measurements(self) -> Measurements:
         """Everything at this moment."""
-        resources = await machine.resources(self._folder)
         memory = dict(await asyncio.to_thread(machine.children_memory))
+        resources = await machine.resources(self._folder, sum(memory.values()))
         meters = self._meters
         return Measurements(
             timestamp=time.time(),

@@ -20,7 +20,8 @@ from llamastead_server.adapters.loaded_model import EngineProbe, LoadedModel
 from llamastead_server.adapters.machine import available_memory_bytes
 from llamastead_server.adapters.model_catalog import CatalogEntry, ModelCatalog
 from llamastead_server.adapters.model_room import ModelRoom
-from llamastead_server.adapters.worker_process import Supervision, WorkerProcess
+from llamastead_server.adapters.supervision import Supervision
+from llamastead_server.adapters.worker_process import WorkerProcess
 from llamastead_server.domain.errors import LlamasteadError, Unavailable
 from llamastead_server.domain.models.generation import ModelCard
 from llamastead_server.domain.models.gguf_header import BadGguf, read_header

@@ -12,6 +12,7 @@ from typing import Any
 from uuid import uuid4
 
 from llamastead_server.adapters import yaml_files
+from llamastead_server.adapters.file_change import carried_over
 from llamastead_server.adapters.folder_sync import sync_folder
 from llamastead_server.domain import names
 from llamastead_server.domain.config.project import ProjectConfig
@@ -68,20 +69,24 @@ class ProjectFiles:
             return await asyncio.to_thread(self._write, ref, config)
 
     async def replace(self, ref: ProjectRef, config: ProjectConfig) -> Project:
-        """Writes a project's configuration anew; keys it does not hold are gone."""
+        """Gives a project another configuration; keys it does not hold are gone, comments on what stays are kept."""
         _check_name(ref, config)
         async with self._locks.held(ref):
             await self.get(ref)
-            return await asyncio.to_thread(self._write, ref, config)
+            return await asyncio.to_thread(self._revise, ref, config.plain())
 
     async def update(self, ref: ProjectRef, change: Callable[[ProjectConfig], ProjectConfig]) -> Project:
         """Applies a change under the project's lock, so that concurrent changes are all kept."""
         async with self._locks.held(ref):
-            config = change(await self.config(ref))
+            project = await self.get(ref)
+            config = _valid(project)
             # A change is checked like a file: `model_copy` validates nothing.
-            config = ProjectConfig.parse(config.plain())
-            _check_name(ref, config)
-            return await asyncio.to_thread(self._write, ref, config)
+            changed = ProjectConfig.parse(change(config).plain())
+            _check_name(ref, changed)
+            content = carried_over(project.raw, config.plain(), changed.plain())
+            if ProjectConfig.parse(content) != changed:
+                content = changed.plain()
+            return await asyncio.to_thread(self._revise, ref, content)
 
     async def delete(self, ref: ProjectRef) -> None:
         """Removes the project's folder: at once from sight, then from disk."""
@@ -127,6 +132,10 @@ class ProjectFiles:
         path = self._path(ref)
         path.parent.mkdir(parents=True, exist_ok=True)
         yaml_files.write(path, config.plain())
+        return self._read(ref)
+
+    def _revise(self, ref: ProjectRef, content: Mapping[str, Any]) -> Project:
+        yaml_files.revise(self._path(ref), content)
         return self._read(ref)
 
     def _remove(self, ref: ProjectRef) -> None:

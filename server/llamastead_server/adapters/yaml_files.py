@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,12 +12,16 @@ from uuid import uuid4
 
 import yaml
 
+from llamastead_server.adapters.alignment import same
 from llamastead_server.adapters.folder_sync import sync_folder
+from llamastead_server.adapters.yaml_revision import revised
 from llamastead_server.domain.errors import InvalidRequest
 
 TEMPORARY = ".writing-"
 _MAX_BYTES = 4 << 20
 _MAX_VALUES = 200_000
+_NUMBER_TO_OTHERS = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?|0o[0-7]+")
+"""Text here, but a number to readers of YAML 1.2 unless it is quoted."""
 
 
 def parse(text: bytes) -> dict[str, Any]:
@@ -38,8 +43,39 @@ def parse(text: bytes) -> dict[str, Any]:
 
 
 def write(path: Path, content: Mapping[str, Any]) -> None:
-    """Replaces the file by one rename, after its content is safely on disk."""
-    text = yaml.dump(dict(content), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
+    """Replaces the file by one rename, after its content is safely on disk; what people wrote into it is gone."""
+    _put(path, dump(dict(content)))
+
+
+def revise(path: Path, content: Mapping[str, Any]) -> None:
+    """Changes what the file says, also by one rename, and leaves all else as people wrote it.
+
+    A file that is not there, can't be understood or can't be changed in part is written anew.
+    """
+    try:
+        before = path.read_bytes()
+    except FileNotFoundError:
+        return write(path, content)
+    return _put(path, _revised(before, dict(content)))
+
+
+def _revised(before: bytes, content: dict[str, Any]) -> str:
+    try:
+        text = revised(before.decode(), parse(before), content, dump)
+        if text is not None and same(parse(text.encode()), content):
+            return text
+    except (InvalidRequest, UnicodeDecodeError):
+        pass
+    return dump(content)
+
+
+def dump(content: Any, *, flow: bool = False) -> str:
+    """JSON data as YAML, in one line in brackets if `flow` is set."""
+    width = 1 << 30 if flow else 120
+    return yaml.dump(content, Dumper=_Dumper, default_flow_style=flow, sort_keys=False, allow_unicode=True, width=width)
+
+
+def _put(path: Path, text: str) -> None:
     temporary = path.with_name(f"{TEMPORARY}{uuid4()}")
     try:
         with temporary.open("w", encoding="utf-8") as file:
@@ -61,7 +97,10 @@ class _Dumper(yaml.CSafeDumper):
 
 
 def _string(dumper: Any, text: str) -> Any:
-    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style="|" if "\n" in text else None)
+    # A block that ends in blank lines would take those in that follow it.
+    block = "\n" in text.rstrip("\n") and not text.endswith("\n\n")
+    quotes = "'" if _NUMBER_TO_OTHERS.fullmatch(text) else None
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style="|" if block else quotes)
 
 
 _Dumper.add_representer(str, _string)

@@ -11,10 +11,11 @@ from google.protobuf.json_format import ParseDict
 
 from llamastead.v1 import chat_pb2, chat_pb2_grpc
 from llamastead_server.domain import names
-from llamastead_server.domain.chat.answer import CallDelta, TextDelta
+from llamastead_server.domain.chat.answer import CallDelta, ChoiceFinished, TextDelta
 from llamastead_server.domain.chat.request import ChatRequest
 from llamastead_server.domain.chat.sessions import Sessions
-from llamastead_server.domain.chat.turns import ChatTurn, ChatTurns, SessionChoice, TurnStarted
+from llamastead_server.domain.chat.turn import ChatTurn, TurnStarted
+from llamastead_server.domain.chat.turns import ChatTurns, SessionChoice
 from llamastead_server.domain.errors import InvalidRequest
 from llamastead_server.domain.ports import ProjectStore
 from llamastead_server.domain.retrieval.sources import Source
@@ -81,17 +82,20 @@ class ChatServicer(chat_pb2_grpc.ChatServiceServicer):
             head = CompletionHead.of(turn.started.model)
             sources = _sources(chat, turn.started)
             if sources is not None:
-                yield _chunk(turn.started, {**head.first(), "choices": [], "sources": list(map(source_json, sources))})
-            yield _chunk(turn.started, head.first())
+                yield _chunk(turn.started, {**head.first(0), "choices": [], "sources": list(map(source_json, sources))})
+            yield _chunk(turn.started, head.first(0))
             async for event in turn:
                 if isinstance(event, TextDelta):
                     yield _chunk(turn.started, head.text(event, logprobs=chat.logprobs))
                 elif isinstance(event, CallDelta):
                     for part in head.call(event):
                         yield _chunk(turn.started, part)
+                elif isinstance(event, ChoiceFinished):
+                    yield _chunk(turn.started, head.last(event))
+                    yield _chunk(turn.started, head.first(event.choice + 1))
                 else:
                     usage = {"usage": usage_json(event.usage)} if chat.include_usage else {}
-                    yield _chunk(turn.started, {**head.last(event.reason), **usage})
+                    yield _chunk(turn.started, {**head.last(event), **usage})
 
     def _project(self, request: chat_pb2.CreateChatCompletionRequest) -> names.ProjectRef | None:
         return names.project_ref(request.namespace, request.project)
@@ -139,15 +143,18 @@ async def _events(
     sources = _sources(chat, turn.started)
     if sources is not None:
         yield sse_event({"type": "sources", "sources": [source_json(source) for source in sources]})
-    yield sse_event(head.first())
+    yield sse_event(head.first(0))
     async for event in turn:
         if isinstance(event, TextDelta):
             yield sse_event(head.text(event, logprobs=chat.logprobs))
         elif isinstance(event, CallDelta):
             for part in head.call(event):
                 yield sse_event(part)
+        elif isinstance(event, ChoiceFinished):
+            yield sse_event(head.last(event))
+            yield sse_event(head.first(event.choice + 1))
         else:
-            yield sse_event(head.last(event.reason))
+            yield sse_event(head.last(event))
             if chat.include_usage:
                 yield sse_event(head.usage(event.usage))
             yield DONE

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 from uuid import uuid4
 
-from llamastead_server.domain.chat.answer import CallDelta, TextDelta, TurnFinished
+from llamastead_server.domain.chat.answer import CallDelta, ChoiceFinished, TextDelta, TurnFinished
 from llamastead_server.domain.models.generation import FinishReason, Message, TokenLogprob, ToolCall, Usage
 from llamastead_server.domain.retrieval.sources import Source
 
@@ -28,41 +28,39 @@ class CompletionHead:
 
     def completion(
         self,
-        deltas: Sequence[TextDelta | CallDelta],
+        parts: Sequence[TextDelta | CallDelta | ChoiceFinished],
         end: TurnFinished,
         *,
         logprobs: bool,
         sources: Sequence[Source] | None,
     ) -> dict[str, Any]:
-        """A whole answer; `sources` is left out when None."""
-        texts = [delta for delta in deltas if isinstance(delta, TextDelta)]
-        calls = tuple(delta.call for delta in deltas if isinstance(delta, CallDelta))
-        choice = {
-            "index": 0,
-            "message": message_json(Message("assistant", "".join(delta.text for delta in texts), calls)),
-            "finish_reason": end.reason,
-            "logprobs": logprobs_json([entry for delta in texts for entry in delta.logprobs]) if logprobs else None,
-        }
+        """All answers, whole; `sources` is left out when None."""
+        ends: list[ChoiceFinished | TurnFinished] = [part for part in parts if isinstance(part, ChoiceFinished)]
+        ends.append(end)
+        choices = [_choice_json(one, [part for part in parts if part.choice == one.choice], logprobs) for one in ends]
         shown = {} if sources is None else {"sources": [source_json(source) for source in sources]}
-        return {**self._head("chat.completion"), "choices": [choice], "usage": usage_json(end.usage), **shown}
+        return {**self._head("chat.completion"), "choices": choices, "usage": usage_json(end.usage), **shown}
 
-    def first(self) -> dict[str, Any]:
-        """The chunk that says who speaks."""
-        return self._chunk({"role": "assistant", "content": ""})
+    def first(self, choice: int) -> dict[str, Any]:
+        """The chunk of an answer that says who speaks."""
+        return self._chunk(choice, {"role": "assistant", "content": ""})
 
     def text(self, delta: TextDelta, *, logprobs: bool) -> dict[str, Any]:
         """A chunk of text."""
-        return self._chunk({"content": delta.text}, logprobs=logprobs_json(delta.logprobs) if logprobs else None)
+        shown = logprobs_json(delta.logprobs) if logprobs else None
+        return self._chunk(delta.choice, {"content": delta.text}, logprobs=shown)
 
     def call(self, delta: CallDelta) -> Sequence[dict[str, Any]]:
         """The chunks of a function call: what is called, then its arguments."""
         head = {"id": delta.call.id, "type": "function", "function": {"name": delta.call.name, "arguments": ""}}
         arguments = {"function": {"arguments": delta.call.arguments}}
-        return [self._chunk({"tool_calls": [{"index": delta.index, **part}]}) for part in (head, arguments)]
+        return [
+            self._chunk(delta.choice, {"tool_calls": [{"index": delta.index, **part}]}) for part in (head, arguments)
+        ]
 
-    def last(self, reason: FinishReason) -> dict[str, Any]:
-        """The chunk that says why the answer ended."""
-        return self._chunk({}, reason)
+    def last(self, end: ChoiceFinished | TurnFinished) -> dict[str, Any]:
+        """The chunk that says why an answer ended."""
+        return self._chunk(end.choice, {}, end.reason)
 
     def usage(self, usage: Usage) -> dict[str, Any]:
         """The chunk that follows the last one when usage is asked for."""
@@ -72,10 +70,14 @@ class CompletionHead:
         return {"id": self.id, "object": kind, "created": self.created, "model": self.model}
 
     def _chunk(
-        self, delta: Mapping[str, Any], reason: FinishReason | None = None, logprobs: Mapping[str, Any] | None = None
+        self,
+        choice: int,
+        delta: Mapping[str, Any],
+        reason: FinishReason | None = None,
+        logprobs: Mapping[str, Any] | None = None,
     ) -> dict[str, Any]:
-        choice = {"index": 0, "delta": delta, "finish_reason": reason, "logprobs": logprobs}
-        return {**self._head("chat.completion.chunk"), "choices": [choice]}
+        shown = {"index": choice, "delta": delta, "finish_reason": reason, "logprobs": logprobs}
+        return {**self._head("chat.completion.chunk"), "choices": [shown]}
 
 
 def message_json(message: Message) -> dict[str, Any]:
@@ -124,6 +126,19 @@ def source_json(source: Source) -> dict[str, Any]:
 def call_json(call: ToolCall) -> dict[str, Any]:
     """A function call of an answer."""
     return {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
+
+
+def _choice_json(
+    end: ChoiceFinished | TurnFinished, parts: Sequence[TextDelta | CallDelta | ChoiceFinished], logprobs: bool
+) -> dict[str, Any]:
+    texts = [part for part in parts if isinstance(part, TextDelta)]
+    calls = tuple(part.call for part in parts if isinstance(part, CallDelta))
+    return {
+        "index": end.choice,
+        "message": message_json(Message("assistant", "".join(part.text for part in texts), calls)),
+        "finish_reason": end.reason,
+        "logprobs": logprobs_json([entry for part in texts for entry in part.logprobs]) if logprobs else None,
+    }
 
 
 def _token(entry: TokenLogprob) -> dict[str, Any]:

@@ -60,12 +60,12 @@ class TextCompletionHead:
 
 
 def total_usage(events: Sequence[CompletionEvent]) -> Usage:
-    """What all answers cost together."""
-    ends = [event.event.usage for event in events if isinstance(event.event, Finished)]
+    """What all answers cost together; a prompt with several is counted once."""
+    ends = [(event.event.usage, event.again) for event in events if isinstance(event.event, Finished)]
     return Usage(
-        sum(usage.prompt_tokens for usage in ends),
-        sum(usage.completion_tokens for usage in ends),
-        sum(usage.cached_tokens for usage in ends),
+        sum(usage.prompt_tokens for usage, again in ends if not again),
+        sum(usage.completion_tokens for usage, _ in ends),
+        sum(usage.cached_tokens for usage, again in ends if not again),
     )
 
 

@@ -39,7 +39,7 @@ class Chat(_Frame):
     no_session: Annotated[bool, Field(description="Whether nothing is kept.")] = False
     request: Annotated[
         dict[str, Any],
-        Field(description="The body of `POST …/chat/completions`, without `stream`: the answer always streams."),
+        Field(description="The body of `POST …/chat/completions`, without `stream` (always true) and `n` (always 1)."),
     ]
 
 

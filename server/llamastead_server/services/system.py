@@ -10,11 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import grpc
+from google.api import httpbody_pb2
 
 from llamastead.v1 import system_pb2 as pb
 from llamastead.v1 import system_pb2_grpc as pb_grpc
 from llamastead_server.domain.operations.health import Health, HealthCheck, HealthStatus, ask
 from llamastead_server.services import plain
+from llamastead_server.services.openapi_document import OpenApiDocument
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +33,7 @@ class SystemServicer(pb_grpc.SystemServiceServicer):
         version: Version of the server.
         data_directory: Folder of the data.
         models_directory: Folder of the models; it need not exist.
+        document: The OpenAPI document.
         checks: The parts beside the server itself.
         seeds: The default models; details are `provider`, `model` and `host`.
     """
@@ -40,12 +43,14 @@ class SystemServicer(pb_grpc.SystemServiceServicer):
         version: str,
         data_directory: Path,
         models_directory: Path,
+        document: OpenApiDocument,
         checks: Sequence[HealthCheck],
         seeds: Sequence[HealthCheck] = (),
     ) -> None:
         self._version = version
         self._data_directory = data_directory
         self._models_directory = models_directory
+        self._document = document
         self._checks = tuple(checks)
         self._seeds = tuple(seeds)
 
@@ -58,8 +63,10 @@ class SystemServicer(pb_grpc.SystemServiceServicer):
     async def GetInfo(  # noqa: N802
         self, request: pb.GetInfoRequest, context: grpc.aio.ServicerContext[object, object]
     ) -> pb.GetInfoResponse:
-        """Gives the version and the data folder."""
-        return pb.GetInfoResponse(version=self._version, data_directory=str(self._data_directory))
+        """Gives the version, the data folder and where the OpenAPI document is."""
+        return pb.GetInfoResponse(
+            version=self._version, data_directory=str(self._data_directory), openapi_url="/openapi.json"
+        )
 
     async def GetHealth(  # noqa: N802
         self, request: pb.SystemServiceGetHealthRequest, context: grpc.aio.ServicerContext[object, object]
@@ -85,6 +92,18 @@ class SystemServicer(pb_grpc.SystemServiceServicer):
     ) -> pb.GetLivenessResponse:
         """Says that the process lives."""
         return pb.GetLivenessResponse(status="alive")
+
+    async def GetOpenApi(  # noqa: N802
+        self, request: pb.GetOpenApiRequest, context: grpc.aio.ServicerContext[object, object]
+    ) -> httpbody_pb2.HttpBody:
+        """Gives the OpenAPI document as JSON."""
+        return httpbody_pb2.HttpBody(content_type="application/json", data=await self._document.json())
+
+    async def GetOpenApiYaml(  # noqa: N802
+        self, request: pb.GetOpenApiYamlRequest, context: grpc.aio.ServicerContext[object, object]
+    ) -> httpbody_pb2.HttpBody:
+        """Gives the OpenAPI document as YAML."""
+        return httpbody_pb2.HttpBody(content_type="application/yaml", data=await self._document.yaml())
 
     async def CheckVersion(  # noqa: N802
         self, request: pb.CheckVersionRequest, context: grpc.aio.ServicerContext[object, object]

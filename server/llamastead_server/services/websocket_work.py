@@ -8,7 +8,7 @@ from collections.abc import AsyncGenerator, Callable, Mapping
 
 from llamastead_server.domain import names
 from llamastead_server.domain.access.rights import Principal
-from llamastead_server.domain.chat.answer import CallDelta, TextDelta
+from llamastead_server.domain.chat.answer import CallDelta, TextDelta, TurnFinished
 from llamastead_server.domain.chat.request import ChatRequest
 from llamastead_server.domain.chat.turns import ChatTurns, SessionChoice
 from llamastead_server.domain.errors import InvalidRequest
@@ -100,6 +100,11 @@ class WebSocketWork:
             raise InvalidRequest("Leave out `stream`: over the WebSocket the answer always streams.")
         _agree(frame)
         chat = ChatRequest.parse(frame.request)
+        if chat.n > 1:
+            raise InvalidRequest(
+                "Over the WebSocket a chat has one answer: leave `n` out, or send the frame again.",
+                details={"field": "request.n"},
+            )
         ref = names.project_ref(frame.namespace, frame.project)
         async with self._turns.start(ref, chat, SessionChoice(frame.session_id, frame.no_session)) as turn:
             started = turn.started
@@ -118,7 +123,7 @@ class WebSocketWork:
                     yield frames.Delta(id=frame.id, text=event.text, logprobs=logprobs)
                 elif isinstance(event, CallDelta):
                     yield frames.ToolCall(id=frame.id, index=event.index, tool_call=call_json(event.call))
-                else:
+                elif isinstance(event, TurnFinished):
                     yield frames.Done(id=frame.id, finish_reason=event.reason, usage=usage_json(event.usage))
 
     async def _task(self, frame: frames.TaskWatch) -> AsyncGenerator[Answer, None]:

@@ -4,23 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from tokenizers import Tokenizer
 
-from llamastead_server.domain.models.generation import Message
-from llamastead_server.workers.chat_template import ChatTemplate, ControlTokens, TemplateRefused
+from llamastead_server.workers.chat_template import ChatTemplate, ControlTokens
 from llamastead_server.workers.gguf_tokenizer import chat_template
-from llamastead_server.workers.model import Refused
+from llamastead_server.workers.prompt_encoder import PromptEncoder
 
 _LONG_TEXT = 4096
 """Characters from which on encoding leaves the event loop."""
 
 
-class HfTokenizer:
+class HfTokenizer(PromptEncoder):
     """Encodes prompts exactly as the model was trained, with control tokens only where the template puts them.
 
     Args:
@@ -45,17 +44,16 @@ class HfTokenizer:
         control = {entry["content"]: entry["id"] for entry in added if entry.get("special")}
         defined = {entry["content"]: entry["id"] for entry in added if not entry.get("special")}
         self._plain: dict[int, bytes] = {token: text.encode() for text, token in defined.items()}
-        self._control = ControlTokens(control, defined)
+        tokens = ControlTokens(control, defined)
         self._byte_level = "ByteLevel" in _kinds(raw.get("decoder"))
         begin = _special_text(settings.get("bos_token"))
         if begin is None and isinstance(index := config.get("bos_token_id"), int):
             begin = self._words.id_to_token(index)
         end = _special_text(settings.get("eos_token"))
         self._end = None if end is None else self._words.token_to_id(end)
-        self._template = ChatTemplate(
-            chat_template(folder, settings), self._control, bos_token=begin or "", eos_token=end or ""
-        )
-        self._begin = self._beginning(begin, settings.get("add_bos_token"))
+        template = ChatTemplate(chat_template(folder, settings), tokens, bos_token=begin or "", eos_token=end or "")
+        super().__init__(template, tokens)
+        self._begin = self._first_tokens(begin, settings.get("add_bos_token"))
         self._bytes: dict[int, bytes] = {}
 
     @property
@@ -72,29 +70,6 @@ class HfTokenizer:
     def control_tokens(self) -> frozenset[int]:
         """Tokens that are no text."""
         return frozenset(self._special)
-
-    async def encode_conversation(
-        self, messages: Sequence[Message], tools: Sequence[Any] = (), thinking: bool | None = None
-    ) -> list[int]:
-        """Renders and encodes a conversation, and the tools in OpenAI's form that the model may call.
-
-        Raises:
-            Refused: The model's template does not take it.
-        """
-        try:
-            pieces = self._template.pieces(messages, tools, thinking)
-        except TemplateRefused as refusal:
-            raise Refused(str(refusal)) from None
-        return await self._encode(pieces)
-
-    async def encode_text(self, text: str) -> list[int]:
-        """Encodes a raw prompt; control tokens in it stay text."""
-        hidden: list[str] = []
-        return await self._encode(self._control.pieces(self._control.protect(text, hidden), hidden))
-
-    async def count(self, text: str) -> int:
-        """Tokens of a text by itself."""
-        return len(await self._encode_run(text))
 
     def encode(self, text: str) -> list[int]:
         """Encodes plain text by itself."""
@@ -129,7 +104,7 @@ class HfTokenizer:
             return bytes([int(piece[3:5], 16)])
         return piece.replace("\u2581", " ").encode()
 
-    def _beginning(self, begin: str | None, adds: Any) -> list[int]:
+    def _first_tokens(self, begin: str | None, adds: Any) -> list[int]:
         """What every prompt begins with."""
         index = None if begin is None else self._words.token_to_id(begin)
         if isinstance(adds, bool):
@@ -137,14 +112,8 @@ class HfTokenizer:
         wrapped = self._words.encode("", add_special_tokens=True).ids
         return [index] if index is not None and index in wrapped else []
 
-    async def _encode(self, pieces: Sequence[str | int]) -> list[int]:
-        tokens: list[int] = []
-        for piece in pieces:
-            if isinstance(piece, int):
-                tokens.append(piece)
-            else:
-                tokens.extend(await self._encode_run(piece))
-        return tokens if tokens[: len(self._begin)] == self._begin else self._begin + tokens
+    async def _beginning(self) -> list[int]:
+        return self._begin
 
     async def _encode_run(self, text: str) -> list[int]:
         if len(text) < _LONG_TEXT:

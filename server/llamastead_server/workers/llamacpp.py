@@ -19,11 +19,11 @@ from typing import Any
 import xllamacpp
 
 from llamastead.internal.v1 import engine_pb2
-from llamastead_server.domain.models.generation import Message
 from llamastead_server.domain.models.gguf_header import GgufHeader, read_header
-from llamastead_server.workers.chat_template import ChatTemplate, ControlTokens, TemplateRefused
+from llamastead_server.workers.chat_template import ChatTemplate, ControlTokens
 from llamastead_server.workers.llamacpp_http import LlamaHttp, LlamaServerError
 from llamastead_server.workers.model import ModelStatus, Refused, parsed_schema
+from llamastead_server.workers.prompt_encoder import PromptEncoder
 
 _CONTROL, _USER_DEFINED = 3, 4
 _TOKENS, _TOKEN_TYPES = "tokenizer.ggml.tokens", "tokenizer.ggml.token_type"
@@ -73,7 +73,7 @@ def batch_size(parameters: int, threads: int) -> int:
     return max(32, min(512, int(half_second) // 32 * 32))
 
 
-class LlamaCpp:
+class LlamaCpp(PromptEncoder):
     """A loaded model. Loading blocks the whole process, interpreter lock included.
 
     Args:
@@ -100,40 +100,17 @@ class LlamaCpp:
             for wanted in (_CONTROL, _USER_DEFINED)
         }
         control = ControlTokens(self._tokens_of_kind[_CONTROL], self._tokens_of_kind[_USER_DEFINED])
-        self._control_tokens = control
-        self._template = ChatTemplate(
+        template = ChatTemplate(
             header.metadata.get("tokenizer.chat_template"),
             control,
             bos_token=_token_text(header, tokens, "bos"),
             eos_token=_token_text(header, tokens, "eos"),
         )
+        super().__init__(template, control)
         self._encoded: OrderedDict[str, list[int]] = OrderedDict()
         self._encoded_size = 0
         self._begin: list[int] | None = None
         self._good_schemas: OrderedDict[str, None] = OrderedDict()
-
-    async def encode_conversation(
-        self, messages: Sequence[Message], tools: Sequence[Any] = (), thinking: bool | None = None
-    ) -> list[int]:
-        """Renders and encodes a conversation, and the tools in OpenAI's form that the model may call.
-
-        Raises:
-            Refused: The model's template does not take it.
-        """
-        try:
-            pieces = self._template.pieces(messages, tools, thinking)
-        except TemplateRefused as refusal:
-            raise Refused(str(refusal)) from None
-        return await self._encode(pieces)
-
-    async def encode_text(self, text: str) -> list[int]:
-        """Encodes a raw prompt; control tokens in it stay text."""
-        hidden: list[str] = []
-        return await self._encode(self._control_tokens.pieces(self._control_tokens.protect(text, hidden), hidden))
-
-    async def count(self, text: str) -> int:
-        """Tokens of a text by itself."""
-        return len(await self._encode_run(text))
 
     async def complete(
         self, prompt: Sequence[int], request: engine_pb2.GenerateRequest
@@ -182,16 +159,10 @@ class LlamaCpp:
         slots = await self._http.call("GET", "/slots")
         return ModelStatus(active_requests=sum(1 for slot in slots if slot["is_processing"]))
 
-    async def _encode(self, pieces: Sequence[str | int]) -> list[int]:
+    async def _beginning(self) -> list[int]:
         if self._begin is None:
             self._begin = await self._tokenize("", add_special=True)
-        tokens: list[int] = []
-        for piece in pieces:
-            if isinstance(piece, int):
-                tokens.append(piece)
-            else:
-                tokens.extend(await self._encode_run(piece))
-        return tokens if tokens[: len(self._begin)] == self._begin else self._begin + tokens
+        return self._begin
 
     async def _encode_run(self, text: str) -> list[int]:
         """Encodes plain text, remembering the latest: a conversation's earlier turns come again each turn."""

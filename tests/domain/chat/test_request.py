@@ -32,7 +32,7 @@ WRONG: dict[str, list[Any]] = {
     "max_completion_tokens": [0, -1],
     "stop": [[""], "", ["a"] * 17, [1], 5],
     "logit_bias": [{"x": 1}, {"5": 101}, {"5": float("nan")}, {"-1": 1}],
-    "n": [0, 2, -1],
+    "n": [0, 9, -1, 1.5, "2"],
     "top_logprobs": [-1, 21],
     "logprobs": ["yes"],
     "response_format": [

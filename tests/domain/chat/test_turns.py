@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from llamastead_server.domain.chat.answer import TextDelta, TurnFinished
+from llamastead_server.domain.chat.answer import ChoiceFinished, TextDelta, TurnFinished
 from llamastead_server.domain.chat.request import ChatRequest
 from llamastead_server.domain.chat.turns import SessionChoice
 from llamastead_server.domain.errors import (
@@ -20,7 +20,7 @@ from llamastead_server.domain.errors import (
     RequestTimeout,
     ValidationFailed,
 )
-from llamastead_server.domain.models.generation import Message
+from llamastead_server.domain.models.generation import Message, Usage
 from llamastead_server.domain.names import ProjectRef
 from tests.chat_stack import REF, ChatStack, chat_stack, passage
 
@@ -47,6 +47,7 @@ async def run(stack: ChatStack, request: ChatRequest, session: SessionChoice = S
         async for event in turn:
             if isinstance(event, TurnFinished):
                 return text, event
+            assert isinstance(event, TextDelta)
             text += event.text
     raise AssertionError("the turn did not finish")
 
@@ -163,6 +164,70 @@ async def test_a_turn_that_takes_too_long_times_out_and_keeps_nothing(stack: Cha
     with pytest.raises(RequestTimeout, match=r"0\.05 seconds"):
         await run(stack, ask())
     assert await stack.history() == []
+
+
+async def test_several_answers_come_one_after_another_and_the_session_remembers_the_first(stack: ChatStack) -> None:
+    await stack.project()
+    stack.engine.pieces = ["one"]
+    async with stack.turns.start(REF, ask("Hello!", n=3, seed=7), S) as turn:
+        seen: list[Any] = []
+        async for event in turn:
+            seen.append(event)
+            # Each answer differs, as a model's would.
+            stack.engine.pieces = ["two"] if isinstance(event, ChoiceFinished) else stack.engine.pieces
+            assert bool(await stack.history()) == isinstance(event, TurnFinished)
+    assert [event.choice for event in seen] == [0, 0, 1, 1, 2, 2]
+    assert [event.text for event in seen if isinstance(event, TextDelta)] == ["one", "two", "two"]
+    assert [type(event) for event in seen if not isinstance(event, TextDelta)] == [
+        ChoiceFinished,
+        ChoiceFinished,
+        TurnFinished,
+    ]
+    assert await stack.history() == [("user", "Hello!"), ("assistant", "one")]
+    assert [request.sampling.seed for request in stack.engine.requests] == [7, 8, 9]
+    assert len({tuple(request.messages) for request in stack.engine.requests}) == 1
+    assert stack.engine.peak == 1
+    alone = (await run(stack, ask("Hello!"), SessionChoice(stateless=True)))[1].usage
+    assert seen[-1].usage == Usage(alone.prompt_tokens, 3 * alone.completion_tokens, alone.cached_tokens)
+
+
+async def test_a_failure_in_a_later_answer_is_raised_and_keeps_nothing(stack: ChatStack) -> None:
+    await stack.project()
+
+    async def read() -> None:
+        async with stack.turns.start(REF, ask(n=2), S) as turn:
+            async for event in turn:
+                if isinstance(event, ChoiceFinished):
+                    stack.engine.fail_at = 1
+
+    with pytest.raises(EngineFailed):
+        await read()
+    assert await stack.history() == []
+
+
+async def test_leaving_a_turn_in_a_later_answer_frees_the_engine(stack: ChatStack) -> None:
+    await stack.project()
+    async with stack.turns.start(REF, ask(n=2), S) as turn:
+        async for event in turn:
+            if event.choice == 1:
+                break
+        assert stack.engine.active == 1
+    assert stack.engine.active == 0
+    assert await stack.history() == []
+
+
+async def test_a_later_answer_has_no_more_time_than_the_turn(stack: ChatStack) -> None:
+    await stack.project()
+    stack.turns = stack.with_timeout(0.2)
+
+    async def read() -> None:
+        async with stack.turns.start(REF, ask(n=2), S) as turn:
+            async for event in turn:
+                if isinstance(event, ChoiceFinished):
+                    stack.engine.prefill_delay = 60
+
+    with pytest.raises(RequestTimeout):
+        await read()
 
 
 async def test_deleting_the_session_during_its_turn_keeps_nothing_of_it(stack: ChatStack) -> None:

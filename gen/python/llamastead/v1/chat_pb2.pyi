@@ -347,7 +347,9 @@ class CreateChatCompletionRequest(_message.Message):
     Any whole number; the engine gets it modulo 4294967295. Default: a fresh one.
     """
     n: _builtins.int
-    """Number of answers. Only 1 is supported. Default: 1."""
+    """Number of answers. They are made one after another, the seed of each one more than that of the one before; a
+    session remembers the first. Range: 1 to 8. Default: 1.
+    """
     presence_penalty: _builtins.float
     """Added against every token generated before. Range: -2 to 2. Default: 0."""
     frequency_penalty: _builtins.float

@@ -89,7 +89,9 @@ class CreateCompletionRequest(_message.Message):
     frequency_penalty: _builtins.float
     """Added against a token for each time it was generated before. Range: -2 to 2. Default: 0."""
     n: _builtins.int
-    """Number of answers per prompt. Only 1 is supported. Default: 1."""
+    """Number of answers per prompt, one after another; all answers to the first prompt come first. Range: 1 to 8.
+    Default: 1.
+    """
     stream: _builtins.bool
     """Whether a REST answer is streamed as Server-Sent Events. Default: false."""
     logprobs: _builtins.int

@@ -23,11 +23,12 @@ _sym_db = _symbol_database.Default()
 
 
 from google.api import annotations_pb2 as google_dot_api_dot_annotations__pb2
+from google.api import httpbody_pb2 as google_dot_api_dot_httpbody__pb2
 from google.protobuf import struct_pb2 as google_dot_protobuf_dot_struct__pb2
 from llamastead.v1 import access_pb2 as llamastead_dot_v1_dot_access__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1allamastead/v1/system.proto\x12\rllamastead.v1\x1a\x1cgoogle/api/annotations.proto\x1a\x1cgoogle/protobuf/struct.proto\x1a\x1allamastead/v1/access.proto\"\x10\n\x0eGetRootRequest\"+\n\x0fGetRootResponse\x12\x18\n\x07message\x18\x01 \x01(\tR\x07message\"\x10\n\x0eGetInfoRequest\"R\n\x0fGetInfoResponse\x12\x18\n\x07version\x18\x01 \x01(\tR\x07version\x12%\n\x0e\x64\x61ta_directory\x18\x02 \x01(\tR\rdataDirectory\"\x1f\n\x1dSystemServiceGetHealthRequest\"\xf7\x02\n\x1eSystemServiceGetHealthResponse\x12\x16\n\x06status\x18\x01 \x01(\tR\x06status\x12W\n\x08services\x18\x02 \x03(\x0b\x32;.llamastead.v1.SystemServiceGetHealthResponse.ServicesEntryR\x08services\x12\x18\n\x07summary\x18\x03 \x01(\tR\x07summary\x12>\n\ncomponents\x18\x04 \x03(\x0b\x32\x1e.llamastead.v1.HealthComponentR\ncomponents\x12/\n\x05seeds\x18\x05 \x03(\x0b\x32\x19.llamastead.v1.HealthSeedR\x05seeds\x12\x1c\n\ttimestamp\x18\x06 \x01(\rR\ttimestamp\x1a;\n\rServicesEntry\x12\x10\n\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n\x05value\x18\x02 \x01(\tR\x05value:\x02\x38\x01\"\xa9\x01\n\x0fHealthComponent\x12\x12\n\x04name\x18\x01 \x01(\tR\x04name\x12\x16\n\x06status\x18\x02 \x01(\tR\x06status\x12\x18\n\x07message\x18\x03 \x01(\tR\x07message\x12\x1d\n\nlatency_ms\x18\x04 \x01(\rR\tlatencyMs\x12\x31\n\x07\x64\x65tails\x18\x05 \x01(\x0b\x32\x17.google.protobuf.StructR\x07\x64\x65tails\"\xa4\x01\n\nHealthSeed\x12\x12\n\x04name\x18\x01 \x01(\tR\x04name\x12\x16\n\x06status\x18\x02 \x01(\tR\x06status\x12\x18\n\x07message\x18\x03 \x01(\tR\x07message\x12\x1d\n\nlatency_ms\x18\x04 \x01(\rR\tlatencyMs\x12\x31\n\x07runtime\x18\x05 \x01(\x0b\x32\x17.google.protobuf.StructR\x07runtime\"\x14\n\x12GetLivenessRequest\"-\n\x13GetLivenessResponse\x12\x16\n\x06status\x18\x01 \x01(\tR\x06status\"\x15\n\x13\x43heckVersionRequest\"\xca\x01\n\x14\x43heckVersionResponse\x12\'\n\x0f\x63urrent_version\x18\x01 \x01(\tR\x0e\x63urrentVersion\x12%\n\x0elatest_version\x18\x02 \x01(\tR\rlatestVersion\x12)\n\x10update_available\x18\x03 \x01(\x08R\x0fupdateAvailable\x12\x1d\n\nfrom_cache\x18\x04 \x01(\x08R\tfromCache\x12\x18\n\x07message\x18\x05 \x01(\tR\x07message\"\x10\n\x0eGetDiskRequest\"s\n\x0fGetDiskResponse\x12.\n\x05\x63\x61\x63he\x18\x01 \x01(\x0b\x32\x18.llamastead.v1.DiskSpaceR\x05\x63\x61\x63he\x12\x30\n\x06system\x18\x02 \x01(\x0b\x32\x18.llamastead.v1.DiskSpaceR\x06system\"\xa1\x01\n\tDiskSpace\x12\x12\n\x04path\x18\x01 \x01(\tR\x04path\x12\x1f\n\x0btotal_bytes\x18\x02 \x01(\x01R\ntotalBytes\x12\x1d\n\nused_bytes\x18\x03 \x01(\x01R\tusedBytes\x12\x1d\n\nfree_bytes\x18\x04 \x01(\x01R\tfreeBytes\x12!\n\x0cpercent_free\x18\x05 \x01(\x01R\x0bpercentFree2\x9a\x06\n\rSystemService\x12Y\n\x07GetRoot\x12\x1d.llamastead.v1.GetRootRequest\x1a\x1e.llamastead.v1.GetRootResponse\"\x0f\xa2\x8b\x19\x02\x08\x01\x82\xd3\xe4\x93\x02\x03\x12\x01/\x12j\n\x07GetInfo\x12\x1d.llamastead.v1.GetInfoRequest\x1a\x1e.llamastead.v1.GetInfoResponse\" \xa2\x8b\x19\x02\x08\x02\x82\xd3\xe4\x93\x02\x14\x12\x05/infoZ\x0b\x12\t/api/info\x12\x8e\x01\n\tGetHealth\x12,.llamastead.v1.SystemServiceGetHealthRequest\x1a-.llamastead.v1.SystemServiceGetHealthResponse\"$\xa2\x8b\x19\x02\x08\x01\x82\xd3\xe4\x93\x02\x18\x12\x07/healthZ\r\x12\x0b/api/health\x12\x8c\x01\n\x0bGetLiveness\x12!.llamastead.v1.GetLivenessRequest\x1a\".llamastead.v1.GetLivenessResponse\"6\xa2\x8b\x19\x02\x08\x01\x82\xd3\xe4\x93\x02*\x12\x10/health/livenessZ\x16\x12\x14/api/health/liveness\x12\xa1\x01\n\x0c\x43heckVersion\x12\".llamastead.v1.CheckVersionRequest\x1a#.llamastead.v1.CheckVersionResponse\"H\xa2\x8b\x19\x04\x08\x02\x10\x01\x82\xd3\xe4\x93\x02:\x12\x18/v1/system/version-checkZ\x1e\x12\x1c/api/v1/system/version-check\x12~\n\x07GetDisk\x12\x1d.llamastead.v1.GetDiskRequest\x1a\x1e.llamastead.v1.GetDiskResponse\"4\xa2\x8b\x19\x02\x08\x02\x82\xd3\xe4\x93\x02(\x12\x0f/v1/system/diskZ\x15\x12\x13/api/v1/system/diskb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1allamastead/v1/system.proto\x12\rllamastead.v1\x1a\x1cgoogle/api/annotations.proto\x1a\x19google/api/httpbody.proto\x1a\x1cgoogle/protobuf/struct.proto\x1a\x1allamastead/v1/access.proto\"\x10\n\x0eGetRootRequest\"+\n\x0fGetRootResponse\x12\x18\n\x07message\x18\x01 \x01(\tR\x07message\"\x10\n\x0eGetInfoRequest\"s\n\x0fGetInfoResponse\x12\x18\n\x07version\x18\x01 \x01(\tR\x07version\x12%\n\x0e\x64\x61ta_directory\x18\x02 \x01(\tR\rdataDirectory\x12\x1f\n\x0bopenapi_url\x18\x03 \x01(\tR\nopenapiUrl\"\x1f\n\x1dSystemServiceGetHealthRequest\"\xf7\x02\n\x1eSystemServiceGetHealthResponse\x12\x16\n\x06status\x18\x01 \x01(\tR\x06status\x12W\n\x08services\x18\x02 \x03(\x0b\x32;.llamastead.v1.SystemServiceGetHealthResponse.ServicesEntryR\x08services\x12\x18\n\x07summary\x18\x03 \x01(\tR\x07summary\x12>\n\ncomponents\x18\x04 \x03(\x0b\x32\x1e.llamastead.v1.HealthComponentR\ncomponents\x12/\n\x05seeds\x18\x05 \x03(\x0b\x32\x19.llamastead.v1.HealthSeedR\x05seeds\x12\x1c\n\ttimestamp\x18\x06 \x01(\rR\ttimestamp\x1a;\n\rServicesEntry\x12\x10\n\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n\x05value\x18\x02 \x01(\tR\x05value:\x02\x38\x01\"\xa9\x01\n\x0fHealthComponent\x12\x12\n\x04name\x18\x01 \x01(\tR\x04name\x12\x16\n\x06status\x18\x02 \x01(\tR\x06status\x12\x18\n\x07message\x18\x03 \x01(\tR\x07message\x12\x1d\n\nlatency_ms\x18\x04 \x01(\rR\tlatencyMs\x12\x31\n\x07\x64\x65tails\x18\x05 \x01(\x0b\x32\x17.google.protobuf.StructR\x07\x64\x65tails\"\xa4\x01\n\nHealthSeed\x12\x12\n\x04name\x18\x01 \x01(\tR\x04name\x12\x16\n\x06status\x18\x02 \x01(\tR\x06status\x12\x18\n\x07message\x18\x03 \x01(\tR\x07message\x12\x1d\n\nlatency_ms\x18\x04 \x01(\rR\tlatencyMs\x12\x31\n\x07runtime\x18\x05 \x01(\x0b\x32\x17.google.protobuf.StructR\x07runtime\"\x14\n\x12GetLivenessRequest\"-\n\x13GetLivenessResponse\x12\x16\n\x06status\x18\x01 \x01(\tR\x06status\"\x13\n\x11GetOpenApiRequest\"\x17\n\x15GetOpenApiYamlRequest\"\x15\n\x13\x43heckVersionRequest\"\xca\x01\n\x14\x43heckVersionResponse\x12\'\n\x0f\x63urrent_version\x18\x01 \x01(\tR\x0e\x63urrentVersion\x12%\n\x0elatest_version\x18\x02 \x01(\tR\rlatestVersion\x12)\n\x10update_available\x18\x03 \x01(\x08R\x0fupdateAvailable\x12\x1d\n\nfrom_cache\x18\x04 \x01(\x08R\tfromCache\x12\x18\n\x07message\x18\x05 \x01(\tR\x07message\"\x10\n\x0eGetDiskRequest\"s\n\x0fGetDiskResponse\x12.\n\x05\x63\x61\x63he\x18\x01 \x01(\x0b\x32\x18.llamastead.v1.DiskSpaceR\x05\x63\x61\x63he\x12\x30\n\x06system\x18\x02 \x01(\x0b\x32\x18.llamastead.v1.DiskSpaceR\x06system\"\xa1\x01\n\tDiskSpace\x12\x12\n\x04path\x18\x01 \x01(\tR\x04path\x12\x1f\n\x0btotal_bytes\x18\x02 \x01(\x01R\ntotalBytes\x12\x1d\n\nused_bytes\x18\x03 \x01(\x01R\tusedBytes\x12\x1d\n\nfree_bytes\x18\x04 \x01(\x01R\tfreeBytes\x12!\n\x0cpercent_free\x18\x05 \x01(\x01R\x0bpercentFree2\x92\x08\n\rSystemService\x12Y\n\x07GetRoot\x12\x1d.llamastead.v1.GetRootRequest\x1a\x1e.llamastead.v1.GetRootResponse\"\x0f\xa2\x8b\x19\x02\x08\x01\x82\xd3\xe4\x93\x02\x03\x12\x01/\x12j\n\x07GetInfo\x12\x1d.llamastead.v1.GetInfoRequest\x1a\x1e.llamastead.v1.GetInfoResponse\" \xa2\x8b\x19\x02\x08\x02\x82\xd3\xe4\x93\x02\x14\x12\x05/infoZ\x0b\x12\t/api/info\x12\x8e\x01\n\tGetHealth\x12,.llamastead.v1.SystemServiceGetHealthRequest\x1a-.llamastead.v1.SystemServiceGetHealthResponse\"$\xa2\x8b\x19\x02\x08\x01\x82\xd3\xe4\x93\x02\x18\x12\x07/healthZ\r\x12\x0b/api/health\x12\x8c\x01\n\x0bGetLiveness\x12!.llamastead.v1.GetLivenessRequest\x1a\".llamastead.v1.GetLivenessResponse\"6\xa2\x8b\x19\x02\x08\x01\x82\xd3\xe4\x93\x02*\x12\x10/health/livenessZ\x16\x12\x14/api/health/liveness\x12v\n\nGetOpenApi\x12 .llamastead.v1.GetOpenApiRequest\x1a\x14.google.api.HttpBody\"0\xa2\x8b\x19\x02\x08\x01\x82\xd3\xe4\x93\x02$\x12\r/openapi.jsonZ\x13\x12\x11/api/openapi.json\x12~\n\x0eGetOpenApiYaml\x12$.llamastead.v1.GetOpenApiYamlRequest\x1a\x14.google.api.HttpBody\"0\xa2\x8b\x19\x02\x08\x01\x82\xd3\xe4\x93\x02$\x12\r/openapi.yamlZ\x13\x12\x11/api/openapi.yaml\x12\xa1\x01\n\x0c\x43heckVersion\x12\".llamastead.v1.CheckVersionRequest\x1a#.llamastead.v1.CheckVersionResponse\"H\xa2\x8b\x19\x04\x08\x02\x10\x01\x82\xd3\xe4\x93\x02:\x12\x18/v1/system/version-checkZ\x1e\x12\x1c/api/v1/system/version-check\x12~\n\x07GetDisk\x12\x1d.llamastead.v1.GetDiskRequest\x1a\x1e.llamastead.v1.GetDiskResponse\"4\xa2\x8b\x19\x02\x08\x02\x82\xd3\xe4\x93\x02(\x12\x0f/v1/system/diskZ\x15\x12\x13/api/v1/system/diskb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -44,42 +45,50 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_SYSTEMSERVICE'].methods_by_name['GetHealth']._serialized_options = b'\242\213\031\002\010\001\202\323\344\223\002\030\022\007/healthZ\r\022\013/api/health'
   _globals['_SYSTEMSERVICE'].methods_by_name['GetLiveness']._loaded_options = None
   _globals['_SYSTEMSERVICE'].methods_by_name['GetLiveness']._serialized_options = b'\242\213\031\002\010\001\202\323\344\223\002*\022\020/health/livenessZ\026\022\024/api/health/liveness'
+  _globals['_SYSTEMSERVICE'].methods_by_name['GetOpenApi']._loaded_options = None
+  _globals['_SYSTEMSERVICE'].methods_by_name['GetOpenApi']._serialized_options = b'\242\213\031\002\010\001\202\323\344\223\002$\022\r/openapi.jsonZ\023\022\021/api/openapi.json'
+  _globals['_SYSTEMSERVICE'].methods_by_name['GetOpenApiYaml']._loaded_options = None
+  _globals['_SYSTEMSERVICE'].methods_by_name['GetOpenApiYaml']._serialized_options = b'\242\213\031\002\010\001\202\323\344\223\002$\022\r/openapi.yamlZ\023\022\021/api/openapi.yaml'
   _globals['_SYSTEMSERVICE'].methods_by_name['CheckVersion']._loaded_options = None
   _globals['_SYSTEMSERVICE'].methods_by_name['CheckVersion']._serialized_options = b'\242\213\031\004\010\002\020\001\202\323\344\223\002:\022\030/v1/system/version-checkZ\036\022\034/api/v1/system/version-check'
   _globals['_SYSTEMSERVICE'].methods_by_name['GetDisk']._loaded_options = None
   _globals['_SYSTEMSERVICE'].methods_by_name['GetDisk']._serialized_options = b'\242\213\031\002\010\002\202\323\344\223\002(\022\017/v1/system/diskZ\025\022\023/api/v1/system/disk'
-  _globals['_GETROOTREQUEST']._serialized_start=133
-  _globals['_GETROOTREQUEST']._serialized_end=149
-  _globals['_GETROOTRESPONSE']._serialized_start=151
-  _globals['_GETROOTRESPONSE']._serialized_end=194
-  _globals['_GETINFOREQUEST']._serialized_start=196
-  _globals['_GETINFOREQUEST']._serialized_end=212
-  _globals['_GETINFORESPONSE']._serialized_start=214
-  _globals['_GETINFORESPONSE']._serialized_end=296
-  _globals['_SYSTEMSERVICEGETHEALTHREQUEST']._serialized_start=298
-  _globals['_SYSTEMSERVICEGETHEALTHREQUEST']._serialized_end=329
-  _globals['_SYSTEMSERVICEGETHEALTHRESPONSE']._serialized_start=332
-  _globals['_SYSTEMSERVICEGETHEALTHRESPONSE']._serialized_end=707
-  _globals['_SYSTEMSERVICEGETHEALTHRESPONSE_SERVICESENTRY']._serialized_start=648
-  _globals['_SYSTEMSERVICEGETHEALTHRESPONSE_SERVICESENTRY']._serialized_end=707
-  _globals['_HEALTHCOMPONENT']._serialized_start=710
-  _globals['_HEALTHCOMPONENT']._serialized_end=879
-  _globals['_HEALTHSEED']._serialized_start=882
-  _globals['_HEALTHSEED']._serialized_end=1046
-  _globals['_GETLIVENESSREQUEST']._serialized_start=1048
-  _globals['_GETLIVENESSREQUEST']._serialized_end=1068
-  _globals['_GETLIVENESSRESPONSE']._serialized_start=1070
-  _globals['_GETLIVENESSRESPONSE']._serialized_end=1115
-  _globals['_CHECKVERSIONREQUEST']._serialized_start=1117
-  _globals['_CHECKVERSIONREQUEST']._serialized_end=1138
-  _globals['_CHECKVERSIONRESPONSE']._serialized_start=1141
-  _globals['_CHECKVERSIONRESPONSE']._serialized_end=1343
-  _globals['_GETDISKREQUEST']._serialized_start=1345
-  _globals['_GETDISKREQUEST']._serialized_end=1361
-  _globals['_GETDISKRESPONSE']._serialized_start=1363
-  _globals['_GETDISKRESPONSE']._serialized_end=1478
-  _globals['_DISKSPACE']._serialized_start=1481
-  _globals['_DISKSPACE']._serialized_end=1642
-  _globals['_SYSTEMSERVICE']._serialized_start=1645
-  _globals['_SYSTEMSERVICE']._serialized_end=2439
+  _globals['_GETROOTREQUEST']._serialized_start=160
+  _globals['_GETROOTREQUEST']._serialized_end=176
+  _globals['_GETROOTRESPONSE']._serialized_start=178
+  _globals['_GETROOTRESPONSE']._serialized_end=221
+  _globals['_GETINFOREQUEST']._serialized_start=223
+  _globals['_GETINFOREQUEST']._serialized_end=239
+  _globals['_GETINFORESPONSE']._serialized_start=241
+  _globals['_GETINFORESPONSE']._serialized_end=356
+  _globals['_SYSTEMSERVICEGETHEALTHREQUEST']._serialized_start=358
+  _globals['_SYSTEMSERVICEGETHEALTHREQUEST']._serialized_end=389
+  _globals['_SYSTEMSERVICEGETHEALTHRESPONSE']._serialized_start=392
+  _globals['_SYSTEMSERVICEGETHEALTHRESPONSE']._serialized_end=767
+  _globals['_SYSTEMSERVICEGETHEALTHRESPONSE_SERVICESENTRY']._serialized_start=708
+  _globals['_SYSTEMSERVICEGETHEALTHRESPONSE_SERVICESENTRY']._serialized_end=767
+  _globals['_HEALTHCOMPONENT']._serialized_start=770
+  _globals['_HEALTHCOMPONENT']._serialized_end=939
+  _globals['_HEALTHSEED']._serialized_start=942
+  _globals['_HEALTHSEED']._serialized_end=1106
+  _globals['_GETLIVENESSREQUEST']._serialized_start=1108
+  _globals['_GETLIVENESSREQUEST']._serialized_end=1128
+  _globals['_GETLIVENESSRESPONSE']._serialized_start=1130
+  _globals['_GETLIVENESSRESPONSE']._serialized_end=1175
+  _globals['_GETOPENAPIREQUEST']._serialized_start=1177
+  _globals['_GETOPENAPIREQUEST']._serialized_end=1196
+  _globals['_GETOPENAPIYAMLREQUEST']._serialized_start=1198
+  _globals['_GETOPENAPIYAMLREQUEST']._serialized_end=1221
+  _globals['_CHECKVERSIONREQUEST']._serialized_start=1223
+  _globals['_CHECKVERSIONREQUEST']._serialized_end=1244
+  _globals['_CHECKVERSIONRESPONSE']._serialized_start=1247
+  _globals['_CHECKVERSIONRESPONSE']._serialized_end=1449
+  _globals['_GETDISKREQUEST']._serialized_start=1451
+  _globals['_GETDISKREQUEST']._serialized_end=1467
+  _globals['_GETDISKRESPONSE']._serialized_start=1469
+  _globals['_GETDISKRESPONSE']._serialized_end=1584
+  _globals['_DISKSPACE']._serialized_start=1587
+  _globals['_DISKSPACE']._serialized_end=1748
+  _globals['_SYSTEMSERVICE']._serialized_start=1751
+  _globals['_SYSTEMSERVICE']._serialized_end=2793
 # @@protoc_insertion_point(module_scope)

@@ -83,19 +83,23 @@ class GetInfoResponse(_message.Message):
 
     VERSION_FIELD_NUMBER: _builtins.int
     DATA_DIRECTORY_FIELD_NUMBER: _builtins.int
+    OPENAPI_URL_FIELD_NUMBER: _builtins.int
     version: _builtins.str
     """Version of Llamastead."""
     data_directory: _builtins.str
     """Folder the data is kept in, on the server's machine."""
+    openapi_url: _builtins.str
+    """Path of the OpenAPI document on this server: `/openapi.json`."""
     def __init__(
         self,
         *,
         version: _builtins.str = ...,
         data_directory: _builtins.str = ...,
+        openapi_url: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["data_directory", b"data_directory", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["data_directory", b"data_directory", "openapi_url", b"openapi_url", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -306,6 +310,40 @@ class GetLivenessResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___GetLivenessResponse: _TypeAlias = GetLivenessResponse  # noqa: Y015
+
+@_typing.final
+class GetOpenApiRequest(_message.Message):
+    """Asks for the OpenAPI document."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetOpenApiRequest: _TypeAlias = GetOpenApiRequest  # noqa: Y015
+
+@_typing.final
+class GetOpenApiYamlRequest(_message.Message):
+    """Asks for the OpenAPI document as YAML."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetOpenApiYamlRequest: _TypeAlias = GetOpenApiYamlRequest  # noqa: Y015
 
 @_typing.final
 class CheckVersionRequest(_message.Message):

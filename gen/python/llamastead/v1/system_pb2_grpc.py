@@ -3,6 +3,7 @@
 import grpc
 import warnings
 
+from google.api import httpbody_pb2 as google_dot_api_dot_httpbody__pb2
 from llamastead.v1 import system_pb2 as llamastead_dot_v1_dot_system__pb2
 
 GRPC_GENERATED_VERSION = '1.85.1'
@@ -26,7 +27,8 @@ if _version_not_supported:
 
 
 class SystemServiceStub:
-    """Says what this server is and whether it works. `GetRoot`, `GetHealth` and `GetLiveness` need no token.
+    """Says what this server is and whether it works. `GetRoot`, `GetHealth`, `GetLiveness` and the OpenAPI document need no
+    token.
     """
 
     def __init__(self, channel):
@@ -55,6 +57,16 @@ class SystemServiceStub:
                 request_serializer=llamastead_dot_v1_dot_system__pb2.GetLivenessRequest.SerializeToString,
                 response_deserializer=llamastead_dot_v1_dot_system__pb2.GetLivenessResponse.FromString,
                 _registered_method=True)
+        self.GetOpenApi = channel.unary_unary(
+                '/llamastead.v1.SystemService/GetOpenApi',
+                request_serializer=llamastead_dot_v1_dot_system__pb2.GetOpenApiRequest.SerializeToString,
+                response_deserializer=google_dot_api_dot_httpbody__pb2.HttpBody.FromString,
+                _registered_method=True)
+        self.GetOpenApiYaml = channel.unary_unary(
+                '/llamastead.v1.SystemService/GetOpenApiYaml',
+                request_serializer=llamastead_dot_v1_dot_system__pb2.GetOpenApiYamlRequest.SerializeToString,
+                response_deserializer=google_dot_api_dot_httpbody__pb2.HttpBody.FromString,
+                _registered_method=True)
         self.CheckVersion = channel.unary_unary(
                 '/llamastead.v1.SystemService/CheckVersion',
                 request_serializer=llamastead_dot_v1_dot_system__pb2.CheckVersionRequest.SerializeToString,
@@ -68,7 +80,8 @@ class SystemServiceStub:
 
 
 class SystemServiceServicer:
-    """Says what this server is and whether it works. `GetRoot`, `GetHealth` and `GetLiveness` need no token.
+    """Says what this server is and whether it works. `GetRoot`, `GetHealth`, `GetLiveness` and the OpenAPI document need no
+    token.
     """
 
     def GetRoot(self, request, context):
@@ -95,6 +108,26 @@ class SystemServiceServicer:
 
     def GetLiveness(self, request, context):
         """Says that the process lives. For container orchestration.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetOpenApi(self, request, context):
+        """Returns the OpenAPI 3.1 document of the REST API, in which `servers` is the server that was asked.
+
+        Content types:
+        - application/json: object
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetOpenApiYaml(self, request, context):
+        """Returns the same document as YAML.
+
+        Content types:
+        - application/yaml: object
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -137,6 +170,16 @@ def add_SystemServiceServicer_to_server(servicer, server):
                     request_deserializer=llamastead_dot_v1_dot_system__pb2.GetLivenessRequest.FromString,
                     response_serializer=llamastead_dot_v1_dot_system__pb2.GetLivenessResponse.SerializeToString,
             ),
+            'GetOpenApi': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetOpenApi,
+                    request_deserializer=llamastead_dot_v1_dot_system__pb2.GetOpenApiRequest.FromString,
+                    response_serializer=google_dot_api_dot_httpbody__pb2.HttpBody.SerializeToString,
+            ),
+            'GetOpenApiYaml': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetOpenApiYaml,
+                    request_deserializer=llamastead_dot_v1_dot_system__pb2.GetOpenApiYamlRequest.FromString,
+                    response_serializer=google_dot_api_dot_httpbody__pb2.HttpBody.SerializeToString,
+            ),
             'CheckVersion': grpc.unary_unary_rpc_method_handler(
                     servicer.CheckVersion,
                     request_deserializer=llamastead_dot_v1_dot_system__pb2.CheckVersionRequest.FromString,
@@ -156,7 +199,8 @@ def add_SystemServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class SystemService:
-    """Says what this server is and whether it works. `GetRoot`, `GetHealth` and `GetLiveness` need no token.
+    """Says what this server is and whether it works. `GetRoot`, `GetHealth`, `GetLiveness` and the OpenAPI document need no
+    token.
     """
 
     @staticmethod
@@ -257,6 +301,60 @@ class SystemService:
             '/llamastead.v1.SystemService/GetLiveness',
             llamastead_dot_v1_dot_system__pb2.GetLivenessRequest.SerializeToString,
             llamastead_dot_v1_dot_system__pb2.GetLivenessResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetOpenApi(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/llamastead.v1.SystemService/GetOpenApi',
+            llamastead_dot_v1_dot_system__pb2.GetOpenApiRequest.SerializeToString,
+            google_dot_api_dot_httpbody__pb2.HttpBody.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetOpenApiYaml(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/llamastead.v1.SystemService/GetOpenApiYaml',
+            llamastead_dot_v1_dot_system__pb2.GetOpenApiYamlRequest.SerializeToString,
+            google_dot_api_dot_httpbody__pb2.HttpBody.FromString,
             options,
             channel_credentials,
             insecure,

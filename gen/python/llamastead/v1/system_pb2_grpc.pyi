@@ -4,6 +4,7 @@ isort:skip_file
 """
 
 from collections import abc as _abc
+from google.api import httpbody_pb2 as _httpbody_pb2
 from grpc import aio as _aio
 from llamastead.v1 import system_pb2 as _system_pb2
 import abc as _abc_1
@@ -27,7 +28,9 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class SystemServiceStub:
-    """Says what this server is and whether it works. `GetRoot`, `GetHealth` and `GetLiveness` need no token."""
+    """Says what this server is and whether it works. `GetRoot`, `GetHealth`, `GetLiveness` and the OpenAPI document need no
+    token.
+    """
 
     @_typing.overload
     def __new__(cls, channel: _grpc.Channel) -> _Self: ...
@@ -43,6 +46,18 @@ class SystemServiceStub:
     """
     GetLiveness: _grpc.UnaryUnaryMultiCallable[_system_pb2.GetLivenessRequest, _system_pb2.GetLivenessResponse]
     """Says that the process lives. For container orchestration."""
+    GetOpenApi: _grpc.UnaryUnaryMultiCallable[_system_pb2.GetOpenApiRequest, _httpbody_pb2.HttpBody]
+    """Returns the OpenAPI 3.1 document of the REST API, in which `servers` is the server that was asked.
+
+    Content types:
+    - application/json: object
+    """
+    GetOpenApiYaml: _grpc.UnaryUnaryMultiCallable[_system_pb2.GetOpenApiYamlRequest, _httpbody_pb2.HttpBody]
+    """Returns the same document as YAML.
+
+    Content types:
+    - application/yaml: object
+    """
     CheckVersion: _grpc.UnaryUnaryMultiCallable[_system_pb2.CheckVersionRequest, _system_pb2.CheckVersionResponse]
     """Returns this server's version. It makes no calls to the internet, so it knows of no newer one."""
     GetDisk: _grpc.UnaryUnaryMultiCallable[_system_pb2.GetDiskRequest, _system_pb2.GetDiskResponse]
@@ -50,7 +65,9 @@ class SystemServiceStub:
 
 @_typing.type_check_only
 class SystemServiceAsyncStub(SystemServiceStub):
-    """Says what this server is and whether it works. `GetRoot`, `GetHealth` and `GetLiveness` need no token."""
+    """Says what this server is and whether it works. `GetRoot`, `GetHealth`, `GetLiveness` and the OpenAPI document need no
+    token.
+    """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     GetRoot: _aio.UnaryUnaryMultiCallable[_system_pb2.GetRootRequest, _system_pb2.GetRootResponse]  # type: ignore[assignment]
@@ -63,13 +80,27 @@ class SystemServiceAsyncStub(SystemServiceStub):
     """
     GetLiveness: _aio.UnaryUnaryMultiCallable[_system_pb2.GetLivenessRequest, _system_pb2.GetLivenessResponse]  # type: ignore[assignment]
     """Says that the process lives. For container orchestration."""
+    GetOpenApi: _aio.UnaryUnaryMultiCallable[_system_pb2.GetOpenApiRequest, _httpbody_pb2.HttpBody]  # type: ignore[assignment]
+    """Returns the OpenAPI 3.1 document of the REST API, in which `servers` is the server that was asked.
+
+    Content types:
+    - application/json: object
+    """
+    GetOpenApiYaml: _aio.UnaryUnaryMultiCallable[_system_pb2.GetOpenApiYamlRequest, _httpbody_pb2.HttpBody]  # type: ignore[assignment]
+    """Returns the same document as YAML.
+
+    Content types:
+    - application/yaml: object
+    """
     CheckVersion: _aio.UnaryUnaryMultiCallable[_system_pb2.CheckVersionRequest, _system_pb2.CheckVersionResponse]  # type: ignore[assignment]
     """Returns this server's version. It makes no calls to the internet, so it knows of no newer one."""
     GetDisk: _aio.UnaryUnaryMultiCallable[_system_pb2.GetDiskRequest, _system_pb2.GetDiskResponse]  # type: ignore[assignment]
     """Returns how much room is left for models and for data."""
 
 class SystemServiceServicer(metaclass=_abc_1.ABCMeta):
-    """Says what this server is and whether it works. `GetRoot`, `GetHealth` and `GetLiveness` need no token."""
+    """Says what this server is and whether it works. `GetRoot`, `GetHealth`, `GetLiveness` and the OpenAPI document need no
+    token.
+    """
 
     @_abc_1.abstractmethod
     def GetRoot(
@@ -104,6 +135,30 @@ class SystemServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_system_pb2.GetLivenessResponse, _abc.Awaitable[_system_pb2.GetLivenessResponse]]:
         """Says that the process lives. For container orchestration."""
+
+    @_abc_1.abstractmethod
+    def GetOpenApi(
+        self,
+        request: _system_pb2.GetOpenApiRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_httpbody_pb2.HttpBody, _abc.Awaitable[_httpbody_pb2.HttpBody]]:
+        """Returns the OpenAPI 3.1 document of the REST API, in which `servers` is the server that was asked.
+
+        Content types:
+        - application/json: object
+        """
+
+    @_abc_1.abstractmethod
+    def GetOpenApiYaml(
+        self,
+        request: _system_pb2.GetOpenApiYamlRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_httpbody_pb2.HttpBody, _abc.Awaitable[_httpbody_pb2.HttpBody]]:
+        """Returns the same document as YAML.
+
+        Content types:
+        - application/yaml: object
+        """
 
     @_abc_1.abstractmethod
     def CheckVersion(

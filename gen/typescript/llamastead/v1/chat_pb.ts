@@ -350,7 +350,8 @@ export type CreateChatCompletionRequest = Message<"llamastead.v1.CreateChatCompl
   seed?: number | undefined;
 
   /**
-   * Number of answers. Only 1 is supported. Default: 1.
+   * Number of answers. They are made one after another, the seed of each one more than that of the one before; a
+   * session remembers the first. Range: 1 to 8. Default: 1.
    *
    * @generated from field: optional uint32 n = 20;
    */

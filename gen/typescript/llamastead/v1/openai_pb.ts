@@ -102,7 +102,8 @@ export type CreateCompletionRequest = Message<"llamastead.v1.CreateCompletionReq
   frequencyPenalty?: number | undefined;
 
   /**
-   * Number of answers per prompt. Only 1 is supported. Default: 1.
+   * Number of answers per prompt, one after another; all answers to the first prompt come first. Range: 1 to 8.
+   * Default: 1.
    *
    * @generated from field: optional uint32 n = 11;
    */

@@ -5,6 +5,8 @@
 import type { GenFile, GenMessage, GenService } from "@bufbuild/protobuf/codegenv2";
 import { fileDesc, messageDesc, serviceDesc } from "@bufbuild/protobuf/codegenv2";
 import { file_google_api_annotations } from "../../google/api/annotations_pb.js";
+import type { HttpBodySchema } from "../../google/api/httpbody_pb.js";
+import { file_google_api_httpbody } from "../../google/api/httpbody_pb.js";
 import { file_google_protobuf_struct } from "@bufbuild/protobuf/wkt";
 import { file_llamastead_v1_access } from "./access_pb.js";
 import type { JsonObject, Message } from "@bufbuild/protobuf";
@@ -13,7 +15,7 @@ import type { JsonObject, Message } from "@bufbuild/protobuf";
  * Describes the file llamastead/v1/system.proto.
  */
 export const file_llamastead_v1_system: GenFile = /*@__PURE__*/
-  fileDesc("ChpsbGFtYXN0ZWFkL3YxL3N5c3RlbS5wcm90bxINbGxhbWFzdGVhZC52MSIQCg5HZXRSb290UmVxdWVzdCIiCg9HZXRSb290UmVzcG9uc2USDwoHbWVzc2FnZRgBIAEoCSIQCg5HZXRJbmZvUmVxdWVzdCI6Cg9HZXRJbmZvUmVzcG9uc2USDwoHdmVyc2lvbhgBIAEoCRIWCg5kYXRhX2RpcmVjdG9yeRgCIAEoCSIfCh1TeXN0ZW1TZXJ2aWNlR2V0SGVhbHRoUmVxdWVzdCKyAgoeU3lzdGVtU2VydmljZUdldEhlYWx0aFJlc3BvbnNlEg4KBnN0YXR1cxgBIAEoCRJNCghzZXJ2aWNlcxgCIAMoCzI7LmxsYW1hc3RlYWQudjEuU3lzdGVtU2VydmljZUdldEhlYWx0aFJlc3BvbnNlLlNlcnZpY2VzRW50cnkSDwoHc3VtbWFyeRgDIAEoCRIyCgpjb21wb25lbnRzGAQgAygLMh4ubGxhbWFzdGVhZC52MS5IZWFsdGhDb21wb25lbnQSKAoFc2VlZHMYBSADKAsyGS5sbGFtYXN0ZWFkLnYxLkhlYWx0aFNlZWQSEQoJdGltZXN0YW1wGAYgASgNGi8KDVNlcnZpY2VzRW50cnkSCwoDa2V5GAEgASgJEg0KBXZhbHVlGAIgASgJOgI4ASJ+Cg9IZWFsdGhDb21wb25lbnQSDAoEbmFtZRgBIAEoCRIOCgZzdGF0dXMYAiABKAkSDwoHbWVzc2FnZRgDIAEoCRISCgpsYXRlbmN5X21zGAQgASgNEigKB2RldGFpbHMYBSABKAsyFy5nb29nbGUucHJvdG9idWYuU3RydWN0InkKCkhlYWx0aFNlZWQSDAoEbmFtZRgBIAEoCRIOCgZzdGF0dXMYAiABKAkSDwoHbWVzc2FnZRgDIAEoCRISCgpsYXRlbmN5X21zGAQgASgNEigKB3J1bnRpbWUYBSABKAsyFy5nb29nbGUucHJvdG9idWYuU3RydWN0IhQKEkdldExpdmVuZXNzUmVxdWVzdCIlChNHZXRMaXZlbmVzc1Jlc3BvbnNlEg4KBnN0YXR1cxgBIAEoCSIVChNDaGVja1ZlcnNpb25SZXF1ZXN0IoYBChRDaGVja1ZlcnNpb25SZXNwb25zZRIXCg9jdXJyZW50X3ZlcnNpb24YASABKAkSFgoObGF0ZXN0X3ZlcnNpb24YAiABKAkSGAoQdXBkYXRlX2F2YWlsYWJsZRgDIAEoCBISCgpmcm9tX2NhY2hlGAQgASgIEg8KB21lc3NhZ2UYBSABKAkiEAoOR2V0RGlza1JlcXVlc3QiZAoPR2V0RGlza1Jlc3BvbnNlEicKBWNhY2hlGAEgASgLMhgubGxhbWFzdGVhZC52MS5EaXNrU3BhY2USKAoGc3lzdGVtGAIgASgLMhgubGxhbWFzdGVhZC52MS5EaXNrU3BhY2UibAoJRGlza1NwYWNlEgwKBHBhdGgYASABKAkSEwoLdG90YWxfYnl0ZXMYAiABKAESEgoKdXNlZF9ieXRlcxgDIAEoARISCgpmcmVlX2J5dGVzGAQgASgBEhQKDHBlcmNlbnRfZnJlZRgFIAEoATKaBgoNU3lzdGVtU2VydmljZRJZCgdHZXRSb290Eh0ubGxhbWFzdGVhZC52MS5HZXRSb290UmVxdWVzdBoeLmxsYW1hc3RlYWQudjEuR2V0Um9vdFJlc3BvbnNlIg+iixkCCAGC0+STAgMSAS8SagoHR2V0SW5mbxIdLmxsYW1hc3RlYWQudjEuR2V0SW5mb1JlcXVlc3QaHi5sbGFtYXN0ZWFkLnYxLkdldEluZm9SZXNwb25zZSIgoosZAggCgtPkkwIUWgsSCS9hcGkvaW5mbxIFL2luZm8SjgEKCUdldEhlYWx0aBIsLmxsYW1hc3RlYWQudjEuU3lzdGVtU2VydmljZUdldEhlYWx0aFJlcXVlc3QaLS5sbGFtYXN0ZWFkLnYxLlN5c3RlbVNlcnZpY2VHZXRIZWFsdGhSZXNwb25zZSIkoosZAggBgtPkkwIYWg0SCy9hcGkvaGVhbHRoEgcvaGVhbHRoEowBCgtHZXRMaXZlbmVzcxIhLmxsYW1hc3RlYWQudjEuR2V0TGl2ZW5lc3NSZXF1ZXN0GiIubGxhbWFzdGVhZC52MS5HZXRMaXZlbmVzc1Jlc3BvbnNlIjaiixkCCAGC0+STAipaFhIUL2FwaS9oZWFsdGgvbGl2ZW5lc3MSEC9oZWFsdGgvbGl2ZW5lc3MSoQEKDENoZWNrVmVyc2lvbhIiLmxsYW1hc3RlYWQudjEuQ2hlY2tWZXJzaW9uUmVxdWVzdBojLmxsYW1hc3RlYWQudjEuQ2hlY2tWZXJzaW9uUmVzcG9uc2UiSKKLGQQIAhABgtPkkwI6Wh4SHC9hcGkvdjEvc3lzdGVtL3ZlcnNpb24tY2hlY2sSGC92MS9zeXN0ZW0vdmVyc2lvbi1jaGVjaxJ+CgdHZXREaXNrEh0ubGxhbWFzdGVhZC52MS5HZXREaXNrUmVxdWVzdBoeLmxsYW1hc3RlYWQudjEuR2V0RGlza1Jlc3BvbnNlIjSiixkCCAKC0+STAihaFRITL2FwaS92MS9zeXN0ZW0vZGlzaxIPL3YxL3N5c3RlbS9kaXNrYgZwcm90bzM", [file_google_api_annotations, file_google_protobuf_struct, file_llamastead_v1_access]);
+  fileDesc("ChpsbGFtYXN0ZWFkL3YxL3N5c3RlbS5wcm90bxINbGxhbWFzdGVhZC52MSIQCg5HZXRSb290UmVxdWVzdCIiCg9HZXRSb290UmVzcG9uc2USDwoHbWVzc2FnZRgBIAEoCSIQCg5HZXRJbmZvUmVxdWVzdCJPCg9HZXRJbmZvUmVzcG9uc2USDwoHdmVyc2lvbhgBIAEoCRIWCg5kYXRhX2RpcmVjdG9yeRgCIAEoCRITCgtvcGVuYXBpX3VybBgDIAEoCSIfCh1TeXN0ZW1TZXJ2aWNlR2V0SGVhbHRoUmVxdWVzdCKyAgoeU3lzdGVtU2VydmljZUdldEhlYWx0aFJlc3BvbnNlEg4KBnN0YXR1cxgBIAEoCRJNCghzZXJ2aWNlcxgCIAMoCzI7LmxsYW1hc3RlYWQudjEuU3lzdGVtU2VydmljZUdldEhlYWx0aFJlc3BvbnNlLlNlcnZpY2VzRW50cnkSDwoHc3VtbWFyeRgDIAEoCRIyCgpjb21wb25lbnRzGAQgAygLMh4ubGxhbWFzdGVhZC52MS5IZWFsdGhDb21wb25lbnQSKAoFc2VlZHMYBSADKAsyGS5sbGFtYXN0ZWFkLnYxLkhlYWx0aFNlZWQSEQoJdGltZXN0YW1wGAYgASgNGi8KDVNlcnZpY2VzRW50cnkSCwoDa2V5GAEgASgJEg0KBXZhbHVlGAIgASgJOgI4ASJ+Cg9IZWFsdGhDb21wb25lbnQSDAoEbmFtZRgBIAEoCRIOCgZzdGF0dXMYAiABKAkSDwoHbWVzc2FnZRgDIAEoCRISCgpsYXRlbmN5X21zGAQgASgNEigKB2RldGFpbHMYBSABKAsyFy5nb29nbGUucHJvdG9idWYuU3RydWN0InkKCkhlYWx0aFNlZWQSDAoEbmFtZRgBIAEoCRIOCgZzdGF0dXMYAiABKAkSDwoHbWVzc2FnZRgDIAEoCRISCgpsYXRlbmN5X21zGAQgASgNEigKB3J1bnRpbWUYBSABKAsyFy5nb29nbGUucHJvdG9idWYuU3RydWN0IhQKEkdldExpdmVuZXNzUmVxdWVzdCIlChNHZXRMaXZlbmVzc1Jlc3BvbnNlEg4KBnN0YXR1cxgBIAEoCSITChFHZXRPcGVuQXBpUmVxdWVzdCIXChVHZXRPcGVuQXBpWWFtbFJlcXVlc3QiFQoTQ2hlY2tWZXJzaW9uUmVxdWVzdCKGAQoUQ2hlY2tWZXJzaW9uUmVzcG9uc2USFwoPY3VycmVudF92ZXJzaW9uGAEgASgJEhYKDmxhdGVzdF92ZXJzaW9uGAIgASgJEhgKEHVwZGF0ZV9hdmFpbGFibGUYAyABKAgSEgoKZnJvbV9jYWNoZRgEIAEoCBIPCgdtZXNzYWdlGAUgASgJIhAKDkdldERpc2tSZXF1ZXN0ImQKD0dldERpc2tSZXNwb25zZRInCgVjYWNoZRgBIAEoCzIYLmxsYW1hc3RlYWQudjEuRGlza1NwYWNlEigKBnN5c3RlbRgCIAEoCzIYLmxsYW1hc3RlYWQudjEuRGlza1NwYWNlImwKCURpc2tTcGFjZRIMCgRwYXRoGAEgASgJEhMKC3RvdGFsX2J5dGVzGAIgASgBEhIKCnVzZWRfYnl0ZXMYAyABKAESEgoKZnJlZV9ieXRlcxgEIAEoARIUCgxwZXJjZW50X2ZyZWUYBSABKAEykggKDVN5c3RlbVNlcnZpY2USWQoHR2V0Um9vdBIdLmxsYW1hc3RlYWQudjEuR2V0Um9vdFJlcXVlc3QaHi5sbGFtYXN0ZWFkLnYxLkdldFJvb3RSZXNwb25zZSIPoosZAggBgtPkkwIDEgEvEmoKB0dldEluZm8SHS5sbGFtYXN0ZWFkLnYxLkdldEluZm9SZXF1ZXN0Gh4ubGxhbWFzdGVhZC52MS5HZXRJbmZvUmVzcG9uc2UiIKKLGQIIAoLT5JMCFFoLEgkvYXBpL2luZm8SBS9pbmZvEo4BCglHZXRIZWFsdGgSLC5sbGFtYXN0ZWFkLnYxLlN5c3RlbVNlcnZpY2VHZXRIZWFsdGhSZXF1ZXN0Gi0ubGxhbWFzdGVhZC52MS5TeXN0ZW1TZXJ2aWNlR2V0SGVhbHRoUmVzcG9uc2UiJKKLGQIIAYLT5JMCGFoNEgsvYXBpL2hlYWx0aBIHL2hlYWx0aBKMAQoLR2V0TGl2ZW5lc3MSIS5sbGFtYXN0ZWFkLnYxLkdldExpdmVuZXNzUmVxdWVzdBoiLmxsYW1hc3RlYWQudjEuR2V0TGl2ZW5lc3NSZXNwb25zZSI2oosZAggBgtPkkwIqWhYSFC9hcGkvaGVhbHRoL2xpdmVuZXNzEhAvaGVhbHRoL2xpdmVuZXNzEnYKCkdldE9wZW5BcGkSIC5sbGFtYXN0ZWFkLnYxLkdldE9wZW5BcGlSZXF1ZXN0GhQuZ29vZ2xlLmFwaS5IdHRwQm9keSIwoosZAggBgtPkkwIkWhMSES9hcGkvb3BlbmFwaS5qc29uEg0vb3BlbmFwaS5qc29uEn4KDkdldE9wZW5BcGlZYW1sEiQubGxhbWFzdGVhZC52MS5HZXRPcGVuQXBpWWFtbFJlcXVlc3QaFC5nb29nbGUuYXBpLkh0dHBCb2R5IjCiixkCCAGC0+STAiRaExIRL2FwaS9vcGVuYXBpLnlhbWwSDS9vcGVuYXBpLnlhbWwSoQEKDENoZWNrVmVyc2lvbhIiLmxsYW1hc3RlYWQudjEuQ2hlY2tWZXJzaW9uUmVxdWVzdBojLmxsYW1hc3RlYWQudjEuQ2hlY2tWZXJzaW9uUmVzcG9uc2UiSKKLGQQIAhABgtPkkwI6Wh4SHC9hcGkvdjEvc3lzdGVtL3ZlcnNpb24tY2hlY2sSGC92MS9zeXN0ZW0vdmVyc2lvbi1jaGVjaxJ+CgdHZXREaXNrEh0ubGxhbWFzdGVhZC52MS5HZXREaXNrUmVxdWVzdBoeLmxsYW1hc3RlYWQudjEuR2V0RGlza1Jlc3BvbnNlIjSiixkCCAKC0+STAihaFRITL2FwaS92MS9zeXN0ZW0vZGlzaxIPL3YxL3N5c3RlbS9kaXNrYgZwcm90bzM", [file_google_api_annotations, file_google_api_httpbody, file_google_protobuf_struct, file_llamastead_v1_access]);
 
 /**
  * Asks for a greeting.
@@ -85,6 +87,13 @@ export type GetInfoResponse = Message<"llamastead.v1.GetInfoResponse"> & {
    * @generated from field: string data_directory = 2;
    */
   dataDirectory: string;
+
+  /**
+   * Path of the OpenAPI document on this server: `/openapi.json`.
+   *
+   * @generated from field: string openapi_url = 3;
+   */
+  openapiUrl: string;
 };
 
 /**
@@ -301,6 +310,36 @@ export const GetLivenessResponseSchema: GenMessage<GetLivenessResponse> = /*@__P
   messageDesc(file_llamastead_v1_system, 9);
 
 /**
+ * Asks for the OpenAPI document.
+ *
+ * @generated from message llamastead.v1.GetOpenApiRequest
+ */
+export type GetOpenApiRequest = Message<"llamastead.v1.GetOpenApiRequest"> & {
+};
+
+/**
+ * Describes the message llamastead.v1.GetOpenApiRequest.
+ * Use `create(GetOpenApiRequestSchema)` to create a new message.
+ */
+export const GetOpenApiRequestSchema: GenMessage<GetOpenApiRequest> = /*@__PURE__*/
+  messageDesc(file_llamastead_v1_system, 10);
+
+/**
+ * Asks for the OpenAPI document as YAML.
+ *
+ * @generated from message llamastead.v1.GetOpenApiYamlRequest
+ */
+export type GetOpenApiYamlRequest = Message<"llamastead.v1.GetOpenApiYamlRequest"> & {
+};
+
+/**
+ * Describes the message llamastead.v1.GetOpenApiYamlRequest.
+ * Use `create(GetOpenApiYamlRequestSchema)` to create a new message.
+ */
+export const GetOpenApiYamlRequestSchema: GenMessage<GetOpenApiYamlRequest> = /*@__PURE__*/
+  messageDesc(file_llamastead_v1_system, 11);
+
+/**
  * Asks for this server's version.
  *
  * @generated from message llamastead.v1.CheckVersionRequest
@@ -313,7 +352,7 @@ export type CheckVersionRequest = Message<"llamastead.v1.CheckVersionRequest"> &
  * Use `create(CheckVersionRequestSchema)` to create a new message.
  */
 export const CheckVersionRequestSchema: GenMessage<CheckVersionRequest> = /*@__PURE__*/
-  messageDesc(file_llamastead_v1_system, 10);
+  messageDesc(file_llamastead_v1_system, 12);
 
 /**
  * This server's version, as LlamaFarm's clients read it.
@@ -362,7 +401,7 @@ export type CheckVersionResponse = Message<"llamastead.v1.CheckVersionResponse">
  * Use `create(CheckVersionResponseSchema)` to create a new message.
  */
 export const CheckVersionResponseSchema: GenMessage<CheckVersionResponse> = /*@__PURE__*/
-  messageDesc(file_llamastead_v1_system, 11);
+  messageDesc(file_llamastead_v1_system, 13);
 
 /**
  * Asks for the room on disk.
@@ -377,7 +416,7 @@ export type GetDiskRequest = Message<"llamastead.v1.GetDiskRequest"> & {
  * Use `create(GetDiskRequestSchema)` to create a new message.
  */
 export const GetDiskRequestSchema: GenMessage<GetDiskRequest> = /*@__PURE__*/
-  messageDesc(file_llamastead_v1_system, 12);
+  messageDesc(file_llamastead_v1_system, 14);
 
 /**
  * The room on disk.
@@ -405,7 +444,7 @@ export type GetDiskResponse = Message<"llamastead.v1.GetDiskResponse"> & {
  * Use `create(GetDiskResponseSchema)` to create a new message.
  */
 export const GetDiskResponseSchema: GenMessage<GetDiskResponse> = /*@__PURE__*/
-  messageDesc(file_llamastead_v1_system, 13);
+  messageDesc(file_llamastead_v1_system, 15);
 
 /**
  * The room on one disk.
@@ -454,10 +493,11 @@ export type DiskSpace = Message<"llamastead.v1.DiskSpace"> & {
  * Use `create(DiskSpaceSchema)` to create a new message.
  */
 export const DiskSpaceSchema: GenMessage<DiskSpace> = /*@__PURE__*/
-  messageDesc(file_llamastead_v1_system, 14);
+  messageDesc(file_llamastead_v1_system, 16);
 
 /**
- * Says what this server is and whether it works. `GetRoot`, `GetHealth` and `GetLiveness` need no token.
+ * Says what this server is and whether it works. `GetRoot`, `GetHealth`, `GetLiveness` and the OpenAPI document need no
+ * token.
  *
  * @generated from service llamastead.v1.SystemService
  */
@@ -502,6 +542,32 @@ export const SystemService: GenService<{
     methodKind: "unary";
     input: typeof GetLivenessRequestSchema;
     output: typeof GetLivenessResponseSchema;
+  },
+  /**
+   * Returns the OpenAPI 3.1 document of the REST API, in which `servers` is the server that was asked.
+   *
+   * Content types:
+   * - application/json: object
+   *
+   * @generated from rpc llamastead.v1.SystemService.GetOpenApi
+   */
+  getOpenApi: {
+    methodKind: "unary";
+    input: typeof GetOpenApiRequestSchema;
+    output: typeof HttpBodySchema;
+  },
+  /**
+   * Returns the same document as YAML.
+   *
+   * Content types:
+   * - application/yaml: object
+   *
+   * @generated from rpc llamastead.v1.SystemService.GetOpenApiYaml
+   */
+  getOpenApiYaml: {
+    methodKind: "unary";
+    input: typeof GetOpenApiYamlRequestSchema;
+    output: typeof HttpBodySchema;
   },
   /**
    * Returns this server's version. It makes no calls to the internet, so it knows of no newer one.

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import AsyncExitStack, aclosing
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from pydantic import Field, StringConstraints, ValidationError
 
-from llamastead_server.domain.chat.request import Parameters, StreamOptions
+from llamastead_server.domain.chat.request import MOST_CHOICES, Parameters, StreamOptions
 from llamastead_server.domain.deadline import Deadline
 from llamastead_server.domain.errors import InvalidRequest, ValidationFailed
 from llamastead_server.domain.models.engine_stream import next_event, started
@@ -22,7 +22,7 @@ MOST_PROMPTS = 32
 _REFUSED: Mapping[str, tuple[Callable[[Any], bool], str]] = {
     "echo": (bool, "echo is not supported: put the prompt before the answer yourself"),
     "suffix": (bool, "suffix is not supported: this server's models only continue text"),
-    "best_of": (lambda value: value != 1, "best_of is not supported: only 1 answer is generated"),
+    "best_of": (lambda value: value != 1, "best_of is not supported: answers are not ranked; ask for several with n"),
 }
 
 
@@ -31,7 +31,7 @@ class CompletionRequest(Parameters):
 
     prompts: list[Annotated[str, StringConstraints(min_length=1)]] = Field(min_length=1, max_length=MOST_PROMPTS)
     model: str | None = Field(None, max_length=500)
-    n: Literal[1] | None = None
+    n: int = Field(1, ge=1, le=MOST_CHOICES)
     stream: bool = False
     stream_options: StreamOptions | None = None
     logprobs: int | None = Field(None, ge=0, le=20)
@@ -69,10 +69,17 @@ class CompletionRequest(Parameters):
 
 @dataclass(frozen=True, slots=True)
 class CompletionEvent:
-    """More of the continuation of one prompt, or its end."""
+    """More of one continuation, or its end.
+
+    Attributes:
+        index: Place of the continuation among all: a prompt's follow those of the prompt before.
+        event: What is new.
+        again: Whether the prompt was continued before.
+    """
 
     index: int
     event: Delta | Finished
+    again: bool = False
 
 
 class Completions:
@@ -93,7 +100,7 @@ class Completions:
         return self._models.default_model
 
     async def run(self, request: CompletionRequest) -> AsyncGenerator[CompletionEvent, None]:
-        """Continues each prompt in turn; closing the iterator frees the engine.
+        """Continues each prompt in turn, as often as asked for; closing the iterator frees the engine.
 
         Raises:
             ModelNotFound: The model is not installed.
@@ -109,10 +116,11 @@ class Completions:
         async with AsyncExitStack() as stack:
             async with deadline.held():
                 engine = await stack.enter_async_context(self._models.lease(card.name))
-            for index, prompt in enumerate(request.prompts):
+            wanted = [(prompt, choice) for prompt in request.prompts for choice in range(request.n)]
+            for index, (prompt, choice) in enumerate(wanted):
                 generation = GenerationRequest(
                     prompt=prompt,
-                    sampling=parameters.sampling(),
+                    sampling=parameters.sampling(choice),
                     max_tokens=limit,
                     stop=tuple(parameters.stop or ()),
                     top_logprobs=request.logprobs,
@@ -122,5 +130,5 @@ class Completions:
                         await started(events)
                     while not isinstance(event := await next_event(events, deadline), Finished):
                         if isinstance(event, Delta):
-                            yield CompletionEvent(index, event)
-                    yield CompletionEvent(index, event)
+                            yield CompletionEvent(index, event, choice > 0)
+                    yield CompletionEvent(index, event, choice > 0)

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from llamastead_server.domain.chat.request import ChatRequest
-from llamastead_server.domain.chat.turns import ChatTurn, ChatTurns
+from llamastead_server.domain.chat.turn import ChatTurn
+from llamastead_server.domain.chat.turns import ChatTurns
 from llamastead_server.domain.errors import ValidationFailed
 from llamastead_server.domain.models.runtime_settings import RuntimeSettings
 from llamastead_server.domain.validation import summary

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, field_validator, model_validator
 
@@ -18,12 +18,22 @@ from llamastead_server.domain.chat.messages import parse_messages
 from llamastead_server.domain.chat.tools import NO_TOOLS, Tool, ToolChoice, ToolOffer, parse_choice, parse_tools
 from llamastead_server.domain.errors import Conflict, InvalidRequest, ValidationFailed
 from llamastead_server.domain.models.generation import GenerationRequest, Message, Sampling
+from llamastead_server.domain.models.parameters import (
+    DEFAULT_TEMPERATURE,
+    DEFAULT_TOP_P,
+    MinP,
+    Penalty,
+    RepeatPenalty,
+    Temperature,
+    TokenLimit,
+    TopK,
+    TopP,
+)
 from llamastead_server.domain.unsupported_fields import refuse_unsupported
 from llamastead_server.domain.validation import reasons as reasons_of
 from llamastead_server.domain.validation import summary
 
-DEFAULT_TEMPERATURE = 0.7
-DEFAULT_TOP_P = 0.9
+MOST_CHOICES = 8
 _MAX_STOPS = 16
 _SEEDS = 2**32 - 1
 """The engines' seeds are 0 to 4294967294: the next one means a random seed to llama.cpp."""
@@ -49,16 +59,16 @@ class Parameters(BaseModel):
 
     model_config = ConfigDict(strict=True, frozen=True, extra="ignore", allow_inf_nan=False, protected_namespaces=())
 
-    temperature: float | None = Field(None, ge=0, le=2)
-    top_p: float | None = Field(None, gt=0, le=1)
-    top_k: int | None = Field(None, ge=0, le=1000)
-    min_p: float | None = Field(None, ge=0, le=1)
-    repeat_penalty: float | None = Field(None, ge=0.1, le=2)
-    presence_penalty: float | None = Field(None, ge=-2, le=2)
-    frequency_penalty: float | None = Field(None, ge=-2, le=2)
+    temperature: Temperature | None = None
+    top_p: TopP | None = None
+    top_k: TopK | None = None
+    min_p: MinP | None = None
+    repeat_penalty: RepeatPenalty | None = None
+    presence_penalty: Penalty | None = None
+    frequency_penalty: Penalty | None = None
     seed: int | None = Field(None, ge=-(2**63), le=2**64)
-    max_tokens: int | None = Field(None, ge=1)
-    max_completion_tokens: int | None = Field(None, ge=1)
+    max_tokens: TokenLimit | None = None
+    max_completion_tokens: TokenLimit | None = None
     stop: list[Stop] | None = Field(None, max_length=_MAX_STOPS)
     logit_bias: dict[int, Annotated[float, Field(ge=-100, le=100)]] | None = Field(None, max_length=1024)
 
@@ -109,8 +119,12 @@ class Parameters(BaseModel):
             own["max_completion_tokens"] = self.token_limit
         return configured.model_copy(update=own)
 
-    def sampling(self) -> Sampling:
-        """How the next token is drawn, with the server's defaults for what nobody set."""
+    def sampling(self, choice: int = 0) -> Sampling:
+        """How the next token is drawn, with the server's defaults for what nobody set.
+
+        Args:
+            choice: The place of the answer among several to one prompt; with one seed for all they would be the same.
+        """
         return Sampling(
             temperature=DEFAULT_TEMPERATURE if self.temperature is None else self.temperature,
             top_p=DEFAULT_TOP_P if self.top_p is None else self.top_p,
@@ -119,7 +133,7 @@ class Parameters(BaseModel):
             repeat_penalty=self.repeat_penalty,
             presence_penalty=self.presence_penalty,
             frequency_penalty=self.frequency_penalty,
-            seed=self.seed,
+            seed=None if self.seed is None else (self.seed + choice) % _SEEDS,
             logit_bias=self.logit_bias or {},
         )
 
@@ -137,7 +151,7 @@ class ChatRequest(Parameters):
 
     messages: Sequence[Message]
     model: str | None = Field(None, max_length=500)
-    n: Literal[1] | None = None
+    n: int = Field(1, ge=1, le=MOST_CHOICES)
     stream: bool = False
     stream_options: StreamOptions | None = None
     logprobs: bool = False
@@ -230,9 +244,9 @@ class ChatRequest(Parameters):
         return [message for message in self.messages if message.role != "system"]
 
     def generation(
-        self, messages: Sequence[Message], parameters: Parameters, offer: ToolOffer = NO_TOOLS
+        self, messages: Sequence[Message], parameters: Parameters, offer: ToolOffer = NO_TOOLS, *, choice: int = 0
     ) -> GenerationRequest:
-        """The request an engine runs for the assembled prompt.
+        """The request an engine runs for one answer to the assembled prompt.
 
         Raises:
             InvalidRequest: The answer is to have a form beside tools.
@@ -248,7 +262,7 @@ class ChatRequest(Parameters):
             schema = offer.schema()
         return GenerationRequest(
             messages=messages,
-            sampling=parameters.sampling(),
+            sampling=parameters.sampling(choice),
             max_tokens=parameters.token_limit,
             stop=tuple(parameters.stop or ()),
             top_logprobs=(self.top_logprobs or 0) if self.logprobs else None,

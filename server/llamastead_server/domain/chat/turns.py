@@ -2,26 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
 
 from llamastead_server.domain.chat import prompt as prompts
-from llamastead_server.domain.chat.answer import Answer, AnswerEvent, CallDelta, TextDelta, TurnFinished
 from llamastead_server.domain.chat.messages import unanswered
-from llamastead_server.domain.chat.prompt import Prompt, Trimmed
+from llamastead_server.domain.chat.prompt import Prompt
 from llamastead_server.domain.chat.request import ChatRequest, Parameters
 from llamastead_server.domain.chat.sessions import Sessions, SessionTurn
 from llamastead_server.domain.chat.source_finder import SourceFinder, find_sources
 from llamastead_server.domain.chat.tools import ToolOffer
 from llamastead_server.domain.chat.tools import checked as checked_tools
+from llamastead_server.domain.chat.turn import ChatTurn, Choices, TurnStarted
 from llamastead_server.domain.chat.window import ChatWindow
 from llamastead_server.domain.config.project import ProjectConfig
 from llamastead_server.domain.config.runtime import RuntimeModel
 from llamastead_server.domain.deadline import Deadline
 from llamastead_server.domain.errors import Conflict, ContextLengthExceeded, ModelNotFound, NotFound, ValidationFailed
-from llamastead_server.domain.models.engine_stream import next_event, started
+from llamastead_server.domain.models.engine_stream import started
 from llamastead_server.domain.models.generation import GenerationEvent, Message, ModelCard
 from llamastead_server.domain.models.routing import ModelRouter
 from llamastead_server.domain.names import ProjectRef
@@ -35,66 +35,6 @@ class SessionChoice:
 
     session_id: str | None = None
     stateless: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class TurnStarted:
-    """The engine admitted the prompt: nothing that a request can do wrong is left.
-
-    Attributes:
-        session_id: The turn's session; None when stateless.
-        model: The model's name as the request or the project has it.
-        sources: Passages the model was given, best first.
-        trimmed: What was left out of the prompt to make it fit.
-    """
-
-    session_id: str | None
-    model: str
-    sources: Sequence[Source]
-    trimmed: Trimmed
-
-
-class ChatTurn:
-    """A running turn. Iterating gives `TextDelta`s and `CallDelta`s, then one `TurnFinished`.
-
-    Attributes:
-        started: What is known before the first token.
-    """
-
-    def __init__(
-        self,
-        started: TurnStarted,
-        events: AsyncIterator[GenerationEvent],
-        answer: Answer,
-        session: SessionTurn,
-        new: Sequence[Message],
-        deadline: Deadline,
-    ) -> None:
-        self.started = started
-        self._events = events
-        self._answer = answer
-        self._session = session
-        self._new = new
-        self._deadline = deadline
-
-    async def __aiter__(self) -> AsyncIterator[AnswerEvent]:
-        while True:
-            for found in self._answer.read(await next_event(self._events, self._deadline)):
-                if isinstance(found, TurnFinished):
-                    # Who has seen the end of an answer finds it in the history.
-                    await self._session.commit([*self._new, self._answer.message])
-                    yield found
-                    return
-                yield found
-
-    async def whole(self) -> tuple[Sequence[TextDelta | CallDelta], TurnFinished]:
-        """Waits for the end: everything the answer is made of, and how it ended."""
-        deltas: list[TextDelta | CallDelta] = []
-        async for event in self:
-            if isinstance(event, TurnFinished):
-                return deltas, event
-            deltas.append(event)
-        raise AssertionError("a turn ends with TurnFinished")
 
 
 class ChatTurns:
@@ -200,9 +140,11 @@ class ChatTurns:
             prompt = await prompt.fit(window, parameters.token_limit)
         parameters = await window.limit(prompt, parameters)
         prompt, events = await _generate(stack, engine, request, parameters, prompt, offer)
-        started = TurnStarted(session.session_id, request.model or model.name, prompt.sources, prompt.trimmed)
-        answer = Answer(offer, native=engine.native_tool_calls and not offer.in_prompt)
-        return ChatTurn(started, events, answer, session, new, deadline)
+        begun = TurnStarted(session.session_id, request.model or model.name, prompt.sources, prompt.trimmed)
+        choices = Choices(engine, request, parameters, prompt.messages, offer)
+        turn = ChatTurn(begun, events, choices, session, new, deadline)
+        stack.push_async_callback(turn.close)
+        return turn
 
     def _model(self, config: ProjectConfig | None, name: str | None) -> RuntimeModel:
         if config is None:
@@ -258,7 +200,7 @@ async def _generate(
     parameters: Parameters,
     prompt: Prompt,
     offer: ToolOffer,
-) -> tuple[Prompt, AsyncIterator[GenerationEvent]]:
+) -> tuple[Prompt, AsyncGenerator[GenerationEvent, None]]:
     """Opens the stream of events and waits until the engine has admitted the prompt."""
     while True:
         async with AsyncExitStack() as attempt:

@@ -15,6 +15,17 @@ from typing import Annotated, Any, Literal, Protocol, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from llamastead_server.domain.errors import Conflict, InvalidRequest, ModelNotFound
+from llamastead_server.domain.models.parameters import (
+    DEFAULT_TEMPERATURE,
+    DEFAULT_TOP_P,
+    MinP,
+    Penalty,
+    RepeatPenalty,
+    Temperature,
+    TokenLimit,
+    TopK,
+    TopP,
+)
 from llamastead_server.domain.validation import reasons, summary
 
 _log = logging.getLogger("llamastead.config")
@@ -45,24 +56,24 @@ class _Settings(BaseModel):
 class ModelParameters(_Settings):
     """Parameters that requests to one model take by default; `None` leaves them to `ModelSettings`."""
 
-    temperature: float | None = Field(None, ge=0, le=2)
-    max_tokens: int | None = Field(None, ge=1)
-    top_p: float | None = Field(None, gt=0, le=1)
-    top_k: int | None = Field(None, ge=0, le=1000)
-    min_p: float | None = Field(None, ge=0, le=1)
-    repeat_penalty: float | None = Field(None, ge=0.1, le=2)
-    presence_penalty: float | None = Field(None, ge=-2, le=2)
-    frequency_penalty: float | None = Field(None, ge=-2, le=2)
+    temperature: Temperature | None = None
+    max_tokens: TokenLimit | None = None
+    top_p: TopP | None = None
+    top_k: TopK | None = None
+    min_p: MinP | None = None
+    repeat_penalty: RepeatPenalty | None = None
+    presence_penalty: Penalty | None = None
+    frequency_penalty: Penalty | None = None
 
 
 class ModelSettings(_Settings):
     """What requests to any model take by default."""
 
     default_model: str | None = Field(None, min_length=1, max_length=500)
-    max_tokens: int = Field(100, ge=1)
-    temperature: float = Field(0.7, ge=0, le=2)
-    top_p: float = Field(0.9, gt=0, le=1)
-    top_k: int = Field(0, ge=0, le=1000)
+    max_tokens: TokenLimit = 100
+    temperature: Temperature = DEFAULT_TEMPERATURE
+    top_p: TopP = DEFAULT_TOP_P
+    top_k: TopK = 0
 
 
 class SystemSettings(_Settings):
