@@ -20,7 +20,7 @@ from pathlib import Path
 
 import grpc
 
-from benchmarks import exl2, random_hf_llama, ways
+from benchmarks import exl2, random_embedder, random_hf_llama, ways
 from benchmarks.measure import Result, Table, Target, differences, interleaved, ratios, spread
 from benchmarks.random_llama import prompt
 from benchmarks.raw_exllama import RawExllama
@@ -90,6 +90,8 @@ def _ways(model: Path) -> Iterator[Mapping[str, Burst]]:
         (data / "cuda-extensions").symlink_to(_EXTENSIONS)
         environment = {
             "LLAMASTEAD_DATA_DIR": str(data),
+            # The one on board is as large as all else that such a machine lacks.
+            "LLAMASTEAD_EMBEDDING_MODEL": str(random_embedder.make(model.parent.with_name("embedder"))),
             "LLAMASTEAD_MODELS_DIR": str(model.parent),
             "LLAMASTEAD_DEFAULT_MODEL": model.name,
             "LLAMASTEAD_CONTEXT_LENGTH": str(_SETTINGS.context_length),

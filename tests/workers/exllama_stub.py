@@ -67,23 +67,17 @@ def sample_basic(
     *_: Any,
 ) -> list[float]:
     assert not mirostat
-    assert (top_a, tfs, typical) == (0.0, 0.0, 0.0)
+    # What the engine means by the others is not what we do.
+    assert (top_p, top_a, min_p, tfs, typical, post_temperature) == (1.0, 0.0, 0.0, 0.0, 0.0, 1.0)
+    assert top_k in (0, 1)
     if temperature < 0.01:
         temperature, top_k = 1.0, 1
     row = logits[0, 0].clone()
     if not allowed.is_meta:
         row[~allowed[0]] = float("-inf")
     weights, order = (row / temperature).softmax(-1).sort(descending=True, stable=True)
-    if 0 < top_k < len(weights):
-        weights = weights[:top_k]
-    if 0.0 < top_p < 1.0:
-        weights = weights / weights.sum()
-        weights = weights[: int((weights.cumsum(0) < top_p).sum()) + 1]
-    if 0.0 < min_p < 1.0:
-        weights = weights[weights >= min_p * weights[0]]
-    if post_temperature != 1.0:
-        weights = weights ** (1.0 / post_temperature)
-    weights = weights / weights.sum()
+    if top_k:
+        weights = torch.ones(1)
     # As there, weights that are no numbers draw the last.
     reached = ~(weights.cumsum(0) >= random * 0.9998)
     drawn = min(int(reached.sum()), len(weights) - 1)

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from llamastead.internal.v1 import engine_pb2
-from llamastead_server.workers.exllama_sampling import Adjustments, log_probabilities, sampler_settings
+from llamastead_server.workers.exllama_sampling import Adjustments, Cut, log_probabilities, sampler_settings
 from llamastead_server.workers.model import Refused
 from tests.workers import exllama_stub
 
@@ -37,6 +37,7 @@ def draws(given: dict[str, Any], logits: torch.Tensor, count: int = 4000) -> tor
 
     padded = torch.zeros(1, 1, 128)
     padded[0, 0, :WORDS] = logits
+    Cut.of(engine_pb2.Sampling(**given)).apply(padded[0, 0, :WORDS])
     tally = torch.zeros(WORDS)
     chosen = settings(**given)
     for step in range(count):
@@ -73,7 +74,15 @@ def test_the_likeliest_only(given: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("given", "left"), [({"top_k": 3}, 3), ({"top_p": 0.8}, 3), ({"min_p": 0.3}, 2), ({"top_k": 2, "top_p": 0.99}, 2)]
+    ("given", "left"),
+    [
+        ({"top_k": 3}, 3),
+        ({"top_p": 0.8}, 3),
+        ({"min_p": 0.3}, 2),
+        ({"top_k": 2, "top_p": 0.99}, 2),
+        ({"top_k": 4, "top_p": 0.9, "min_p": 0.2}, 3),
+        ({"top_p": 0.45}, 1),
+    ],
 )
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 2.0])
 def test_what_is_cut_off_does_not_depend_on_the_temperature(
@@ -97,6 +106,25 @@ def test_the_lowest_temperatures_draw_the_likeliest_of_a_flat_choice(given: dict
     logits = torch.zeros(WORDS)
     logits[7] = 0.5
     assert draws({"temperature": 0.02, **given}, logits, 50)[7] == 1.0
+
+
+def test_a_nucleus_wider_than_usual_is_found() -> None:
+    logits = torch.randn(8192, generator=torch.Generator().manual_seed(0)) * 0.1
+    order = logits.argsort(descending=True)
+    needed = int((logits.softmax(0)[order].cumsum(0) < 0.9).sum()) + 1
+    Cut(top_p=0.9).apply(logits)
+    assert set(logits.isfinite().nonzero().flatten().tolist()) == set(order[:needed].tolist())
+    assert needed > 2000
+
+
+def test_what_a_grammar_forbids_is_not_among_the_likeliest() -> None:
+    logits = torch.arange(WORDS, dtype=torch.float)
+    logits[10:] = float("-inf")
+    for cut, left in ((Cut(top_k=3), 3), (Cut(top_k=20), 10), (Cut(top_p=0.9), 3), (Cut(min_p=0.1), 3)):
+        cutting = logits.clone()
+        cut.apply(cutting)
+        assert int(cutting.isfinite().sum()) == left
+        assert int(cutting.argmax()) == 9
 
 
 def test_logit_bias_is_added_to_the_tokens_it_names() -> None:

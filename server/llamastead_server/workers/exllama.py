@@ -16,7 +16,7 @@ from llamastead_server.domain.models.gpu_settings import GpuSettings
 from llamastead_server.workers import exllama_loading
 from llamastead_server.workers.exllama_answer import Answer
 from llamastead_server.workers.exllama_loading import CannotLoad, Loaded, Source
-from llamastead_server.workers.exllama_sampling import Adjustments, sampler_settings
+from llamastead_server.workers.exllama_sampling import Adjustments, Cut, sampler_settings
 from llamastead_server.workers.exllama_scheduler import Scheduler
 from llamastead_server.workers.exllama_schema import ANY_OBJECT
 from llamastead_server.workers.json_grammar import JsonGrammar, Vocabulary
@@ -100,9 +100,11 @@ class ExLlama:
         room = loaded.window - len(prompt)
         if not prompt or room <= 0:
             raise Refused(f"A prompt of {len(prompt)} tokens leaves no room in a window of {loaded.window}.")
+        cut = Cut.of(sampling)
         options = {
             "settings": sampler_settings(sampling),
             "adjustments": Adjustments.of(sampling, loaded.vocabulary),
+            "cut": cut,
             "ends": loaded.ends,
             "seed": sampling.seed if sampling.HasField("seed") else None,
             "alternatives": request.top_logprobs if request.HasField("top_logprobs") else None,
@@ -113,7 +115,7 @@ class ExLlama:
         grammar = await asyncio.to_thread(self._grammar, request)
 
         def build(identifier: object) -> Any:
-            return self._job(list(prompt), limit, filters=_filters(grammar), identifier=identifier, **options)
+            return self._job(list(prompt), limit, filters=_filters(grammar, cut), identifier=identifier, **options)
 
         answer = Answer(loaded.tokenizer, len(prompt), list(request.stop))
         async with aclosing(self._scheduler.generate(build, answer)) as batches:
@@ -181,12 +183,12 @@ class ExLlama:
         return JsonGrammar(schema, self._vocabulary)
 
 
-def _filters(grammar: JsonGrammar | None) -> list[Any]:
+def _filters(grammar: JsonGrammar | None, cut: Cut) -> list[Any]:
     if grammar is None:
         return []
     from llamastead_server.workers.exllama_filter import GrammarFilter
 
-    return [GrammarFilter(grammar)]
+    return [GrammarFilter(grammar, cut)]
 
 
 def _gpu_bytes() -> int:

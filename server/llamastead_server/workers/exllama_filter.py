@@ -5,15 +5,22 @@ from __future__ import annotations
 import torch
 from exllamav2.generator.filters import ExLlamaV2Filter
 
+from llamastead_server.workers.exllama_sampling import Cut
 from llamastead_server.workers.json_grammar import JsonGrammar
 
 
 class GrammarFilter(ExLlamaV2Filter):  # type: ignore[misc]
-    """Masks the logits of tokens that the grammar does not allow, worked out while the GPU computes."""
+    """Masks the logits of tokens that the grammar does not allow, worked out while the GPU computes.
 
-    def __init__(self, grammar: JsonGrammar) -> None:
+    Args:
+        grammar: Of this answer.
+        cut: Which of those that it allows may be drawn.
+    """
+
+    def __init__(self, grammar: JsonGrammar, cut: Cut) -> None:
         super().__init__(None, None)
         self._grammar = grammar
+        self._cut = cut
         self._mask = torch.zeros(0, dtype=torch.bool)
 
     @property
@@ -46,4 +53,5 @@ class GrammarFilter(ExLlamaV2Filter):  # type: ignore[misc]
         width = self._mask.shape[0]
         logits[:width].masked_fill_(~self._mask[: logits.shape[0]], float("-inf"))
         logits[width:] = float("-inf")
+        self._cut.apply(logits[:width])
         return logits

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from exllamav2.generator import ExLlamaV2DynamicJob, ExLlamaV2Sampler
 
-from llamastead_server.workers.exllama_sampling import Adjustments, log_probabilities
+from llamastead_server.workers.exllama_sampling import Adjustments, Cut, log_probabilities
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +31,7 @@ class Job(ExLlamaV2DynamicJob):  # type: ignore[misc]
         max_tokens: Most tokens to generate.
         settings: Arguments of the engine's sampler settings.
         adjustments: To the logits before a token is drawn.
+        cut: Which tokens may be drawn; a filter has to apply it itself, after its own.
         ends: Tokens that end the answer.
         seed: Of the random draw; `None` is a fresh one.
         alternatives: Likeliest tokens to tell with each log probability; `None` tells no log probabilities.
@@ -46,6 +47,7 @@ class Job(ExLlamaV2DynamicJob):  # type: ignore[misc]
         *,
         settings: dict[str, Any],
         adjustments: Adjustments,
+        cut: Cut,
         ends: list[int],
         seed: int | None,
         alternatives: int | None,
@@ -64,6 +66,7 @@ class Job(ExLlamaV2DynamicJob):  # type: ignore[misc]
         )
         self._prompt_length = len(prompt)
         self._adjustments = adjustments
+        self._cut = cut
         self._alternatives = alternatives
         self._vocabulary = vocabulary
         self._now: tuple[torch.Tensor, list[tuple[int, float]]] | None = None
@@ -75,6 +78,8 @@ class Job(ExLlamaV2DynamicJob):  # type: ignore[misc]
         if self._alternatives is not None:
             self._now = log_probabilities(row, self._alternatives)
         self._adjustments.apply(row, self.sequences[0].sequence_ids.torch_slice(self._prompt_length, None)[0])
+        if not self.filters:
+            self._cut.apply(row)
         return super().receive_logits(logits)
 
     def receive_sample(self, logits: torch.Tensor, next_token: torch.Tensor, *rest: Any) -> Any:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from llamastead.internal.v1 import engine_pb2
 from llamastead_server.domain.models.gpu_settings import PAGE, GpuSettings
 from llamastead_server.workers import exllama_build, exllama_config, exllama_memory, paged_attention
 from llamastead_server.workers.exllama_build import Report
@@ -244,7 +245,7 @@ def _generator(parts: _Parts, settings: GpuSettings) -> Any:
 def _warm_up(parts: _Parts, settings: GpuSettings, vocabulary: int) -> None:
     """Proves that the longest step fits the memory, and lets the kernels tune themselves."""
     from llamastead_server.workers.exllama_job import Job
-    from llamastead_server.workers.exllama_sampling import Adjustments
+    from llamastead_server.workers.exllama_sampling import Adjustments, Cut, sampler_settings
 
     generator = _generator(parts, settings)
     length = max(1, min(parts.plan.window - _QUERIES_PER_SLOT - 1, _LONGEST_WARM_UP))
@@ -252,8 +253,9 @@ def _warm_up(parts: _Parts, settings: GpuSettings, vocabulary: int) -> None:
         Job(
             [index % vocabulary for index in range(length)],
             _QUERIES_PER_SLOT,
-            settings={"top_k": 1, "token_repetition_penalty": 1.0},
+            settings=sampler_settings(engine_pb2.Sampling(temperature=0)),
             adjustments=Adjustments(),
+            cut=Cut(),
             ends=[],
             seed=0,
             alternatives=None,

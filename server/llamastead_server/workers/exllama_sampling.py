@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -34,32 +35,83 @@ _NEUTRAL: Mapping[str, Any] = {
 }
 _LEAST_TEMPERATURE = 0.01
 """Below it the engine is greedy; only a temperature of 0 shall be."""
-_LEAST_LAST_TEMPERATURE = 0.1
-"""Below it the powers that the engine takes of probabilities may all be 0, and it draws the least likely token."""
+_MANY = 1024
+"""Tokens among which a nucleus usually lies; sorting the whole vocabulary takes far longer."""
 
 
 def sampler_settings(sampling: engine_pb2.Sampling) -> dict[str, Any]:
-    """The arguments of `ExLlamaV2Sampler.Settings`; penalties and biases are not among them, see `Adjustments`.
+    """The arguments of `ExLlamaV2Sampler.Settings`; the rest of a request are its `Adjustments` and its `Cut`.
 
     Args:
         sampling: What the request asks for; absent fields are neutral.
     """
     settings = dict(_NEUTRAL)
-    top_p = sampling.top_p if sampling.HasField("top_p") else 1.0
-    min_p = sampling.min_p if sampling.HasField("min_p") else 0.0
-    temperature = sampling.temperature if sampling.HasField("temperature") else 1.0
-    settings["top_k"] = sampling.top_k if sampling.HasField("top_k") else 0
-    settings["top_p"] = top_p
-    settings["min_p"] = min_p
-    # A nucleus of nothing and a least probability of all mean "the likeliest only", but "off" to the engine.
-    if temperature == 0.0 or top_p <= 0.0 or min_p >= 1.0:
-        settings["top_k"], settings["top_p"], settings["min_p"] = 1, 1.0, 0.0
-    else:
-        settings["temperature"] = max(temperature, _LEAST_TEMPERATURE)
-        # As with llama.cpp, what is cut off is judged before the temperature changes it, unless that hardly matters.
-        cuts = bool(settings["top_k"] or top_p < 1.0 or min_p > 0.0)
-        settings["temperature_last"] = cuts and temperature >= _LEAST_LAST_TEMPERATURE
+    if _is_greedy(sampling):
+        settings["top_k"] = 1
+    elif sampling.HasField("temperature"):
+        settings["temperature"] = max(sampling.temperature, _LEAST_TEMPERATURE)
     return settings
+
+
+def _is_greedy(sampling: engine_pb2.Sampling) -> bool:
+    """Whether only the likeliest token may be drawn; a nucleus of nothing and a least probability of all say so too."""
+    return (
+        (sampling.HasField("temperature") and sampling.temperature == 0.0)
+        or (sampling.HasField("top_p") and sampling.top_p <= 0.0)
+        or (sampling.HasField("min_p") and sampling.min_p >= 1.0)
+        or sampling.top_k == 1
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Cut:
+    """Which tokens may be drawn at all, judged before the temperature changes their probabilities, as with llama.cpp.
+
+    The engine's own nucleus leaves out the token that completes it: of two tokens of 60 and 40 % and a `top_p` of 0.99
+    it draws the first only. And where it applies the temperature last, the powers it takes of probabilities may all be
+    0, whereupon it draws the least likely token.
+
+    Attributes:
+        top_k: So many of the likeliest; 0 is all.
+        top_p: Of those, the likeliest that together have this probability at least; 1 is all.
+        min_p: Of those, the ones with this share of the likeliest one's probability; 0 is all.
+    """
+
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+
+    @classmethod
+    def of(cls, sampling: engine_pb2.Sampling) -> Cut:
+        """What a request asks for; absent fields are neutral."""
+        if _is_greedy(sampling):
+            return cls()
+        return cls(sampling.top_k, sampling.top_p if sampling.HasField("top_p") else 1.0, sampling.min_p)
+
+    def apply(self, logits: torch.Tensor) -> None:
+        """Makes what may not be drawn impossible, in place.
+
+        Args:
+            logits: Of one position, [vocabulary].
+        """
+        if self.top_k or self.top_p < 1.0:
+            values, tokens = self._likeliest(logits)
+            logits.fill_(float("-inf"))
+            logits[tokens] = values
+        if self.min_p > 0.0:
+            logits.masked_fill_(logits < logits.max() + math.log(self.min_p), float("-inf"))
+
+    def _likeliest(self, logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        values, tokens = logits.topk(min(self.top_k or _MANY, logits.shape[0]))
+        if self.top_p >= 1.0:
+            return values, tokens
+        whole = (values if self.top_k else logits).logsumexp(0)
+        mass = (values - whole).exp().cumsum(0)
+        if not self.top_k and mass[-1] < self.top_p:
+            values, tokens = logits.sort(descending=True)
+            mass = (values - whole).exp().cumsum(0)
+        count = int((mass < self.top_p).sum()) + 1
+        return values[:count], tokens[:count]
 
 
 @dataclass(frozen=True, slots=True)
