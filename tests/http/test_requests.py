@@ -99,6 +99,17 @@ async def test_a_client_cannot_shorten_the_gateways_timeout(
     assert answer.text.endswith("data: [DONE]\n\n")
 
 
+async def test_the_end_user_that_a_request_names_is_in_the_log(
+    gateway: Running, chat: ScriptedChat, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.INFO, "llamastead.access"):
+        for user in ("u-1", "x" * 1000, ""):
+            await gateway.http.post(CHAT, json={"user": user})
+        await gateway.http.get(HISTORY)
+    lines = [record.__dict__["fields"] for record in caplog.records if record.name == "llamastead.access"]
+    assert [line.get("user") for line in lines] == ["u-1", "x" * 200, None, None]
+
+
 async def test_answers_show_nothing_of_the_machinery(gateway: Running) -> None:
     for path in (HISTORY, "/nope", "/api/models"):
         headers = (await gateway.http.get(path)).headers

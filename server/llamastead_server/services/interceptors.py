@@ -49,6 +49,7 @@ class Call:
         principal: Who makes it, once that is known; None where nobody asks.
         headers: What its answer carries, also when it fails.
         checks: What looks at its messages.
+        user: The end user it is made for, as the caller names them; None where it does not.
     """
 
     method: str
@@ -59,6 +60,7 @@ class Call:
     principal: Principal | None = None
     headers: list[tuple[str, str]] = field(default_factory=list)
     checks: list[Check] = field(default_factory=list)
+    user: str | None = None
 
     async def check(self, request: Any, *, first: bool = True) -> Any:
         """Gives a message of the request back, unless it cannot be read or a check refuses it."""
