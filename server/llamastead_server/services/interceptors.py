@@ -13,7 +13,7 @@ import grpc
 from google.protobuf.message import DecodeError, Message
 
 from llamastead_server.domain.access.rights import Principal
-from llamastead_server.domain.errors import InvalidRequest, NotSupported, RequestTimeout
+from llamastead_server.domain.errors import InvalidRequest, LlamasteadError, NotSupported, RequestTimeout
 from llamastead_server.services.absent_method import absent
 from llamastead_server.services.metadata import CallMetadata, MetadataPairs
 
@@ -28,8 +28,8 @@ else:
 
 _LONGEST_WRITE = 60.0
 """Seconds a client may take for one message of a stream."""
-_LONGEST_SILENCE = 60.0
-"""Seconds a call may take to bring its single message."""
+_LONGEST_REQUEST = 300.0
+"""Seconds a call may take to bring its single message, which over REST is the whole body."""
 
 Check = Callable[[Message, bool], Awaitable[None]]
 """Looks at a message of a request before the servicer sees it, and raises to refuse the call. The second argument
@@ -64,10 +64,8 @@ class Call:
 
     async def check(self, request: Any, *, first: bool = True) -> Any:
         """Gives a message of the request back, unless it cannot be read or a check refuses it."""
-        if isinstance(request, _Malformed):
-            raise InvalidRequest(
-                "The request cannot be read: it holds text that is not UTF-8, or is nested too deeply."
-            )
+        if isinstance(request, _Unreadable):
+            raise request.error
         for check in self.checks:
             await check(request, first)
         return request
@@ -152,7 +150,8 @@ class CallInterceptor(_ServerInterceptor):
             "response_serializer": handler.response_serializer,
         }
         # Single requests are read as streams of one, which are the same on the wire: grpcio never ends a call that is
-        # to bring a single message and brings none.
+        # to bring a single message and brings none. They are read before the layers may refuse the call: its answer
+        # would break off a REST client's body, and the client might never see it.
         if handler.response_streaming:
             serve = handler.stream_stream or handler.unary_stream
             streaming = self._streaming(method, serve, single=not handler.request_streaming)
@@ -163,11 +162,12 @@ class CallInterceptor(_ServerInterceptor):
 
     def _unary(self, method: str, serve: Any, *, single: bool) -> Callable[[Any, _Context], Awaitable[Any]]:
         async def behaviour(requests: AsyncIterator[Any], context: _Context) -> Any:
+            given = await _only(requests) if single else requests
             call = _call(method, context)
             shown = CallContext(call)
             async with AsyncExitStack() as stack:
                 await self._enter(stack, call)
-                answer = await _answer(call, serve, await _asked(call, requests, single=single), shown)
+                answer = await _answer(call, serve, await _checked(call, given), shown)
                 await shown.send_headers()
                 return answer
 
@@ -177,11 +177,12 @@ class CallInterceptor(_ServerInterceptor):
         # A coroutine that writes, and no generator: when the client goes away while a message is being sent, the
         # cancellation arrives here, and `aclosing` ends the servicer's generator at once.
         async def behaviour(requests: AsyncIterator[Any], context: _Context) -> None:
+            given = await _only(requests) if single else requests
             call = _call(method, context)
             shown = CallContext(call)
             async with AsyncExitStack() as stack:
                 await self._enter(stack, call)
-                messages = _answer(call, serve, await _asked(call, requests, single=single), shown)
+                messages = _answer(call, serve, await _checked(call, given), shown)
                 if inspect.isawaitable(messages):
                     await messages
                 else:
@@ -204,8 +205,11 @@ def _call(method: str, context: _Context) -> Call:
     return Call(method, metadata, context, request_id, address, headers=[("x-request-id", request_id)])
 
 
-class _Malformed:
-    """Stands for a request that cannot be decoded, until the layers are there to refuse it."""
+@dataclass(frozen=True, slots=True)
+class _Unreadable:
+    """Stands for a request that there is not, until the layers are there to refuse it."""
+
+    error: LlamasteadError
 
 
 def _tolerant(decode: Callable[[bytes], Any] | None) -> Callable[[bytes], Any] | None:
@@ -217,23 +221,29 @@ def _tolerant(decode: Callable[[bytes], Any] | None) -> Callable[[bytes], Any] |
         try:
             return decode(data)
         except DecodeError:
-            return _Malformed()
+            return _Unreadable(
+                InvalidRequest("The request cannot be read: it holds text that is not UTF-8, or is nested too deeply.")
+            )
 
     return decoded
 
 
-async def _asked(call: Call, requests: AsyncIterator[Any], *, single: bool) -> Any:
-    """What the servicer is given: the single message, or all of them as they come; each is checked."""
-    if not single:
-        return _all_checked(call, requests)
+async def _only(requests: AsyncIterator[Any]) -> Any:
+    """The message of a call that brings a single one; in its place, what to refuse the call for."""
     try:
-        async with asyncio.timeout(_LONGEST_SILENCE):
-            request = await anext(aiter(requests), None)
+        async with asyncio.timeout(_LONGEST_REQUEST):
+            found = await anext(aiter(requests), None)
     except TimeoutError:
-        raise RequestTimeout(f"The call brought no message for {_LONGEST_SILENCE:g} seconds.") from None
-    if request is None:
-        raise InvalidRequest("The call brought no message: send one, an empty one if there is nothing to say.")
-    return await call.check(request)
+        return _Unreadable(RequestTimeout(f"The request was not complete after {_LONGEST_REQUEST:g} seconds."))
+    if found is None:
+        return _Unreadable(
+            InvalidRequest("The call brought no message: send one, an empty one if there is nothing to say.")
+        )
+    return found
+
+
+async def _checked(call: Call, given: Any) -> Any:
+    return _all_checked(call, given) if hasattr(given, "__aiter__") else await call.check(given)
 
 
 async def _all_checked(call: Call, requests: AsyncIterator[Any]) -> AsyncIterator[Any]:
