@@ -117,7 +117,7 @@ async def test_the_end_user_that_a_request_names_is_in_the_log(
 async def test_a_body_that_never_ends_is_408_in_the_paths_shape(
     gateway: Running, monkeypatch: pytest.MonkeyPatch, path: str
 ) -> None:
-    monkeypatch.setattr(interceptors, "_LONGEST_REQUEST", 0.2)
+    monkeypatch.setattr(interceptors, "_LONGEST_PAUSE", 0.2)
 
     reader, writer = await asyncio.open_connection("127.0.0.1", gateway.port)
     head = f"POST {path} HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\ncontent-length: 100\r\n\r\n"

@@ -28,8 +28,8 @@ else:
 
 _LONGEST_WRITE = 60.0
 """Seconds a client may take for one message of a stream."""
-_LONGEST_REQUEST = 300.0
-"""Seconds a call may take to bring its single message, which over REST is the whole body."""
+_LONGEST_PAUSE = 300.0
+"""Seconds until a message of a request must have come; over REST a single message is the whole body."""
 
 Check = Callable[[Message, bool], Awaitable[None]]
 """Looks at a message of a request before the servicer sees it, and raises to refuse the call. The second argument
@@ -228,13 +228,21 @@ def _tolerant(decode: Callable[[bytes], Any] | None) -> Callable[[bytes], Any] |
     return decoded
 
 
+async def _next(requests: AsyncIterator[Any]) -> Any:
+    """The next message; None after the last."""
+    try:
+        async with asyncio.timeout(_LONGEST_PAUSE):
+            return await anext(requests, None)
+    except TimeoutError:
+        raise RequestTimeout(f"The rest of the request did not come within {_LONGEST_PAUSE:g} seconds.") from None
+
+
 async def _only(requests: AsyncIterator[Any]) -> Any:
     """The message of a call that brings a single one; in its place, what to refuse the call for."""
     try:
-        async with asyncio.timeout(_LONGEST_REQUEST):
-            found = await anext(aiter(requests), None)
-    except TimeoutError:
-        return _Unreadable(RequestTimeout(f"The request was not complete after {_LONGEST_REQUEST:g} seconds."))
+        found = await _next(aiter(requests))
+    except RequestTimeout as error:
+        return _Unreadable(error)
     if found is None:
         return _Unreadable(
             InvalidRequest("The call brought no message: send one, an empty one if there is nothing to say.")
@@ -247,8 +255,8 @@ async def _checked(call: Call, given: Any) -> Any:
 
 
 async def _all_checked(call: Call, requests: AsyncIterator[Any]) -> AsyncIterator[Any]:
-    first = True
-    async for request in requests:
+    first, incoming = True, aiter(requests)
+    while (request := await _next(incoming)) is not None:
         yield await call.check(request, first=first)
         first = False
 
