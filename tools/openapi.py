@@ -182,6 +182,12 @@ class Generator:
             properties: Json = {name: value} | {field: {"type": "string"} for field in fields}
             form = {"type": "object", "required": [name, *fields], "properties": properties}
             return {"required": True, "content": {media_type: {"schema": form}}}
+        if named := comment.lists.get("Request message"):
+            # The server reads the JSON itself, to refuse what the message does not have.
+            (name,) = named
+            reference = self.reference(f".{PACKAGE}.{name}")
+            needed = any(required(member) for member in self.messages[f".{PACKAGE}.{name}"].field)
+            return {"required": needed, "content": {"application/json": {"schema": reference}}}
         if body != "*":
             member = self.member(method.input_type, body)
             if member.type_name == HTTP_BODY:

@@ -49,14 +49,14 @@ async def open_tokens(stack: AsyncExitStack, settings: Settings, database: Datab
     return tokens
 
 
-def open_limits(stack: AsyncExitStack, settings: Settings) -> Limits:
-    """The limits, counted here or in Redis."""
+def open_limits(stack: AsyncExitStack, settings: Settings) -> tuple[Limits, RedisLink | None]:
+    """The limits, counted here or in Redis, and that Redis."""
     rules = LimitRules(settings.rate_limit_requests, settings.rate_limit_streams, settings.rate_limit_batch)
     if settings.redis_url is None:
-        return Limits(MemoryWindows(time.time), time.time, rules)
-    link = RedisLink(settings.redis_url, time.time)
-    stack.push_async_callback(link.close)
-    streams = RedisStreams(link, time.time)
+        return Limits(MemoryWindows(time.time), time.time, rules), None
+    redis = RedisLink(settings.redis_url, time.time)
+    stack.push_async_callback(redis.close)
+    streams = RedisStreams(redis, time.time)
     keeping = asyncio.create_task(streams.keep())
     stack.callback(keeping.cancel)
-    return Limits(RedisWindows(link, time.time), time.time, rules, streams)
+    return Limits(RedisWindows(redis, time.time), time.time, rules, streams), redis

@@ -115,7 +115,7 @@ async def start(
     url = settings.database_url
     database = await stack.enter_async_context(Database(url) if url else Database.in_folder(settings.data_dir))
     tokens = await access.open_tokens(stack, settings, database)
-    limits = access.open_limits(stack, settings)
+    limits, redis = access.open_limits(stack, settings)
     catalog, meters = model_catalog(settings), PrometheusMeters()
     runtime = operating.runtime_settings(settings, catalog, limits)
     await runtime.restore()
@@ -211,7 +211,7 @@ async def start(
             websocket_socket=websocket_socket,
         )
     )
-    checks = health_checks.parts(models, embedder, store, database, gateway)
+    checks = health_checks.parts(models, embedder, store, database, gateway, redis)
     operations = operating.operations(settings, models, embedder, blobs, meters, checks, log, shutdown)
     server = build_server(
         [

@@ -11,6 +11,7 @@ from llamastead_server.adapters.embedder import WorkerEmbedder
 from llamastead_server.adapters.envoy import EnvoyGateway
 from llamastead_server.adapters.milvus_store import MilvusStore
 from llamastead_server.adapters.model_registry import LocalModelRegistry
+from llamastead_server.adapters.redis_link import RedisLink
 from llamastead_server.adapters.worker_process import WorkerProcess
 from llamastead_server.domain.errors import LlamasteadError
 from llamastead_server.domain.models.generation import ModelCard
@@ -21,7 +22,12 @@ _NO_PROJECT = ProjectRef("llamastead", "health")
 
 
 def parts(
-    models: LocalModelRegistry, embedder: WorkerEmbedder, store: MilvusStore, database: Database, gateway: EnvoyGateway
+    models: LocalModelRegistry,
+    embedder: WorkerEmbedder,
+    store: MilvusStore,
+    database: Database,
+    gateway: EnvoyGateway,
+    redis: RedisLink | None,
 ) -> Sequence[HealthCheck]:
     """What a healthy server is made of."""
 
@@ -50,13 +56,20 @@ def parts(
         healthy = await gateway.is_healthy()
         return Health() if healthy else Health("unhealthy", "Envoy does not answer; it is being started again.")
 
+    async def shared_limits() -> Health:
+        if redis is None or await redis.answers():
+            return Health(message="Redis answers.")
+        return Health("degraded", "Redis can't be reached: this server counts requests and streams alone meanwhile.")
+
+    # What the documented names stand for here: the task runner's queue is in the database.
+    queue = ("celery", "redis") if redis is None else ("celery",)
     return (
         HealthCheck("universal-runtime", engine),
         HealthCheck("rag-service", retrieval),
         HealthCheck("vector-store", vectors),
         HealthCheck("gateway", reachable),
-        # What the documented names stand for here: the task runner's queue is in the database.
-        HealthCheck("database", sql, services=("celery", "redis")),
+        HealthCheck("database", sql, services=queue),
+        *(() if redis is None else (HealthCheck("limits", shared_limits, services=("redis",)),)),
     )
 
 

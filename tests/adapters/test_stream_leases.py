@@ -6,6 +6,7 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
+from pathlib import Path
 
 import pytest
 from redis.asyncio import Redis
@@ -133,3 +134,13 @@ async def test_while_redis_is_away_each_server_counts_alone_and_tells_when_it_is
             assert not await can_open(first, 1)
     for link in links:
         await link.close()
+
+
+async def test_a_socket_and_a_password_are_understood(clock: FakeClock, tmp_path: Path) -> None:
+    with ValkeyServer(port=0, unix_socket_path=tmp_path / "redis.sock") as server:
+        server.client().config_set("requirepass", "secret")
+        for password, expected in (("", False), (":secret@", True)):
+            link = RedisLink(f"redis+unix://{password}{tmp_path}/redis.sock?db=1", clock)
+            assert await link.answers() is expected
+            assert await can_open(RedisStreams(link, clock), 1)
+            await link.close()

@@ -120,6 +120,44 @@ def test_a_wrong_setting_is_400_names_the_field_and_changes_nothing(
     assert client.get("/api/get_config").json() == before
 
 
+@PREFIXES
+@pytest.mark.parametrize(
+    ("call", "body", "fields"),
+    [
+        ("config", {"models": {"llama3.3": {"top_k": 3}}}, {"models"}),
+        ("config", {"model_settings": {"max_token": 5, "top_k": 7}}, {"model_settings.max_token"}),
+        ("config", {"systemSettings": {"logLevel": "DEBUG", "level": 1}, "x": None}, {"system_settings.level", "x"}),
+        ("configure_model", {"model": "llama3.3", "temprature": 0.1, "top_k": 3}, {"temprature"}),
+        ("configure_model", {"model": "llama3.3", "top_k": {"a": 1}}, None),
+        ("configure_model", {"model": "llama3.3", "temperature": "warm"}, None),
+        ("save_config", {"path": "/etc/passwd"}, {"path"}),
+        ("reset_config", {"model": "llama3.3"}, {"model"}),
+    ],
+)
+def test_an_unknown_field_is_400_is_named_and_changes_nothing(
+    client: httpx.Client, prefix: str, call: str, body: dict[str, Any], fields: set[str] | None
+) -> None:
+    client.post("/api/config", json={"model_settings": {"max_tokens": 9}})
+    before = client.get("/api/get_config").json()
+    error = assert_home_error(client.post(f"{prefix}/{call}", json=body), 400)
+    assert fields is None or set(error["details"]) == fields
+    assert all(field in error["message"] for field in fields or {"t"})
+    assert client.get("/api/get_config").json() == before
+
+
+@pytest.mark.parametrize("body", [b"", b"{}", b"null", b'{"modelSettings": {"topK": 4}, "system_settings": null}'])
+def test_what_a_body_may_be_besides(client: httpx.Client, body: bytes) -> None:
+    answer = client.post("/api/config", content=body, headers={"content-type": "application/json"})
+    assert answer.status_code == 200, answer.text
+    assert answer.json()["model_settings"]["top_k"] == (4 if b"topK" in body else 0)
+
+
+@pytest.mark.parametrize("body", [b"[]", b"1", b'{"model_settings": 1}', b'{"model_settings": {"top_k": NaN}}', b"{"])
+def test_a_body_that_is_no_configuration_is_400(client: httpx.Client, body: bytes) -> None:
+    answer = client.post("/api/config", content=body, headers={"content-type": "application/json"})
+    assert_home_error(answer, 400)
+
+
 def test_an_absent_default_model_is_404(client: httpx.Client) -> None:
     answer = client.post("/api/config", json={"model_settings": {"default_model": "absent"}})
     assert assert_home_error(answer, 404)["code"] == "model_not_found"

@@ -226,6 +226,23 @@ def test_base64_holds_the_same_floats(http: httpx.Client) -> None:
     assert struct.unpack(f"<{len(packed) // 4}f", packed) == pytest.approx(floats, abs=1e-6)
 
 
+def test_each_field_of_an_embedding_request_is_effective_or_refused_in_words(http: httpx.Client) -> None:
+    absent = assert_refused(http.post("/v1/embeddings", json={"input": "x", "model": "text-embedding-3-small"}), 404)
+    assert (absent["code"], absent["details"]) == ("model_not_found", {"model": "text-embedding-3-small"})
+    for word in ("text-embedding-3-small", EMBEDDER, "LLAMASTEAD_MODEL_ALIASES"):
+        assert word in absent["message"]
+    for length in (0, 1, 383, 385, 4_000_000_000):
+        body = {"input": "x", "dimensions": length}
+        assert "384 dimensions" in assert_refused(http.post("/v1/embeddings", json=body), 400)["message"]
+    assert "takes no tokens" in assert_refused(http.post("/v1/embeddings", json={"input": [[1, 2]]}), 400)["message"]
+    one, listed = (
+        http.post("/v1/embeddings", json={"input": text, "encoding_format": "float", "model": EMBEDDER}).json()
+        for text in ("A llama.", ["A llama."])
+    )
+    assert one["data"] == listed["data"]
+    assert one["data"][0]["embedding"][0] != 0
+
+
 @pytest.mark.parametrize(
     ("wrong", "status"),
     [

@@ -288,13 +288,16 @@ async def test_a_call_that_ends_without_its_message_is_refused(
 async def test_a_call_that_never_brings_its_message_is_ended(
     gateway: Running, chat: ScriptedChat, port: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(interceptors, "_LONGEST_SILENCE", 0.2)
+    monkeypatch.setattr(interceptors, "_LONGEST_PAUSE", 0.2)
     async with grpc.aio.insecure_channel(address(gateway, port)) as channel:
         call = channel.stream_unary("/llamastead.v1.ChatService/GetChatHistory")(timeout=20)
         await call.wait_for_connection()
         assert await call.code() is grpc.StatusCode.DEADLINE_EXCEEDED
-        assert "no message for 0.2 seconds" in await call.details()
-        # A stream of requests may be silent for longer, and a stream of answers too.
+        assert "did not come within 0.2 seconds" in await call.details()
+        upload = dataset_pb2_grpc.DatasetServiceStub(channel).UploadFile(timeout=20)
+        await upload.write(dataset_pb2.UploadFileRequest(chunk=b"x"))
+        assert await upload.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+        # An answer may pause for longer.
         chat.pause = 0.5
         answers = chat_pb2_grpc.ChatServiceStub(channel).StreamChatCompletion(REQUEST, timeout=20)
         assert len([answer async for answer in answers]) == 4

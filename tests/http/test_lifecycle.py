@@ -178,12 +178,17 @@ def test_a_redis_that_goes_away_takes_no_call_down(tmp_path: Path) -> None:
         assert http.get("/api/models").headers["x-ratelimit-remaining"] == "8"
         with redis.client() as client:
             assert [key.startswith(b"llamastead:") for key in client.scan_iter()] == [True]
+        assert http.get("/health").json()["services"]["redis"] == "healthy"
         redis.terminate()
         for path in ("/api/process_prompt", "/api/stream"):
             answer = http.post(path, json={"prompt": "Hello!", "max_tokens": 2})
             assert answer.status_code == 200, answer.text
         assert answer.headers["x-ratelimit-remaining"] == "7"
         assert "this server counts alone" in server.log
+        health = http.get("/health")
+        assert (health.status_code, health.json()["status"]) == (200, "degraded")
+        assert health.json()["services"]["redis"] == "degraded"
+        assert "counts requests and streams alone" in health.text
         assert "Traceback" not in server.log
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import json
 import logging
 from pathlib import Path
 
@@ -9,6 +11,7 @@ import pytest
 import yaml
 
 from llamastead_server.domain.errors import NotFound
+from llamastead_server.services import interceptors
 from tests.gateway import Running, ScriptedChat, running
 
 HISTORY = "/v1/projects/a/b/chat/sessions/c/history"
@@ -97,6 +100,36 @@ async def test_a_client_cannot_shorten_the_gateways_timeout(
     chat.pause = 0.1
     answer = await gateway.http.post(CHAT, json={"stream": True}, headers=headers)
     assert answer.text.endswith("data: [DONE]\n\n")
+
+
+async def test_the_end_user_that_a_request_names_is_in_the_log(
+    gateway: Running, chat: ScriptedChat, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.INFO, "llamastead.access"):
+        for user in ("u-1", "x" * 1000, ""):
+            await gateway.http.post(CHAT, json={"user": user})
+        await gateway.http.get(HISTORY)
+    lines = [record.__dict__["fields"] for record in caplog.records if record.name == "llamastead.access"]
+    assert [line.get("user") for line in lines] == ["u-1", "x" * 200, None, None]
+
+
+@pytest.mark.parametrize("path", [CHAT, "/api/process_prompt"])
+async def test_a_body_that_never_ends_is_408_in_the_paths_shape(
+    gateway: Running, monkeypatch: pytest.MonkeyPatch, path: str
+) -> None:
+    monkeypatch.setattr(interceptors, "_LONGEST_PAUSE", 0.2)
+
+    reader, writer = await asyncio.open_connection("127.0.0.1", gateway.port)
+    head = f"POST {path} HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\ncontent-length: 100\r\n\r\n"
+    writer.write(head.encode() + b"{")
+    async with asyncio.timeout(20):
+        status, _, rest = (await reader.read()).decode().partition("\r\n")
+    writer.close()
+    await writer.wait_closed()
+    assert status == "HTTP/1.1 408 Request Timeout"
+    body = json.loads(rest.partition("\r\n\r\n")[2])
+    assert body["error"]["code"] == "request_timeout"
+    assert ("detail" in body) == (path == CHAT)
 
 
 async def test_answers_show_nothing_of_the_machinery(gateway: Running) -> None:

@@ -541,9 +541,10 @@ async def test_the_log_tells_requests_and_no_tokens(served: Served, caplog: pyte
     _, secret = await served.tokens.create("ci", Scope.READ)
     with caplog.at_level(logging.DEBUG, "llamastead"):
         async with served.connect(query=f"?token={secret}") as connection:
-            await answers(connection, chat())
+            await answers(connection, chat(request=ASK | {"user": "u-1"}))
         await eventually(lambda: "is closed" in caplog.text)
     lines = [record for record in caplog.records if record.name == "llamastead.access"]
     assert [line.__dict__["fields"]["caller"] for line in lines] == ["token:ci"]
+    assert [line.__dict__["fields"]["user"] for line in lines] == ["u-1"]
     assert lines[0].getMessage().startswith("WebSocket chat OK ")
     assert secret not in caplog.text

@@ -67,6 +67,8 @@ def test_only_what_says_nothing_about_the_machine_needs_no_token() -> None:
 def test_what_operates_the_server_is_for_administrators() -> None:
     administration = {
         "ConfigService.Config", "ConfigService.ConfigureModel", "ConfigService.SaveConfig", "ConfigService.ResetConfig",
+        "ConfigService.ConfigHttp", "ConfigService.ConfigureModelHttp", "ConfigService.SaveConfigHttp",
+        "ConfigService.ResetConfigHttp",
         "ModelService.LoadModel", "ModelService.UnloadModel",
         "OperationsService.ClearCache", "OperationsService.Shutdown", "OperationsService.GetLogs",
         "OperationsService.GetLogsHttp", "OperationsService.GetDiagnostics", "OperationsService.GetDiagnosticsHttp",

@@ -78,6 +78,15 @@ class RedisLink:
             _log.info("Redis counts for all servers again")
         return answer
 
+    async def answers(self) -> bool:
+        """Whether it can be reached."""
+
+        async def ping() -> bool:
+            await self.client.ping()
+            return True
+
+        return bool(await self.ask(ping))
+
     async def close(self) -> None:
         """Ends the connections."""
         await self.client.aclose()

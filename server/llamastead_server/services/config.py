@@ -13,7 +13,7 @@ from llamastead_server.domain.access.limits import DOCUMENTED
 from llamastead_server.domain.errors import InvalidRequest
 from llamastead_server.domain.models.runtime_settings import Configuration, RuntimeSettings
 from llamastead_server.domain.ports import ModelRegistry
-from llamastead_server.services import plain
+from llamastead_server.services import plain, strict_message
 
 _DOCUMENTED = {
     "max_requests_per_minute": DOCUMENTED.requests,
@@ -30,6 +30,10 @@ class ConfigServicer(pb_grpc.ConfigServiceServicer):
         self._settings = settings
         self._models = models
 
+    async def ConfigHttp(self, request: pb.ConfigHttpRequest, context: _Context) -> pb.ConfigResponse:  # noqa: N802
+        """Updates what the body carries and gives all."""
+        return await self.Config(strict_message.read(request.settings, pb.ConfigRequest()), context)
+
     async def Config(self, request: pb.ConfigRequest, context: _Context) -> pb.ConfigResponse:  # noqa: N802
         """Updates what the request carries and gives all."""
         given = plain.given(request)
@@ -39,6 +43,12 @@ class ConfigServicer(pb_grpc.ConfigServiceServicer):
             self._settings.update(model_settings, system_settings)
         message = "Configuration updated" if changed else "Configuration read"
         return ParseDict({"status": "success", "message": message, **self._shown()}, pb.ConfigResponse())
+
+    async def ConfigureModelHttp(  # noqa: N802
+        self, request: pb.ConfigureModelHttpRequest, context: _Context
+    ) -> pb.ConfigureModelResponse:
+        """Sets parameters of one model."""
+        return await self.ConfigureModel(strict_message.read(request.settings, pb.ConfigureModelRequest()), context)
 
     async def ConfigureModel(  # noqa: N802
         self, request: pb.ConfigureModelRequest, context: _Context
@@ -59,10 +69,22 @@ class ConfigServicer(pb_grpc.ConfigServiceServicer):
         """Gives all settings."""
         return ParseDict(self._shown(), pb.GetConfigResponse())
 
+    async def SaveConfigHttp(  # noqa: N802
+        self, request: pb.SaveConfigHttpRequest, context: _Context
+    ) -> pb.SaveConfigResponse:
+        """Keeps the settings for the next start."""
+        return await self.SaveConfig(strict_message.read(request.settings, pb.SaveConfigRequest()), context)
+
     async def SaveConfig(self, request: pb.SaveConfigRequest, context: _Context) -> pb.SaveConfigResponse:  # noqa: N802
         """Keeps the settings for the next start."""
         await self._settings.save()
         return pb.SaveConfigResponse(status="success", message="Configuration saved")
+
+    async def ResetConfigHttp(  # noqa: N802
+        self, request: pb.ResetConfigHttpRequest, context: _Context
+    ) -> pb.ResetConfigResponse:
+        """Goes back to the defaults."""
+        return await self.ResetConfig(strict_message.read(request.settings, pb.ResetConfigRequest()), context)
 
     async def ResetConfig(  # noqa: N802
         self, request: pb.ResetConfigRequest, context: _Context

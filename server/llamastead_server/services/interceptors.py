@@ -13,7 +13,7 @@ import grpc
 from google.protobuf.message import DecodeError, Message
 
 from llamastead_server.domain.access.rights import Principal
-from llamastead_server.domain.errors import InvalidRequest, NotSupported, RequestTimeout
+from llamastead_server.domain.errors import InvalidRequest, LlamasteadError, NotSupported, RequestTimeout
 from llamastead_server.services.absent_method import absent
 from llamastead_server.services.metadata import CallMetadata, MetadataPairs
 
@@ -28,8 +28,8 @@ else:
 
 _LONGEST_WRITE = 60.0
 """Seconds a client may take for one message of a stream."""
-_LONGEST_SILENCE = 60.0
-"""Seconds a call may take to bring its single message."""
+_LONGEST_PAUSE = 300.0
+"""Seconds until a message of a request must have come; over REST a single message is the whole body."""
 
 Check = Callable[[Message, bool], Awaitable[None]]
 """Looks at a message of a request before the servicer sees it, and raises to refuse the call. The second argument
@@ -49,6 +49,7 @@ class Call:
         principal: Who makes it, once that is known; None where nobody asks.
         headers: What its answer carries, also when it fails.
         checks: What looks at its messages.
+        user: The end user it is made for, as the caller names them; None where it does not.
     """
 
     method: str
@@ -59,13 +60,12 @@ class Call:
     principal: Principal | None = None
     headers: list[tuple[str, str]] = field(default_factory=list)
     checks: list[Check] = field(default_factory=list)
+    user: str | None = None
 
     async def check(self, request: Any, *, first: bool = True) -> Any:
         """Gives a message of the request back, unless it cannot be read or a check refuses it."""
-        if isinstance(request, _Malformed):
-            raise InvalidRequest(
-                "The request cannot be read: it holds text that is not UTF-8, or is nested too deeply."
-            )
+        if isinstance(request, _Unreadable):
+            raise request.error
         for check in self.checks:
             await check(request, first)
         return request
@@ -150,7 +150,8 @@ class CallInterceptor(_ServerInterceptor):
             "response_serializer": handler.response_serializer,
         }
         # Single requests are read as streams of one, which are the same on the wire: grpcio never ends a call that is
-        # to bring a single message and brings none.
+        # to bring a single message and brings none. They are read before the layers may refuse the call: its answer
+        # would break off a REST client's body, and the client might never see it.
         if handler.response_streaming:
             serve = handler.stream_stream or handler.unary_stream
             streaming = self._streaming(method, serve, single=not handler.request_streaming)
@@ -161,11 +162,12 @@ class CallInterceptor(_ServerInterceptor):
 
     def _unary(self, method: str, serve: Any, *, single: bool) -> Callable[[Any, _Context], Awaitable[Any]]:
         async def behaviour(requests: AsyncIterator[Any], context: _Context) -> Any:
+            given = await _only(requests) if single else requests
             call = _call(method, context)
             shown = CallContext(call)
             async with AsyncExitStack() as stack:
                 await self._enter(stack, call)
-                answer = await _answer(call, serve, await _asked(call, requests, single=single), shown)
+                answer = await _answer(call, serve, await _checked(call, given), shown)
                 await shown.send_headers()
                 return answer
 
@@ -175,11 +177,12 @@ class CallInterceptor(_ServerInterceptor):
         # A coroutine that writes, and no generator: when the client goes away while a message is being sent, the
         # cancellation arrives here, and `aclosing` ends the servicer's generator at once.
         async def behaviour(requests: AsyncIterator[Any], context: _Context) -> None:
+            given = await _only(requests) if single else requests
             call = _call(method, context)
             shown = CallContext(call)
             async with AsyncExitStack() as stack:
                 await self._enter(stack, call)
-                messages = _answer(call, serve, await _asked(call, requests, single=single), shown)
+                messages = _answer(call, serve, await _checked(call, given), shown)
                 if inspect.isawaitable(messages):
                     await messages
                 else:
@@ -202,8 +205,11 @@ def _call(method: str, context: _Context) -> Call:
     return Call(method, metadata, context, request_id, address, headers=[("x-request-id", request_id)])
 
 
-class _Malformed:
-    """Stands for a request that cannot be decoded, until the layers are there to refuse it."""
+@dataclass(frozen=True, slots=True)
+class _Unreadable:
+    """Stands for a request that there is not, until the layers are there to refuse it."""
+
+    error: LlamasteadError
 
 
 def _tolerant(decode: Callable[[bytes], Any] | None) -> Callable[[bytes], Any] | None:
@@ -215,28 +221,42 @@ def _tolerant(decode: Callable[[bytes], Any] | None) -> Callable[[bytes], Any] |
         try:
             return decode(data)
         except DecodeError:
-            return _Malformed()
+            return _Unreadable(
+                InvalidRequest("The request cannot be read: it holds text that is not UTF-8, or is nested too deeply.")
+            )
 
     return decoded
 
 
-async def _asked(call: Call, requests: AsyncIterator[Any], *, single: bool) -> Any:
-    """What the servicer is given: the single message, or all of them as they come; each is checked."""
-    if not single:
-        return _all_checked(call, requests)
+async def _next(requests: AsyncIterator[Any]) -> Any:
+    """The next message; None after the last."""
     try:
-        async with asyncio.timeout(_LONGEST_SILENCE):
-            request = await anext(aiter(requests), None)
+        async with asyncio.timeout(_LONGEST_PAUSE):
+            return await anext(requests, None)
     except TimeoutError:
-        raise RequestTimeout(f"The call brought no message for {_LONGEST_SILENCE:g} seconds.") from None
-    if request is None:
-        raise InvalidRequest("The call brought no message: send one, an empty one if there is nothing to say.")
-    return await call.check(request)
+        raise RequestTimeout(f"The rest of the request did not come within {_LONGEST_PAUSE:g} seconds.") from None
+
+
+async def _only(requests: AsyncIterator[Any]) -> Any:
+    """The message of a call that brings a single one; in its place, what to refuse the call for."""
+    try:
+        found = await _next(aiter(requests))
+    except RequestTimeout as error:
+        return _Unreadable(error)
+    if found is None:
+        return _Unreadable(
+            InvalidRequest("The call brought no message: send one, an empty one if there is nothing to say.")
+        )
+    return found
+
+
+async def _checked(call: Call, given: Any) -> Any:
+    return _all_checked(call, given) if hasattr(given, "__aiter__") else await call.check(given)
 
 
 async def _all_checked(call: Call, requests: AsyncIterator[Any]) -> AsyncIterator[Any]:
-    first = True
-    async for request in requests:
+    first, incoming = True, aiter(requests)
+    while (request := await _next(incoming)) is not None:
         yield await call.check(request, first=first)
         first = False
 

@@ -9,12 +9,14 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 import grpc
+from google.protobuf.message import Message
 
 from llamastead_server.domain.operations.meters import Meters, NoMeters
 from llamastead_server.domain.request_id import REQUEST_ID
 from llamastead_server.services.interceptors import Call
 
 _log = logging.getLogger("llamastead.access")
+_LONGEST_USER = 200
 
 
 class Telemetry:
@@ -38,6 +40,12 @@ class Telemetry:
         REQUEST_ID.set(call.request_id)
         began = time.monotonic()
         status = "OK"
+
+        async def note(request: Message, first: bool) -> None:
+            if first and "user" in request.DESCRIPTOR.fields_by_name:
+                call.user = end_user(getattr(request, "user", None))
+
+        call.checks.append(note)
         self.active += 1
         self._meters.call_began(call.method)
         try:
@@ -53,6 +61,11 @@ class Telemetry:
             seconds = time.monotonic() - began
             self._meters.call_ended(call.method, status, seconds)
             _write(call, status, seconds)
+
+
+def end_user(named: object) -> str | None:
+    """The end user's name for the log, cut to what a line can bear; None where nobody is named."""
+    return named[:_LONGEST_USER] if isinstance(named, str) and named else None
 
 
 def _code_name(call: Call) -> str:
@@ -74,6 +87,7 @@ def _write(call: Call, status: str, duration: float) -> None:
         "status": status,
         "duration_ms": round(duration * 1000, 1),
         "caller": call.principal.id if call.principal else None,
+        "user": call.user,
     }
     shown = {name: value for name, value in fields.items() if value is not None}
     _log.info("%s %s %s %.1f ms", request, call.method, status, duration * 1000, extra={"fields": shown})

@@ -24,6 +24,7 @@ from llamastead_server.domain.errors import (
     Unavailable,
 )
 from llamastead_server.services import errors, frames
+from llamastead_server.services.telemetry import end_user
 from llamastead_server.services.websocket_work import WebSocketWork, demand, rules
 
 _log = logging.getLogger("llamastead.access")
@@ -202,6 +203,7 @@ def _write(frame: frames.Work, caller: Principal | None, status: str, duration: 
         "status": status,
         "duration_ms": round(duration * 1000, 1),
         "caller": caller.id if caller else None,
+        "user": end_user(frame.request.get("user")) if isinstance(frame, frames.Chat) else None,
     }
     shown = {name: value for name, value in fields.items() if value is not None}
     _log.info("WebSocket %s %s %.1f ms", frame.type, status, duration * 1000, extra={"fields": shown})

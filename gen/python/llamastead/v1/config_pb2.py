@@ -24,10 +24,11 @@ _sym_db = _symbol_database.Default()
 
 from google.api import annotations_pb2 as google_dot_api_dot_annotations__pb2
 from google.api import field_behavior_pb2 as google_dot_api_dot_field__behavior__pb2
+from google.protobuf import struct_pb2 as google_dot_protobuf_dot_struct__pb2
 from llamastead.v1 import access_pb2 as llamastead_dot_v1_dot_access__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1allamastead/v1/config.proto\x12\rllamastead.v1\x1a\x1cgoogle/api/annotations.proto\x1a\x1fgoogle/api/field_behavior.proto\x1a\x1allamastead/v1/access.proto\"\xb3\x03\n\x0fModelParameters\x12%\n\x0btemperature\x18\x01 \x01(\x01H\x00R\x0btemperature\x88\x01\x01\x12\"\n\nmax_tokens\x18\x02 \x01(\rH\x01R\tmaxTokens\x88\x01\x01\x12\x18\n\x05top_p\x18\x03 \x01(\x01H\x02R\x04topP\x88\x01\x01\x12\x18\n\x05top_k\x18\x04 \x01(\rH\x03R\x04topK\x88\x01\x01\x12\x18\n\x05min_p\x18\x05 \x01(\x01H\x04R\x04minP\x88\x01\x01\x12*\n\x0erepeat_penalty\x18\x06 \x01(\x01H\x05R\rrepeatPenalty\x88\x01\x01\x12.\n\x10presence_penalty\x18\x07 \x01(\x01H\x06R\x0fpresencePenalty\x88\x01\x01\x12\x30\n\x11\x66requency_penalty\x18\x08 \x01(\x01H\x07R\x10\x66requencyPenalty\x88\x01\x01\x42\x0e\n\x0c_temperatureB\r\n\x0b_max_tokensB\x08\n\x06_top_pB\x08\n\x06_top_kB\x08\n\x06_min_pB\x11\n\x0f_repeat_penaltyB\x13\n\x11_presence_penaltyB\x14\n\x12_frequency_penalty\"\xfd\x01\n\rModelSettings\x12(\n\rdefault_model\x18\x01 \x01(\tH\x00R\x0c\x64\x65\x66\x61ultModel\x88\x01\x01\x12\"\n\nmax_tokens\x18\x02 \x01(\rH\x01R\tmaxTokens\x88\x01\x01\x12%\n\x0btemperature\x18\x03 \x01(\x01H\x02R\x0btemperature\x88\x01\x01\x12\x18\n\x05top_p\x18\x04 \x01(\x01H\x03R\x04topP\x88\x01\x01\x12\x18\n\x05top_k\x18\x05 \x01(\rH\x04R\x04topK\x88\x01\x01\x42\x10\n\x0e_default_modelB\r\n\x0b_max_tokensB\x0e\n\x0c_temperatureB\x08\n\x06_top_pB\x08\n\x06_top_k\"\xe9\x03\n\x0eSystemSettings\x12:\n\x17max_requests_per_minute\x18\x01 \x01(\rH\x00R\x14maxRequestsPerMinute\x88\x01\x01\x12\x39\n\x16max_concurrent_streams\x18\x02 \x01(\rH\x01R\x14maxConcurrentStreams\x88\x01\x01\x12I\n\x1fmax_batch_operations_per_minute\x18\x03 \x01(\rH\x02R\x1bmaxBatchOperationsPerMinute\x88\x01\x01\x12;\n\x17request_timeout_seconds\x18\x04 \x01(\x01H\x03R\x15requestTimeoutSeconds\x88\x01\x01\x12 \n\tlog_level\x18\x05 \x01(\tH\x04R\x08logLevel\x88\x01\x01\x12\"\n\ncache_size\x18\x06 \x01(\tH\x05R\tcacheSize\x88\x01\x01\x42\x1a\n\x18_max_requests_per_minuteB\x19\n\x17_max_concurrent_streamsB\"\n _max_batch_operations_per_minuteB\x1a\n\x18_request_timeout_secondsB\x0c\n\n_log_levelB\r\n\x0b_cache_size\"\x9c\x01\n\rConfigRequest\x12\x43\n\x0emodel_settings\x18\x01 \x01(\x0b\x32\x1c.llamastead.v1.ModelSettingsR\rmodelSettings\x12\x46\n\x0fsystem_settings\x18\x02 \x01(\x0b\x32\x1d.llamastead.v1.SystemSettingsR\x0esystemSettings\"\xed\x02\n\x0e\x43onfigResponse\x12\x16\n\x06status\x18\x01 \x01(\tR\x06status\x12\x18\n\x07message\x18\x02 \x01(\tR\x07message\x12\x43\n\x0emodel_settings\x18\x03 \x01(\x0b\x32\x1c.llamastead.v1.ModelSettingsR\rmodelSettings\x12\x46\n\x0fsystem_settings\x18\x04 \x01(\x0b\x32\x1d.llamastead.v1.SystemSettingsR\x0esystemSettings\x12\x41\n\x06models\x18\x05 \x03(\x0b\x32).llamastead.v1.ConfigResponse.ModelsEntryR\x06models\x1aY\n\x0bModelsEntry\x12\x10\n\x03key\x18\x01 \x01(\tR\x03key\x12\x34\n\x05value\x18\x02 \x01(\x0b\x32\x1e.llamastead.v1.ModelParametersR\x05value:\x02\x38\x01\"\xd5\x03\n\x15\x43onfigureModelRequest\x12\x1a\n\x05model\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02R\x05model\x12%\n\x0btemperature\x18\x02 \x01(\x01H\x00R\x0btemperature\x88\x01\x01\x12\"\n\nmax_tokens\x18\x03 \x01(\rH\x01R\tmaxTokens\x88\x01\x01\x12\x18\n\x05top_p\x18\x04 \x01(\x01H\x02R\x04topP\x88\x01\x01\x12\x18\n\x05top_k\x18\x05 \x01(\rH\x03R\x04topK\x88\x01\x01\x12\x18\n\x05min_p\x18\x06 \x01(\x01H\x04R\x04minP\x88\x01\x01\x12*\n\x0erepeat_penalty\x18\x07 \x01(\x01H\x05R\rrepeatPenalty\x88\x01\x01\x12.\n\x10presence_penalty\x18\x08 \x01(\x01H\x06R\x0fpresencePenalty\x88\x01\x01\x12\x30\n\x11\x66requency_penalty\x18\t \x01(\x01H\x07R\x10\x66requencyPenalty\x88\x01\x01\x42\x0e\n\x0c_temperatureB\r\n\x0b_max_tokensB\x08\n\x06_top_pB\x08\n\x06_top_kB\x08\n\x06_min_pB\x11\n\x0f_repeat_penaltyB\x13\n\x11_presence_penaltyB\x14\n\x12_frequency_penalty\"\x91\x01\n\x16\x43onfigureModelResponse\x12\x16\n\x06status\x18\x01 \x01(\tR\x06status\x12\x18\n\x07message\x18\x02 \x01(\tR\x07message\x12\x45\n\x0eupdated_params\x18\x03 \x01(\x0b\x32\x1e.llamastead.v1.ModelParametersR\rupdatedParams\"\x12\n\x10GetConfigRequest\"\xc1\x02\n\x11GetConfigResponse\x12\x43\n\x0emodel_settings\x18\x01 \x01(\x0b\x32\x1c.llamastead.v1.ModelSettingsR\rmodelSettings\x12\x46\n\x0fsystem_settings\x18\x02 \x01(\x0b\x32\x1d.llamastead.v1.SystemSettingsR\x0esystemSettings\x12\x44\n\x06models\x18\x03 \x03(\x0b\x32,.llamastead.v1.GetConfigResponse.ModelsEntryR\x06models\x1aY\n\x0bModelsEntry\x12\x10\n\x03key\x18\x01 \x01(\tR\x03key\x12\x34\n\x05value\x18\x02 \x01(\x0b\x32\x1e.llamastead.v1.ModelParametersR\x05value:\x02\x38\x01\"\x13\n\x11SaveConfigRequest\"F\n\x12SaveConfigResponse\x12\x16\n\x06status\x18\x01 \x01(\tR\x06status\x12\x18\n\x07message\x18\x02 \x01(\tR\x07message\"\x14\n\x12ResetConfigRequest\"G\n\x13ResetConfigResponse\x12\x16\n\x06status\x18\x01 \x01(\tR\x06status\x12\x18\n\x07message\x18\x02 \x01(\tR\x07message2\xdb\x05\n\rConfigService\x12x\n\x06\x43onfig\x12\x1c.llamastead.v1.ConfigRequest\x1a\x1d.llamastead.v1.ConfigResponse\"1\xa2\x8b\x19\x02\x08\x04\x82\xd3\xe4\x93\x02%\"\x0b/api/config:\x01*Z\x13\"\x0e/v1/api/config:\x01*\x12\xa2\x01\n\x0e\x43onfigureModel\x12$.llamastead.v1.ConfigureModelRequest\x1a%.llamastead.v1.ConfigureModelResponse\"C\xa2\x8b\x19\x02\x08\x04\x82\xd3\xe4\x93\x02\x37\"\x14/api/configure_model:\x01*Z\x1c\"\x17/v1/api/configure_model:\x01*\x12\x83\x01\n\tGetConfig\x12\x1f.llamastead.v1.GetConfigRequest\x1a .llamastead.v1.GetConfigResponse\"3\xa2\x8b\x19\x02\x08\x02\x82\xd3\xe4\x93\x02\'\x12\x0f/api/get_configZ\x14\x12\x12/v1/api/get_config\x12\x8e\x01\n\nSaveConfig\x12 .llamastead.v1.SaveConfigRequest\x1a!.llamastead.v1.SaveConfigResponse\";\xa2\x8b\x19\x02\x08\x04\x82\xd3\xe4\x93\x02/\"\x10/api/save_config:\x01*Z\x18\"\x13/v1/api/save_config:\x01*\x12\x93\x01\n\x0bResetConfig\x12!.llamastead.v1.ResetConfigRequest\x1a\".llamastead.v1.ResetConfigResponse\"=\xa2\x8b\x19\x02\x08\x04\x82\xd3\xe4\x93\x02\x31\"\x11/api/reset_config:\x01*Z\x19\"\x14/v1/api/reset_config:\x01*b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1allamastead/v1/config.proto\x12\rllamastead.v1\x1a\x1cgoogle/api/annotations.proto\x1a\x1fgoogle/api/field_behavior.proto\x1a\x1cgoogle/protobuf/struct.proto\x1a\x1allamastead/v1/access.proto\"\xb3\x03\n\x0fModelParameters\x12%\n\x0btemperature\x18\x01 \x01(\x01H\x00R\x0btemperature\x88\x01\x01\x12\"\n\nmax_tokens\x18\x02 \x01(\rH\x01R\tmaxTokens\x88\x01\x01\x12\x18\n\x05top_p\x18\x03 \x01(\x01H\x02R\x04topP\x88\x01\x01\x12\x18\n\x05top_k\x18\x04 \x01(\rH\x03R\x04topK\x88\x01\x01\x12\x18\n\x05min_p\x18\x05 \x01(\x01H\x04R\x04minP\x88\x01\x01\x12*\n\x0erepeat_penalty\x18\x06 \x01(\x01H\x05R\rrepeatPenalty\x88\x01\x01\x12.\n\x10presence_penalty\x18\x07 \x01(\x01H\x06R\x0fpresencePenalty\x88\x01\x01\x12\x30\n\x11\x66requency_penalty\x18\x08 \x01(\x01H\x07R\x10\x66requencyPenalty\x88\x01\x01\x42\x0e\n\x0c_temperatureB\r\n\x0b_max_tokensB\x08\n\x06_top_pB\x08\n\x06_top_kB\x08\n\x06_min_pB\x11\n\x0f_repeat_penaltyB\x13\n\x11_presence_penaltyB\x14\n\x12_frequency_penalty\"\xfd\x01\n\rModelSettings\x12(\n\rdefault_model\x18\x01 \x01(\tH\x00R\x0c\x64\x65\x66\x61ultModel\x88\x01\x01\x12\"\n\nmax_tokens\x18\x02 \x01(\rH\x01R\tmaxTokens\x88\x01\x01\x12%\n\x0btemperature\x18\x03 \x01(\x01H\x02R\x0btemperature\x88\x01\x01\x12\x18\n\x05top_p\x18\x04 \x01(\x01H\x03R\x04topP\x88\x01\x01\x12\x18\n\x05top_k\x18\x05 \x01(\rH\x04R\x04topK\x88\x01\x01\x42\x10\n\x0e_default_modelB\r\n\x0b_max_tokensB\x0e\n\x0c_temperatureB\x08\n\x06_top_pB\x08\n\x06_top_k\"\xe9\x03\n\x0eSystemSettings\x12:\n\x17max_requests_per_minute\x18\x01 \x01(\rH\x00R\x14maxRequestsPerMinute\x88\x01\x01\x12\x39\n\x16max_concurrent_streams\x18\x02 \x01(\rH\x01R\x14maxConcurrentStreams\x88\x01\x01\x12I\n\x1fmax_batch_operations_per_minute\x18\x03 \x01(\rH\x02R\x1bmaxBatchOperationsPerMinute\x88\x01\x01\x12;\n\x17request_timeout_seconds\x18\x04 \x01(\x01H\x03R\x15requestTimeoutSeconds\x88\x01\x01\x12 \n\tlog_level\x18\x05 \x01(\tH\x04R\x08logLevel\x88\x01\x01\x12\"\n\ncache_size\x18\x06 \x01(\tH\x05R\tcacheSize\x88\x01\x01\x42\x1a\n\x18_max_requests_per_minuteB\x19\n\x17_max_concurrent_streamsB\"\n _max_batch_operations_per_minuteB\x1a\n\x18_request_timeout_secondsB\x0c\n\n_log_levelB\r\n\x0b_cache_size\"H\n\x11\x43onfigHttpRequest\x12\x33\n\x08settings\x18\x01 \x01(\x0b\x32\x17.google.protobuf.StructR\x08settings\"\x9c\x01\n\rConfigRequest\x12\x43\n\x0emodel_settings\x18\x01 \x01(\x0b\x32\x1c.llamastead.v1.ModelSettingsR\rmodelSettings\x12\x46\n\x0fsystem_settings\x18\x02 \x01(\x0b\x32\x1d.llamastead.v1.SystemSettingsR\x0esystemSettings\"\xed\x02\n\x0e\x43onfigResponse\x12\x16\n\x06status\x18\x01 \x01(\tR\x06status\x12\x18\n\x07message\x18\x02 \x01(\tR\x07message\x12\x43\n\x0emodel_settings\x18\x03 \x01(\x0b\x32\x1c.llamastead.v1.ModelSettingsR\rmodelSettings\x12\x46\n\x0fsystem_settings\x18\x04 \x01(\x0b\x32\x1d.llamastead.v1.SystemSettingsR\x0esystemSettings\x12\x41\n\x06models\x18\x05 \x03(\x0b\x32).llamastead.v1.ConfigResponse.ModelsEntryR\x06models\x1aY\n\x0bModelsEntry\x12\x10\n\x03key\x18\x01 \x01(\tR\x03key\x12\x34\n\x05value\x18\x02 \x01(\x0b\x32\x1e.llamastead.v1.ModelParametersR\x05value:\x02\x38\x01\"P\n\x19\x43onfigureModelHttpRequest\x12\x33\n\x08settings\x18\x01 \x01(\x0b\x32\x17.google.protobuf.StructR\x08settings\"\xd5\x03\n\x15\x43onfigureModelRequest\x12\x1a\n\x05model\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02R\x05model\x12%\n\x0btemperature\x18\x02 \x01(\x01H\x00R\x0btemperature\x88\x01\x01\x12\"\n\nmax_tokens\x18\x03 \x01(\rH\x01R\tmaxTokens\x88\x01\x01\x12\x18\n\x05top_p\x18\x04 \x01(\x01H\x02R\x04topP\x88\x01\x01\x12\x18\n\x05top_k\x18\x05 \x01(\rH\x03R\x04topK\x88\x01\x01\x12\x18\n\x05min_p\x18\x06 \x01(\x01H\x04R\x04minP\x88\x01\x01\x12*\n\x0erepeat_penalty\x18\x07 \x01(\x01H\x05R\rrepeatPenalty\x88\x01\x01\x12.\n\x10presence_penalty\x18\x08 \x01(\x01H\x06R\x0fpresencePenalty\x88\x01\x01\x12\x30\n\x11\x66requency_penalty\x18\t \x01(\x01H\x07R\x10\x66requencyPenalty\x88\x01\x01\x42\x0e\n\x0c_temperatureB\r\n\x0b_max_tokensB\x08\n\x06_top_pB\x08\n\x06_top_kB\x08\n\x06_min_pB\x11\n\x0f_repeat_penaltyB\x13\n\x11_presence_penaltyB\x14\n\x12_frequency_penalty\"\x91\x01\n\x16\x43onfigureModelResponse\x12\x16\n\x06status\x18\x01 \x01(\tR\x06status\x12\x18\n\x07message\x18\x02 \x01(\tR\x07message\x12\x45\n\x0eupdated_params\x18\x03 \x01(\x0b\x32\x1e.llamastead.v1.ModelParametersR\rupdatedParams\"\x12\n\x10GetConfigRequest\"\xc1\x02\n\x11GetConfigResponse\x12\x43\n\x0emodel_settings\x18\x01 \x01(\x0b\x32\x1c.llamastead.v1.ModelSettingsR\rmodelSettings\x12\x46\n\x0fsystem_settings\x18\x02 \x01(\x0b\x32\x1d.llamastead.v1.SystemSettingsR\x0esystemSettings\x12\x44\n\x06models\x18\x03 \x03(\x0b\x32,.llamastead.v1.GetConfigResponse.ModelsEntryR\x06models\x1aY\n\x0bModelsEntry\x12\x10\n\x03key\x18\x01 \x01(\tR\x03key\x12\x34\n\x05value\x18\x02 \x01(\x0b\x32\x1e.llamastead.v1.ModelParametersR\x05value:\x02\x38\x01\"L\n\x15SaveConfigHttpRequest\x12\x33\n\x08settings\x18\x01 \x01(\x0b\x32\x17.google.protobuf.StructR\x08settings\"\x13\n\x11SaveConfigRequest\"F\n\x12SaveConfigResponse\x12\x16\n\x06status\x18\x01 \x01(\tR\x06status\x12\x18\n\x07message\x18\x02 \x01(\tR\x07message\"M\n\x16ResetConfigHttpRequest\x12\x33\n\x08settings\x18\x01 \x01(\x0b\x32\x17.google.protobuf.StructR\x08settings\"\x14\n\x12ResetConfigRequest\"G\n\x13ResetConfigResponse\x12\x16\n\x06status\x18\x01 \x01(\tR\x06status\x12\x18\n\x07message\x18\x02 \x01(\tR\x07message2\xa3\t\n\rConfigService\x12\x8e\x01\n\nConfigHttp\x12 .llamastead.v1.ConfigHttpRequest\x1a\x1d.llamastead.v1.ConfigResponse\"?\xa2\x8b\x19\x02\x08\x04\x82\xd3\xe4\x93\x02\x33\"\x0b/api/config:\x08settingsZ\x1a\"\x0e/v1/api/config:\x08settings\x12M\n\x06\x43onfig\x12\x1c.llamastead.v1.ConfigRequest\x1a\x1d.llamastead.v1.ConfigResponse\"\x06\xa2\x8b\x19\x02\x08\x04\x12\xb8\x01\n\x12\x43onfigureModelHttp\x12(.llamastead.v1.ConfigureModelHttpRequest\x1a%.llamastead.v1.ConfigureModelResponse\"Q\xa2\x8b\x19\x02\x08\x04\x82\xd3\xe4\x93\x02\x45\"\x14/api/configure_model:\x08settingsZ#\"\x17/v1/api/configure_model:\x08settings\x12\x65\n\x0e\x43onfigureModel\x12$.llamastead.v1.ConfigureModelRequest\x1a%.llamastead.v1.ConfigureModelResponse\"\x06\xa2\x8b\x19\x02\x08\x04\x12\x83\x01\n\tGetConfig\x12\x1f.llamastead.v1.GetConfigRequest\x1a .llamastead.v1.GetConfigResponse\"3\xa2\x8b\x19\x02\x08\x02\x82\xd3\xe4\x93\x02\'\x12\x0f/api/get_configZ\x14\x12\x12/v1/api/get_config\x12\xa4\x01\n\x0eSaveConfigHttp\x12$.llamastead.v1.SaveConfigHttpRequest\x1a!.llamastead.v1.SaveConfigResponse\"I\xa2\x8b\x19\x02\x08\x04\x82\xd3\xe4\x93\x02=\"\x10/api/save_config:\x08settingsZ\x1f\"\x13/v1/api/save_config:\x08settings\x12Y\n\nSaveConfig\x12 .llamastead.v1.SaveConfigRequest\x1a!.llamastead.v1.SaveConfigResponse\"\x06\xa2\x8b\x19\x02\x08\x04\x12\xa9\x01\n\x0fResetConfigHttp\x12%.llamastead.v1.ResetConfigHttpRequest\x1a\".llamastead.v1.ResetConfigResponse\"K\xa2\x8b\x19\x02\x08\x04\x82\xd3\xe4\x93\x02?\"\x11/api/reset_config:\x08settingsZ \"\x14/v1/api/reset_config:\x08settings\x12\\\n\x0bResetConfig\x12!.llamastead.v1.ResetConfigRequest\x1a\".llamastead.v1.ResetConfigResponse\"\x06\xa2\x8b\x19\x02\x08\x04\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -40,46 +41,62 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_CONFIGUREMODELREQUEST'].fields_by_name['model']._serialized_options = b'\342A\001\002'
   _globals['_GETCONFIGRESPONSE_MODELSENTRY']._loaded_options = None
   _globals['_GETCONFIGRESPONSE_MODELSENTRY']._serialized_options = b'8\001'
+  _globals['_CONFIGSERVICE'].methods_by_name['ConfigHttp']._loaded_options = None
+  _globals['_CONFIGSERVICE'].methods_by_name['ConfigHttp']._serialized_options = b'\242\213\031\002\010\004\202\323\344\223\0023\"\013/api/config:\010settingsZ\032\"\016/v1/api/config:\010settings'
   _globals['_CONFIGSERVICE'].methods_by_name['Config']._loaded_options = None
-  _globals['_CONFIGSERVICE'].methods_by_name['Config']._serialized_options = b'\242\213\031\002\010\004\202\323\344\223\002%\"\013/api/config:\001*Z\023\"\016/v1/api/config:\001*'
+  _globals['_CONFIGSERVICE'].methods_by_name['Config']._serialized_options = b'\242\213\031\002\010\004'
+  _globals['_CONFIGSERVICE'].methods_by_name['ConfigureModelHttp']._loaded_options = None
+  _globals['_CONFIGSERVICE'].methods_by_name['ConfigureModelHttp']._serialized_options = b'\242\213\031\002\010\004\202\323\344\223\002E\"\024/api/configure_model:\010settingsZ#\"\027/v1/api/configure_model:\010settings'
   _globals['_CONFIGSERVICE'].methods_by_name['ConfigureModel']._loaded_options = None
-  _globals['_CONFIGSERVICE'].methods_by_name['ConfigureModel']._serialized_options = b'\242\213\031\002\010\004\202\323\344\223\0027\"\024/api/configure_model:\001*Z\034\"\027/v1/api/configure_model:\001*'
+  _globals['_CONFIGSERVICE'].methods_by_name['ConfigureModel']._serialized_options = b'\242\213\031\002\010\004'
   _globals['_CONFIGSERVICE'].methods_by_name['GetConfig']._loaded_options = None
   _globals['_CONFIGSERVICE'].methods_by_name['GetConfig']._serialized_options = b'\242\213\031\002\010\002\202\323\344\223\002\'\022\017/api/get_configZ\024\022\022/v1/api/get_config'
+  _globals['_CONFIGSERVICE'].methods_by_name['SaveConfigHttp']._loaded_options = None
+  _globals['_CONFIGSERVICE'].methods_by_name['SaveConfigHttp']._serialized_options = b'\242\213\031\002\010\004\202\323\344\223\002=\"\020/api/save_config:\010settingsZ\037\"\023/v1/api/save_config:\010settings'
   _globals['_CONFIGSERVICE'].methods_by_name['SaveConfig']._loaded_options = None
-  _globals['_CONFIGSERVICE'].methods_by_name['SaveConfig']._serialized_options = b'\242\213\031\002\010\004\202\323\344\223\002/\"\020/api/save_config:\001*Z\030\"\023/v1/api/save_config:\001*'
+  _globals['_CONFIGSERVICE'].methods_by_name['SaveConfig']._serialized_options = b'\242\213\031\002\010\004'
+  _globals['_CONFIGSERVICE'].methods_by_name['ResetConfigHttp']._loaded_options = None
+  _globals['_CONFIGSERVICE'].methods_by_name['ResetConfigHttp']._serialized_options = b'\242\213\031\002\010\004\202\323\344\223\002?\"\021/api/reset_config:\010settingsZ \"\024/v1/api/reset_config:\010settings'
   _globals['_CONFIGSERVICE'].methods_by_name['ResetConfig']._loaded_options = None
-  _globals['_CONFIGSERVICE'].methods_by_name['ResetConfig']._serialized_options = b'\242\213\031\002\010\004\202\323\344\223\0021\"\021/api/reset_config:\001*Z\031\"\024/v1/api/reset_config:\001*'
-  _globals['_MODELPARAMETERS']._serialized_start=137
-  _globals['_MODELPARAMETERS']._serialized_end=572
-  _globals['_MODELSETTINGS']._serialized_start=575
-  _globals['_MODELSETTINGS']._serialized_end=828
-  _globals['_SYSTEMSETTINGS']._serialized_start=831
-  _globals['_SYSTEMSETTINGS']._serialized_end=1320
-  _globals['_CONFIGREQUEST']._serialized_start=1323
-  _globals['_CONFIGREQUEST']._serialized_end=1479
-  _globals['_CONFIGRESPONSE']._serialized_start=1482
-  _globals['_CONFIGRESPONSE']._serialized_end=1847
-  _globals['_CONFIGRESPONSE_MODELSENTRY']._serialized_start=1758
-  _globals['_CONFIGRESPONSE_MODELSENTRY']._serialized_end=1847
-  _globals['_CONFIGUREMODELREQUEST']._serialized_start=1850
-  _globals['_CONFIGUREMODELREQUEST']._serialized_end=2319
-  _globals['_CONFIGUREMODELRESPONSE']._serialized_start=2322
-  _globals['_CONFIGUREMODELRESPONSE']._serialized_end=2467
-  _globals['_GETCONFIGREQUEST']._serialized_start=2469
-  _globals['_GETCONFIGREQUEST']._serialized_end=2487
-  _globals['_GETCONFIGRESPONSE']._serialized_start=2490
-  _globals['_GETCONFIGRESPONSE']._serialized_end=2811
-  _globals['_GETCONFIGRESPONSE_MODELSENTRY']._serialized_start=1758
-  _globals['_GETCONFIGRESPONSE_MODELSENTRY']._serialized_end=1847
-  _globals['_SAVECONFIGREQUEST']._serialized_start=2813
-  _globals['_SAVECONFIGREQUEST']._serialized_end=2832
-  _globals['_SAVECONFIGRESPONSE']._serialized_start=2834
-  _globals['_SAVECONFIGRESPONSE']._serialized_end=2904
-  _globals['_RESETCONFIGREQUEST']._serialized_start=2906
-  _globals['_RESETCONFIGREQUEST']._serialized_end=2926
-  _globals['_RESETCONFIGRESPONSE']._serialized_start=2928
-  _globals['_RESETCONFIGRESPONSE']._serialized_end=2999
-  _globals['_CONFIGSERVICE']._serialized_start=3002
-  _globals['_CONFIGSERVICE']._serialized_end=3733
+  _globals['_CONFIGSERVICE'].methods_by_name['ResetConfig']._serialized_options = b'\242\213\031\002\010\004'
+  _globals['_MODELPARAMETERS']._serialized_start=167
+  _globals['_MODELPARAMETERS']._serialized_end=602
+  _globals['_MODELSETTINGS']._serialized_start=605
+  _globals['_MODELSETTINGS']._serialized_end=858
+  _globals['_SYSTEMSETTINGS']._serialized_start=861
+  _globals['_SYSTEMSETTINGS']._serialized_end=1350
+  _globals['_CONFIGHTTPREQUEST']._serialized_start=1352
+  _globals['_CONFIGHTTPREQUEST']._serialized_end=1424
+  _globals['_CONFIGREQUEST']._serialized_start=1427
+  _globals['_CONFIGREQUEST']._serialized_end=1583
+  _globals['_CONFIGRESPONSE']._serialized_start=1586
+  _globals['_CONFIGRESPONSE']._serialized_end=1951
+  _globals['_CONFIGRESPONSE_MODELSENTRY']._serialized_start=1862
+  _globals['_CONFIGRESPONSE_MODELSENTRY']._serialized_end=1951
+  _globals['_CONFIGUREMODELHTTPREQUEST']._serialized_start=1953
+  _globals['_CONFIGUREMODELHTTPREQUEST']._serialized_end=2033
+  _globals['_CONFIGUREMODELREQUEST']._serialized_start=2036
+  _globals['_CONFIGUREMODELREQUEST']._serialized_end=2505
+  _globals['_CONFIGUREMODELRESPONSE']._serialized_start=2508
+  _globals['_CONFIGUREMODELRESPONSE']._serialized_end=2653
+  _globals['_GETCONFIGREQUEST']._serialized_start=2655
+  _globals['_GETCONFIGREQUEST']._serialized_end=2673
+  _globals['_GETCONFIGRESPONSE']._serialized_start=2676
+  _globals['_GETCONFIGRESPONSE']._serialized_end=2997
+  _globals['_GETCONFIGRESPONSE_MODELSENTRY']._serialized_start=1862
+  _globals['_GETCONFIGRESPONSE_MODELSENTRY']._serialized_end=1951
+  _globals['_SAVECONFIGHTTPREQUEST']._serialized_start=2999
+  _globals['_SAVECONFIGHTTPREQUEST']._serialized_end=3075
+  _globals['_SAVECONFIGREQUEST']._serialized_start=3077
+  _globals['_SAVECONFIGREQUEST']._serialized_end=3096
+  _globals['_SAVECONFIGRESPONSE']._serialized_start=3098
+  _globals['_SAVECONFIGRESPONSE']._serialized_end=3168
+  _globals['_RESETCONFIGHTTPREQUEST']._serialized_start=3170
+  _globals['_RESETCONFIGHTTPREQUEST']._serialized_end=3247
+  _globals['_RESETCONFIGREQUEST']._serialized_start=3249
+  _globals['_RESETCONFIGREQUEST']._serialized_end=3269
+  _globals['_RESETCONFIGRESPONSE']._serialized_start=3271
+  _globals['_RESETCONFIGRESPONSE']._serialized_end=3342
+  _globals['_CONFIGSERVICE']._serialized_start=3345
+  _globals['_CONFIGSERVICE']._serialized_end=4532
 # @@protoc_insertion_point(module_scope)

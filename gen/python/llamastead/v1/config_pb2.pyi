@@ -6,6 +6,7 @@ isort:skip_file
 from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
+from google.protobuf import struct_pb2 as _struct_pb2
 from google.protobuf.internal import containers as _containers
 import builtins as _builtins
 import sys
@@ -230,6 +231,30 @@ class SystemSettings(_message.Message):
 Global___SystemSettings: _TypeAlias = SystemSettings  # noqa: Y015
 
 @_typing.final
+class ConfigHttpRequest(_message.Message):
+    """A `ConfigRequest` as the JSON that was sent, so that a field which it does not have is refused."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SETTINGS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def settings(self) -> _struct_pb2.Struct:
+        """The fields of the `ConfigRequest`."""
+
+    def __init__(
+        self,
+        *,
+        settings: _struct_pb2.Struct | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["settings", b"settings"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["settings", b"settings"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ConfigHttpRequest: _TypeAlias = ConfigHttpRequest  # noqa: Y015
+
+@_typing.final
 class ConfigRequest(_message.Message):
     """Settings to update."""
 
@@ -323,6 +348,30 @@ class ConfigResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ConfigResponse: _TypeAlias = ConfigResponse  # noqa: Y015
+
+@_typing.final
+class ConfigureModelHttpRequest(_message.Message):
+    """A `ConfigureModelRequest` as the JSON that was sent, so that a field which it does not have is refused."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SETTINGS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def settings(self) -> _struct_pb2.Struct:
+        """The fields of the `ConfigureModelRequest`."""
+
+    def __init__(
+        self,
+        *,
+        settings: _struct_pb2.Struct | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["settings", b"settings"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["settings", b"settings"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ConfigureModelHttpRequest: _TypeAlias = ConfigureModelHttpRequest  # noqa: Y015
 
 @_typing.final
 class ConfigureModelRequest(_message.Message):
@@ -516,6 +565,30 @@ class GetConfigResponse(_message.Message):
 Global___GetConfigResponse: _TypeAlias = GetConfigResponse  # noqa: Y015
 
 @_typing.final
+class SaveConfigHttpRequest(_message.Message):
+    """A `SaveConfigRequest` as the JSON that was sent, so that a field which it does not have is refused."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SETTINGS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def settings(self) -> _struct_pb2.Struct:
+        """The fields of the `SaveConfigRequest`."""
+
+    def __init__(
+        self,
+        *,
+        settings: _struct_pb2.Struct | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["settings", b"settings"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["settings", b"settings"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SaveConfigHttpRequest: _TypeAlias = SaveConfigHttpRequest  # noqa: Y015
+
+@_typing.final
 class SaveConfigRequest(_message.Message):
     """Asks to save the configuration in force."""
 
@@ -557,6 +630,30 @@ class SaveConfigResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___SaveConfigResponse: _TypeAlias = SaveConfigResponse  # noqa: Y015
+
+@_typing.final
+class ResetConfigHttpRequest(_message.Message):
+    """A `ResetConfigRequest` as the JSON that was sent, so that a field which it does not have is refused."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SETTINGS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def settings(self) -> _struct_pb2.Struct:
+        """The fields of the `ResetConfigRequest`."""
+
+    def __init__(
+        self,
+        *,
+        settings: _struct_pb2.Struct | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["settings", b"settings"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["settings", b"settings"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ResetConfigHttpRequest: _TypeAlias = ResetConfigHttpRequest  # noqa: Y015
 
 @_typing.final
 class ResetConfigRequest(_message.Message):

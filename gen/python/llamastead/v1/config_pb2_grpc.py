@@ -40,10 +40,20 @@ class ConfigServiceStub:
         Args:
             channel: A grpc.Channel.
         """
+        self.ConfigHttp = channel.unary_unary(
+                '/llamastead.v1.ConfigService/ConfigHttp',
+                request_serializer=llamastead_dot_v1_dot_config__pb2.ConfigHttpRequest.SerializeToString,
+                response_deserializer=llamastead_dot_v1_dot_config__pb2.ConfigResponse.FromString,
+                _registered_method=True)
         self.Config = channel.unary_unary(
                 '/llamastead.v1.ConfigService/Config',
                 request_serializer=llamastead_dot_v1_dot_config__pb2.ConfigRequest.SerializeToString,
                 response_deserializer=llamastead_dot_v1_dot_config__pb2.ConfigResponse.FromString,
+                _registered_method=True)
+        self.ConfigureModelHttp = channel.unary_unary(
+                '/llamastead.v1.ConfigService/ConfigureModelHttp',
+                request_serializer=llamastead_dot_v1_dot_config__pb2.ConfigureModelHttpRequest.SerializeToString,
+                response_deserializer=llamastead_dot_v1_dot_config__pb2.ConfigureModelResponse.FromString,
                 _registered_method=True)
         self.ConfigureModel = channel.unary_unary(
                 '/llamastead.v1.ConfigService/ConfigureModel',
@@ -55,10 +65,20 @@ class ConfigServiceStub:
                 request_serializer=llamastead_dot_v1_dot_config__pb2.GetConfigRequest.SerializeToString,
                 response_deserializer=llamastead_dot_v1_dot_config__pb2.GetConfigResponse.FromString,
                 _registered_method=True)
+        self.SaveConfigHttp = channel.unary_unary(
+                '/llamastead.v1.ConfigService/SaveConfigHttp',
+                request_serializer=llamastead_dot_v1_dot_config__pb2.SaveConfigHttpRequest.SerializeToString,
+                response_deserializer=llamastead_dot_v1_dot_config__pb2.SaveConfigResponse.FromString,
+                _registered_method=True)
         self.SaveConfig = channel.unary_unary(
                 '/llamastead.v1.ConfigService/SaveConfig',
                 request_serializer=llamastead_dot_v1_dot_config__pb2.SaveConfigRequest.SerializeToString,
                 response_deserializer=llamastead_dot_v1_dot_config__pb2.SaveConfigResponse.FromString,
+                _registered_method=True)
+        self.ResetConfigHttp = channel.unary_unary(
+                '/llamastead.v1.ConfigService/ResetConfigHttp',
+                request_serializer=llamastead_dot_v1_dot_config__pb2.ResetConfigHttpRequest.SerializeToString,
+                response_deserializer=llamastead_dot_v1_dot_config__pb2.ResetConfigResponse.FromString,
                 _registered_method=True)
         self.ResetConfig = channel.unary_unary(
                 '/llamastead.v1.ConfigService/ResetConfig',
@@ -76,23 +96,48 @@ class ConfigServiceServicer:
     the built-in default.
     """
 
-    def Config(self, request, context):
+    def ConfigHttp(self, request, context):
         """Updates the settings that the body carries, and returns all of them. An empty body only reads.
 
+        Request message:
+        - ConfigRequest: as JSON
+
         Errors:
-        - 400: A value is malformed or out of range; nothing was changed.
+        - 400: A field is unknown, or a value is malformed or out of range; nothing was changed.
         - 404: `default_model` is not installed.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
-    def ConfigureModel(self, request, context):
+    def Config(self, request, context):
+        """Updates the settings that the message carries, and returns all of them. For gRPC clients. An empty message only
+        reads.
+
+        Fails with INVALID_ARGUMENT or NOT_FOUND where `ConfigHttp` answers 400 or 404.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ConfigureModelHttp(self, request, context):
         """Updates the sampling parameters that requests to one model take by default.
 
+        Request message:
+        - ConfigureModelRequest: as JSON
+
         Errors:
-        - 400: A value is malformed or out of range, or `model` is missing.
+        - 400: A field is unknown, a value is malformed or out of range, or `model` is missing.
         - 404: The model is not installed.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ConfigureModel(self, request, context):
+        """Updates the sampling parameters that requests to one model take by default. For gRPC clients.
+
+        Fails with INVALID_ARGUMENT or NOT_FOUND where `ConfigureModelHttp` answers 400 or 404.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -105,19 +150,43 @@ class ConfigServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
-    def SaveConfig(self, request, context):
+    def SaveConfigHttp(self, request, context):
         """Saves the configuration in force, so that the next start takes it up. The file is written atomically.
 
+        Request message:
+        - SaveConfigRequest: as JSON
+
         Errors:
+        - 400: The body has a field.
         - 500: The file could not be written.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
-    def ResetConfig(self, request, context):
+    def SaveConfig(self, request, context):
+        """Saves the configuration in force, as `SaveConfigHttp` does. For gRPC clients.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ResetConfigHttp(self, request, context):
         """Resets the configuration in force to its defaults: the environment's settings, else the built-in ones. A saved
         configuration stays on disk until it is saved again.
+
+        Request message:
+        - ResetConfigRequest: as JSON
+
+        Errors:
+        - 400: The body has a field; nothing was reset.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ResetConfig(self, request, context):
+        """Resets the configuration in force, as `ResetConfigHttp` does. For gRPC clients.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -126,10 +195,20 @@ class ConfigServiceServicer:
 
 def add_ConfigServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
+            'ConfigHttp': grpc.unary_unary_rpc_method_handler(
+                    servicer.ConfigHttp,
+                    request_deserializer=llamastead_dot_v1_dot_config__pb2.ConfigHttpRequest.FromString,
+                    response_serializer=llamastead_dot_v1_dot_config__pb2.ConfigResponse.SerializeToString,
+            ),
             'Config': grpc.unary_unary_rpc_method_handler(
                     servicer.Config,
                     request_deserializer=llamastead_dot_v1_dot_config__pb2.ConfigRequest.FromString,
                     response_serializer=llamastead_dot_v1_dot_config__pb2.ConfigResponse.SerializeToString,
+            ),
+            'ConfigureModelHttp': grpc.unary_unary_rpc_method_handler(
+                    servicer.ConfigureModelHttp,
+                    request_deserializer=llamastead_dot_v1_dot_config__pb2.ConfigureModelHttpRequest.FromString,
+                    response_serializer=llamastead_dot_v1_dot_config__pb2.ConfigureModelResponse.SerializeToString,
             ),
             'ConfigureModel': grpc.unary_unary_rpc_method_handler(
                     servicer.ConfigureModel,
@@ -141,10 +220,20 @@ def add_ConfigServiceServicer_to_server(servicer, server):
                     request_deserializer=llamastead_dot_v1_dot_config__pb2.GetConfigRequest.FromString,
                     response_serializer=llamastead_dot_v1_dot_config__pb2.GetConfigResponse.SerializeToString,
             ),
+            'SaveConfigHttp': grpc.unary_unary_rpc_method_handler(
+                    servicer.SaveConfigHttp,
+                    request_deserializer=llamastead_dot_v1_dot_config__pb2.SaveConfigHttpRequest.FromString,
+                    response_serializer=llamastead_dot_v1_dot_config__pb2.SaveConfigResponse.SerializeToString,
+            ),
             'SaveConfig': grpc.unary_unary_rpc_method_handler(
                     servicer.SaveConfig,
                     request_deserializer=llamastead_dot_v1_dot_config__pb2.SaveConfigRequest.FromString,
                     response_serializer=llamastead_dot_v1_dot_config__pb2.SaveConfigResponse.SerializeToString,
+            ),
+            'ResetConfigHttp': grpc.unary_unary_rpc_method_handler(
+                    servicer.ResetConfigHttp,
+                    request_deserializer=llamastead_dot_v1_dot_config__pb2.ResetConfigHttpRequest.FromString,
+                    response_serializer=llamastead_dot_v1_dot_config__pb2.ResetConfigResponse.SerializeToString,
             ),
             'ResetConfig': grpc.unary_unary_rpc_method_handler(
                     servicer.ResetConfig,
@@ -169,6 +258,33 @@ class ConfigService:
     """
 
     @staticmethod
+    def ConfigHttp(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/llamastead.v1.ConfigService/ConfigHttp',
+            llamastead_dot_v1_dot_config__pb2.ConfigHttpRequest.SerializeToString,
+            llamastead_dot_v1_dot_config__pb2.ConfigResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
     def Config(request,
             target,
             options=(),
@@ -185,6 +301,33 @@ class ConfigService:
             '/llamastead.v1.ConfigService/Config',
             llamastead_dot_v1_dot_config__pb2.ConfigRequest.SerializeToString,
             llamastead_dot_v1_dot_config__pb2.ConfigResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ConfigureModelHttp(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/llamastead.v1.ConfigService/ConfigureModelHttp',
+            llamastead_dot_v1_dot_config__pb2.ConfigureModelHttpRequest.SerializeToString,
+            llamastead_dot_v1_dot_config__pb2.ConfigureModelResponse.FromString,
             options,
             channel_credentials,
             insecure,
@@ -250,6 +393,33 @@ class ConfigService:
             _registered_method=True)
 
     @staticmethod
+    def SaveConfigHttp(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/llamastead.v1.ConfigService/SaveConfigHttp',
+            llamastead_dot_v1_dot_config__pb2.SaveConfigHttpRequest.SerializeToString,
+            llamastead_dot_v1_dot_config__pb2.SaveConfigResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
     def SaveConfig(request,
             target,
             options=(),
@@ -266,6 +436,33 @@ class ConfigService:
             '/llamastead.v1.ConfigService/SaveConfig',
             llamastead_dot_v1_dot_config__pb2.SaveConfigRequest.SerializeToString,
             llamastead_dot_v1_dot_config__pb2.SaveConfigResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ResetConfigHttp(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/llamastead.v1.ConfigService/ResetConfigHttp',
+            llamastead_dot_v1_dot_config__pb2.ResetConfigHttpRequest.SerializeToString,
+            llamastead_dot_v1_dot_config__pb2.ResetConfigResponse.FromString,
             options,
             channel_credentials,
             insecure,

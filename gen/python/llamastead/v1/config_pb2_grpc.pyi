@@ -39,32 +39,63 @@ class ConfigServiceStub:
     def __new__(cls, channel: _grpc.Channel) -> _Self: ...
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> ConfigServiceAsyncStub: ...
-    Config: _grpc.UnaryUnaryMultiCallable[_config_pb2.ConfigRequest, _config_pb2.ConfigResponse]
+    ConfigHttp: _grpc.UnaryUnaryMultiCallable[_config_pb2.ConfigHttpRequest, _config_pb2.ConfigResponse]
     """Updates the settings that the body carries, and returns all of them. An empty body only reads.
 
-    Errors:
-    - 400: A value is malformed or out of range; nothing was changed.
-    - 404: `default_model` is not installed.
-    """
-    ConfigureModel: _grpc.UnaryUnaryMultiCallable[_config_pb2.ConfigureModelRequest, _config_pb2.ConfigureModelResponse]
-    """Updates the sampling parameters that requests to one model take by default.
+    Request message:
+    - ConfigRequest: as JSON
 
     Errors:
-    - 400: A value is malformed or out of range, or `model` is missing.
+    - 400: A field is unknown, or a value is malformed or out of range; nothing was changed.
+    - 404: `default_model` is not installed.
+    """
+    Config: _grpc.UnaryUnaryMultiCallable[_config_pb2.ConfigRequest, _config_pb2.ConfigResponse]
+    """Updates the settings that the message carries, and returns all of them. For gRPC clients. An empty message only
+    reads.
+
+    Fails with INVALID_ARGUMENT or NOT_FOUND where `ConfigHttp` answers 400 or 404.
+    """
+    ConfigureModelHttp: _grpc.UnaryUnaryMultiCallable[_config_pb2.ConfigureModelHttpRequest, _config_pb2.ConfigureModelResponse]
+    """Updates the sampling parameters that requests to one model take by default.
+
+    Request message:
+    - ConfigureModelRequest: as JSON
+
+    Errors:
+    - 400: A field is unknown, a value is malformed or out of range, or `model` is missing.
     - 404: The model is not installed.
+    """
+    ConfigureModel: _grpc.UnaryUnaryMultiCallable[_config_pb2.ConfigureModelRequest, _config_pb2.ConfigureModelResponse]
+    """Updates the sampling parameters that requests to one model take by default. For gRPC clients.
+
+    Fails with INVALID_ARGUMENT or NOT_FOUND where `ConfigureModelHttp` answers 400 or 404.
     """
     GetConfig: _grpc.UnaryUnaryMultiCallable[_config_pb2.GetConfigRequest, _config_pb2.GetConfigResponse]
     """Returns the configuration in force."""
-    SaveConfig: _grpc.UnaryUnaryMultiCallable[_config_pb2.SaveConfigRequest, _config_pb2.SaveConfigResponse]
+    SaveConfigHttp: _grpc.UnaryUnaryMultiCallable[_config_pb2.SaveConfigHttpRequest, _config_pb2.SaveConfigResponse]
     """Saves the configuration in force, so that the next start takes it up. The file is written atomically.
 
+    Request message:
+    - SaveConfigRequest: as JSON
+
     Errors:
+    - 400: The body has a field.
     - 500: The file could not be written.
     """
-    ResetConfig: _grpc.UnaryUnaryMultiCallable[_config_pb2.ResetConfigRequest, _config_pb2.ResetConfigResponse]
+    SaveConfig: _grpc.UnaryUnaryMultiCallable[_config_pb2.SaveConfigRequest, _config_pb2.SaveConfigResponse]
+    """Saves the configuration in force, as `SaveConfigHttp` does. For gRPC clients."""
+    ResetConfigHttp: _grpc.UnaryUnaryMultiCallable[_config_pb2.ResetConfigHttpRequest, _config_pb2.ResetConfigResponse]
     """Resets the configuration in force to its defaults: the environment's settings, else the built-in ones. A saved
     configuration stays on disk until it is saved again.
+
+    Request message:
+    - ResetConfigRequest: as JSON
+
+    Errors:
+    - 400: The body has a field; nothing was reset.
     """
+    ResetConfig: _grpc.UnaryUnaryMultiCallable[_config_pb2.ResetConfigRequest, _config_pb2.ResetConfigResponse]
+    """Resets the configuration in force, as `ResetConfigHttp` does. For gRPC clients."""
 
 @_typing.type_check_only
 class ConfigServiceAsyncStub(ConfigServiceStub):
@@ -77,32 +108,63 @@ class ConfigServiceAsyncStub(ConfigServiceStub):
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
-    Config: _aio.UnaryUnaryMultiCallable[_config_pb2.ConfigRequest, _config_pb2.ConfigResponse]  # type: ignore[assignment]
+    ConfigHttp: _aio.UnaryUnaryMultiCallable[_config_pb2.ConfigHttpRequest, _config_pb2.ConfigResponse]  # type: ignore[assignment]
     """Updates the settings that the body carries, and returns all of them. An empty body only reads.
 
-    Errors:
-    - 400: A value is malformed or out of range; nothing was changed.
-    - 404: `default_model` is not installed.
-    """
-    ConfigureModel: _aio.UnaryUnaryMultiCallable[_config_pb2.ConfigureModelRequest, _config_pb2.ConfigureModelResponse]  # type: ignore[assignment]
-    """Updates the sampling parameters that requests to one model take by default.
+    Request message:
+    - ConfigRequest: as JSON
 
     Errors:
-    - 400: A value is malformed or out of range, or `model` is missing.
+    - 400: A field is unknown, or a value is malformed or out of range; nothing was changed.
+    - 404: `default_model` is not installed.
+    """
+    Config: _aio.UnaryUnaryMultiCallable[_config_pb2.ConfigRequest, _config_pb2.ConfigResponse]  # type: ignore[assignment]
+    """Updates the settings that the message carries, and returns all of them. For gRPC clients. An empty message only
+    reads.
+
+    Fails with INVALID_ARGUMENT or NOT_FOUND where `ConfigHttp` answers 400 or 404.
+    """
+    ConfigureModelHttp: _aio.UnaryUnaryMultiCallable[_config_pb2.ConfigureModelHttpRequest, _config_pb2.ConfigureModelResponse]  # type: ignore[assignment]
+    """Updates the sampling parameters that requests to one model take by default.
+
+    Request message:
+    - ConfigureModelRequest: as JSON
+
+    Errors:
+    - 400: A field is unknown, a value is malformed or out of range, or `model` is missing.
     - 404: The model is not installed.
+    """
+    ConfigureModel: _aio.UnaryUnaryMultiCallable[_config_pb2.ConfigureModelRequest, _config_pb2.ConfigureModelResponse]  # type: ignore[assignment]
+    """Updates the sampling parameters that requests to one model take by default. For gRPC clients.
+
+    Fails with INVALID_ARGUMENT or NOT_FOUND where `ConfigureModelHttp` answers 400 or 404.
     """
     GetConfig: _aio.UnaryUnaryMultiCallable[_config_pb2.GetConfigRequest, _config_pb2.GetConfigResponse]  # type: ignore[assignment]
     """Returns the configuration in force."""
-    SaveConfig: _aio.UnaryUnaryMultiCallable[_config_pb2.SaveConfigRequest, _config_pb2.SaveConfigResponse]  # type: ignore[assignment]
+    SaveConfigHttp: _aio.UnaryUnaryMultiCallable[_config_pb2.SaveConfigHttpRequest, _config_pb2.SaveConfigResponse]  # type: ignore[assignment]
     """Saves the configuration in force, so that the next start takes it up. The file is written atomically.
 
+    Request message:
+    - SaveConfigRequest: as JSON
+
     Errors:
+    - 400: The body has a field.
     - 500: The file could not be written.
     """
-    ResetConfig: _aio.UnaryUnaryMultiCallable[_config_pb2.ResetConfigRequest, _config_pb2.ResetConfigResponse]  # type: ignore[assignment]
+    SaveConfig: _aio.UnaryUnaryMultiCallable[_config_pb2.SaveConfigRequest, _config_pb2.SaveConfigResponse]  # type: ignore[assignment]
+    """Saves the configuration in force, as `SaveConfigHttp` does. For gRPC clients."""
+    ResetConfigHttp: _aio.UnaryUnaryMultiCallable[_config_pb2.ResetConfigHttpRequest, _config_pb2.ResetConfigResponse]  # type: ignore[assignment]
     """Resets the configuration in force to its defaults: the environment's settings, else the built-in ones. A saved
     configuration stays on disk until it is saved again.
+
+    Request message:
+    - ResetConfigRequest: as JSON
+
+    Errors:
+    - 400: The body has a field; nothing was reset.
     """
+    ResetConfig: _aio.UnaryUnaryMultiCallable[_config_pb2.ResetConfigRequest, _config_pb2.ResetConfigResponse]  # type: ignore[assignment]
+    """Resets the configuration in force, as `ResetConfigHttp` does. For gRPC clients."""
 
 class ConfigServiceServicer(metaclass=_abc_1.ABCMeta):
     """Reads and changes the server's run-time configuration. Changes take effect on the next request and hold until the
@@ -114,16 +176,47 @@ class ConfigServiceServicer(metaclass=_abc_1.ABCMeta):
     """
 
     @_abc_1.abstractmethod
+    def ConfigHttp(
+        self,
+        request: _config_pb2.ConfigHttpRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_config_pb2.ConfigResponse, _abc.Awaitable[_config_pb2.ConfigResponse]]:
+        """Updates the settings that the body carries, and returns all of them. An empty body only reads.
+
+        Request message:
+        - ConfigRequest: as JSON
+
+        Errors:
+        - 400: A field is unknown, or a value is malformed or out of range; nothing was changed.
+        - 404: `default_model` is not installed.
+        """
+
+    @_abc_1.abstractmethod
     def Config(
         self,
         request: _config_pb2.ConfigRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_config_pb2.ConfigResponse, _abc.Awaitable[_config_pb2.ConfigResponse]]:
-        """Updates the settings that the body carries, and returns all of them. An empty body only reads.
+        """Updates the settings that the message carries, and returns all of them. For gRPC clients. An empty message only
+        reads.
+
+        Fails with INVALID_ARGUMENT or NOT_FOUND where `ConfigHttp` answers 400 or 404.
+        """
+
+    @_abc_1.abstractmethod
+    def ConfigureModelHttp(
+        self,
+        request: _config_pb2.ConfigureModelHttpRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_config_pb2.ConfigureModelResponse, _abc.Awaitable[_config_pb2.ConfigureModelResponse]]:
+        """Updates the sampling parameters that requests to one model take by default.
+
+        Request message:
+        - ConfigureModelRequest: as JSON
 
         Errors:
-        - 400: A value is malformed or out of range; nothing was changed.
-        - 404: `default_model` is not installed.
+        - 400: A field is unknown, a value is malformed or out of range, or `model` is missing.
+        - 404: The model is not installed.
         """
 
     @_abc_1.abstractmethod
@@ -132,11 +225,9 @@ class ConfigServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _config_pb2.ConfigureModelRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_config_pb2.ConfigureModelResponse, _abc.Awaitable[_config_pb2.ConfigureModelResponse]]:
-        """Updates the sampling parameters that requests to one model take by default.
+        """Updates the sampling parameters that requests to one model take by default. For gRPC clients.
 
-        Errors:
-        - 400: A value is malformed or out of range, or `model` is missing.
-        - 404: The model is not installed.
+        Fails with INVALID_ARGUMENT or NOT_FOUND where `ConfigureModelHttp` answers 400 or 404.
         """
 
     @_abc_1.abstractmethod
@@ -148,15 +239,43 @@ class ConfigServiceServicer(metaclass=_abc_1.ABCMeta):
         """Returns the configuration in force."""
 
     @_abc_1.abstractmethod
+    def SaveConfigHttp(
+        self,
+        request: _config_pb2.SaveConfigHttpRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_config_pb2.SaveConfigResponse, _abc.Awaitable[_config_pb2.SaveConfigResponse]]:
+        """Saves the configuration in force, so that the next start takes it up. The file is written atomically.
+
+        Request message:
+        - SaveConfigRequest: as JSON
+
+        Errors:
+        - 400: The body has a field.
+        - 500: The file could not be written.
+        """
+
+    @_abc_1.abstractmethod
     def SaveConfig(
         self,
         request: _config_pb2.SaveConfigRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_config_pb2.SaveConfigResponse, _abc.Awaitable[_config_pb2.SaveConfigResponse]]:
-        """Saves the configuration in force, so that the next start takes it up. The file is written atomically.
+        """Saves the configuration in force, as `SaveConfigHttp` does. For gRPC clients."""
+
+    @_abc_1.abstractmethod
+    def ResetConfigHttp(
+        self,
+        request: _config_pb2.ResetConfigHttpRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_config_pb2.ResetConfigResponse, _abc.Awaitable[_config_pb2.ResetConfigResponse]]:
+        """Resets the configuration in force to its defaults: the environment's settings, else the built-in ones. A saved
+        configuration stays on disk until it is saved again.
+
+        Request message:
+        - ResetConfigRequest: as JSON
 
         Errors:
-        - 500: The file could not be written.
+        - 400: The body has a field; nothing was reset.
         """
 
     @_abc_1.abstractmethod
@@ -165,8 +284,6 @@ class ConfigServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _config_pb2.ResetConfigRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_config_pb2.ResetConfigResponse, _abc.Awaitable[_config_pb2.ResetConfigResponse]]:
-        """Resets the configuration in force to its defaults: the environment's settings, else the built-in ones. A saved
-        configuration stays on disk until it is saved again.
-        """
+        """Resets the configuration in force, as `ResetConfigHttp` does. For gRPC clients."""
 
 def add_ConfigServiceServicer_to_server(servicer: ConfigServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

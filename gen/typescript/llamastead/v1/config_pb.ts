@@ -6,14 +6,15 @@ import type { GenFile, GenMessage, GenService } from "@bufbuild/protobuf/codegen
 import { fileDesc, messageDesc, serviceDesc } from "@bufbuild/protobuf/codegenv2";
 import { file_google_api_annotations } from "../../google/api/annotations_pb.js";
 import { file_google_api_field_behavior } from "../../google/api/field_behavior_pb.js";
+import { file_google_protobuf_struct } from "@bufbuild/protobuf/wkt";
 import { file_llamastead_v1_access } from "./access_pb.js";
-import type { Message } from "@bufbuild/protobuf";
+import type { JsonObject, Message } from "@bufbuild/protobuf";
 
 /**
  * Describes the file llamastead/v1/config.proto.
  */
 export const file_llamastead_v1_config: GenFile = /*@__PURE__*/
-  fileDesc("ChpsbGFtYXN0ZWFkL3YxL2NvbmZpZy5wcm90bxINbGxhbWFzdGVhZC52MSLXAgoPTW9kZWxQYXJhbWV0ZXJzEhgKC3RlbXBlcmF0dXJlGAEgASgBSACIAQESFwoKbWF4X3Rva2VucxgCIAEoDUgBiAEBEhIKBXRvcF9wGAMgASgBSAKIAQESEgoFdG9wX2sYBCABKA1IA4gBARISCgVtaW5fcBgFIAEoAUgEiAEBEhsKDnJlcGVhdF9wZW5hbHR5GAYgASgBSAWIAQESHQoQcHJlc2VuY2VfcGVuYWx0eRgHIAEoAUgGiAEBEh4KEWZyZXF1ZW5jeV9wZW5hbHR5GAggASgBSAeIAQFCDgoMX3RlbXBlcmF0dXJlQg0KC19tYXhfdG9rZW5zQggKBl90b3BfcEIICgZfdG9wX2tCCAoGX21pbl9wQhEKD19yZXBlYXRfcGVuYWx0eUITChFfcHJlc2VuY2VfcGVuYWx0eUIUChJfZnJlcXVlbmN5X3BlbmFsdHkiywEKDU1vZGVsU2V0dGluZ3MSGgoNZGVmYXVsdF9tb2RlbBgBIAEoCUgAiAEBEhcKCm1heF90b2tlbnMYAiABKA1IAYgBARIYCgt0ZW1wZXJhdHVyZRgDIAEoAUgCiAEBEhIKBXRvcF9wGAQgASgBSAOIAQESEgoFdG9wX2sYBSABKA1IBIgBAUIQCg5fZGVmYXVsdF9tb2RlbEINCgtfbWF4X3Rva2Vuc0IOCgxfdGVtcGVyYXR1cmVCCAoGX3RvcF9wQggKBl90b3BfayL0AgoOU3lzdGVtU2V0dGluZ3MSJAoXbWF4X3JlcXVlc3RzX3Blcl9taW51dGUYASABKA1IAIgBARIjChZtYXhfY29uY3VycmVudF9zdHJlYW1zGAIgASgNSAGIAQESLAofbWF4X2JhdGNoX29wZXJhdGlvbnNfcGVyX21pbnV0ZRgDIAEoDUgCiAEBEiQKF3JlcXVlc3RfdGltZW91dF9zZWNvbmRzGAQgASgBSAOIAQESFgoJbG9nX2xldmVsGAUgASgJSASIAQESFwoKY2FjaGVfc2l6ZRgGIAEoCUgFiAEBQhoKGF9tYXhfcmVxdWVzdHNfcGVyX21pbnV0ZUIZChdfbWF4X2NvbmN1cnJlbnRfc3RyZWFtc0IiCiBfbWF4X2JhdGNoX29wZXJhdGlvbnNfcGVyX21pbnV0ZUIaChhfcmVxdWVzdF90aW1lb3V0X3NlY29uZHNCDAoKX2xvZ19sZXZlbEINCgtfY2FjaGVfc2l6ZSJ9Cg1Db25maWdSZXF1ZXN0EjQKDm1vZGVsX3NldHRpbmdzGAEgASgLMhwubGxhbWFzdGVhZC52MS5Nb2RlbFNldHRpbmdzEjYKD3N5c3RlbV9zZXR0aW5ncxgCIAEoCzIdLmxsYW1hc3RlYWQudjEuU3lzdGVtU2V0dGluZ3MiqQIKDkNvbmZpZ1Jlc3BvbnNlEg4KBnN0YXR1cxgBIAEoCRIPCgdtZXNzYWdlGAIgASgJEjQKDm1vZGVsX3NldHRpbmdzGAMgASgLMhwubGxhbWFzdGVhZC52MS5Nb2RlbFNldHRpbmdzEjYKD3N5c3RlbV9zZXR0aW5ncxgEIAEoCzIdLmxsYW1hc3RlYWQudjEuU3lzdGVtU2V0dGluZ3MSOQoGbW9kZWxzGAUgAygLMikubGxhbWFzdGVhZC52MS5Db25maWdSZXNwb25zZS5Nb2RlbHNFbnRyeRpNCgtNb2RlbHNFbnRyeRILCgNrZXkYASABKAkSLQoFdmFsdWUYAiABKAsyHi5sbGFtYXN0ZWFkLnYxLk1vZGVsUGFyYW1ldGVyczoCOAEi8gIKFUNvbmZpZ3VyZU1vZGVsUmVxdWVzdBITCgVtb2RlbBgBIAEoCUIE4kEBAhIYCgt0ZW1wZXJhdHVyZRgCIAEoAUgAiAEBEhcKCm1heF90b2tlbnMYAyABKA1IAYgBARISCgV0b3BfcBgEIAEoAUgCiAEBEhIKBXRvcF9rGAUgASgNSAOIAQESEgoFbWluX3AYBiABKAFIBIgBARIbCg5yZXBlYXRfcGVuYWx0eRgHIAEoAUgFiAEBEh0KEHByZXNlbmNlX3BlbmFsdHkYCCABKAFIBogBARIeChFmcmVxdWVuY3lfcGVuYWx0eRgJIAEoAUgHiAEBQg4KDF90ZW1wZXJhdHVyZUINCgtfbWF4X3Rva2Vuc0IICgZfdG9wX3BCCAoGX3RvcF9rQggKBl9taW5fcEIRCg9fcmVwZWF0X3BlbmFsdHlCEwoRX3ByZXNlbmNlX3BlbmFsdHlCFAoSX2ZyZXF1ZW5jeV9wZW5hbHR5InEKFkNvbmZpZ3VyZU1vZGVsUmVzcG9uc2USDgoGc3RhdHVzGAEgASgJEg8KB21lc3NhZ2UYAiABKAkSNgoOdXBkYXRlZF9wYXJhbXMYAyABKAsyHi5sbGFtYXN0ZWFkLnYxLk1vZGVsUGFyYW1ldGVycyISChBHZXRDb25maWdSZXF1ZXN0Io4CChFHZXRDb25maWdSZXNwb25zZRI0Cg5tb2RlbF9zZXR0aW5ncxgBIAEoCzIcLmxsYW1hc3RlYWQudjEuTW9kZWxTZXR0aW5ncxI2Cg9zeXN0ZW1fc2V0dGluZ3MYAiABKAsyHS5sbGFtYXN0ZWFkLnYxLlN5c3RlbVNldHRpbmdzEjwKBm1vZGVscxgDIAMoCzIsLmxsYW1hc3RlYWQudjEuR2V0Q29uZmlnUmVzcG9uc2UuTW9kZWxzRW50cnkaTQoLTW9kZWxzRW50cnkSCwoDa2V5GAEgASgJEi0KBXZhbHVlGAIgASgLMh4ubGxhbWFzdGVhZC52MS5Nb2RlbFBhcmFtZXRlcnM6AjgBIhMKEVNhdmVDb25maWdSZXF1ZXN0IjUKElNhdmVDb25maWdSZXNwb25zZRIOCgZzdGF0dXMYASABKAkSDwoHbWVzc2FnZRgCIAEoCSIUChJSZXNldENvbmZpZ1JlcXVlc3QiNgoTUmVzZXRDb25maWdSZXNwb25zZRIOCgZzdGF0dXMYASABKAkSDwoHbWVzc2FnZRgCIAEoCTLbBQoNQ29uZmlnU2VydmljZRJ4CgZDb25maWcSHC5sbGFtYXN0ZWFkLnYxLkNvbmZpZ1JlcXVlc3QaHS5sbGFtYXN0ZWFkLnYxLkNvbmZpZ1Jlc3BvbnNlIjGiixkCCASC0+STAiU6ASpaEzoBKiIOL3YxL2FwaS9jb25maWciCy9hcGkvY29uZmlnEqIBCg5Db25maWd1cmVNb2RlbBIkLmxsYW1hc3RlYWQudjEuQ29uZmlndXJlTW9kZWxSZXF1ZXN0GiUubGxhbWFzdGVhZC52MS5Db25maWd1cmVNb2RlbFJlc3BvbnNlIkOiixkCCASC0+STAjc6ASpaHDoBKiIXL3YxL2FwaS9jb25maWd1cmVfbW9kZWwiFC9hcGkvY29uZmlndXJlX21vZGVsEoMBCglHZXRDb25maWcSHy5sbGFtYXN0ZWFkLnYxLkdldENvbmZpZ1JlcXVlc3QaIC5sbGFtYXN0ZWFkLnYxLkdldENvbmZpZ1Jlc3BvbnNlIjOiixkCCAKC0+STAidaFBISL3YxL2FwaS9nZXRfY29uZmlnEg8vYXBpL2dldF9jb25maWcSjgEKClNhdmVDb25maWcSIC5sbGFtYXN0ZWFkLnYxLlNhdmVDb25maWdSZXF1ZXN0GiEubGxhbWFzdGVhZC52MS5TYXZlQ29uZmlnUmVzcG9uc2UiO6KLGQIIBILT5JMCLzoBKloYOgEqIhMvdjEvYXBpL3NhdmVfY29uZmlnIhAvYXBpL3NhdmVfY29uZmlnEpMBCgtSZXNldENvbmZpZxIhLmxsYW1hc3RlYWQudjEuUmVzZXRDb25maWdSZXF1ZXN0GiIubGxhbWFzdGVhZC52MS5SZXNldENvbmZpZ1Jlc3BvbnNlIj2iixkCCASC0+STAjE6ASpaGToBKiIUL3YxL2FwaS9yZXNldF9jb25maWciES9hcGkvcmVzZXRfY29uZmlnYgZwcm90bzM", [file_google_api_annotations, file_google_api_field_behavior, file_llamastead_v1_access]);
+  fileDesc("ChpsbGFtYXN0ZWFkL3YxL2NvbmZpZy5wcm90bxINbGxhbWFzdGVhZC52MSLXAgoPTW9kZWxQYXJhbWV0ZXJzEhgKC3RlbXBlcmF0dXJlGAEgASgBSACIAQESFwoKbWF4X3Rva2VucxgCIAEoDUgBiAEBEhIKBXRvcF9wGAMgASgBSAKIAQESEgoFdG9wX2sYBCABKA1IA4gBARISCgVtaW5fcBgFIAEoAUgEiAEBEhsKDnJlcGVhdF9wZW5hbHR5GAYgASgBSAWIAQESHQoQcHJlc2VuY2VfcGVuYWx0eRgHIAEoAUgGiAEBEh4KEWZyZXF1ZW5jeV9wZW5hbHR5GAggASgBSAeIAQFCDgoMX3RlbXBlcmF0dXJlQg0KC19tYXhfdG9rZW5zQggKBl90b3BfcEIICgZfdG9wX2tCCAoGX21pbl9wQhEKD19yZXBlYXRfcGVuYWx0eUITChFfcHJlc2VuY2VfcGVuYWx0eUIUChJfZnJlcXVlbmN5X3BlbmFsdHkiywEKDU1vZGVsU2V0dGluZ3MSGgoNZGVmYXVsdF9tb2RlbBgBIAEoCUgAiAEBEhcKCm1heF90b2tlbnMYAiABKA1IAYgBARIYCgt0ZW1wZXJhdHVyZRgDIAEoAUgCiAEBEhIKBXRvcF9wGAQgASgBSAOIAQESEgoFdG9wX2sYBSABKA1IBIgBAUIQCg5fZGVmYXVsdF9tb2RlbEINCgtfbWF4X3Rva2Vuc0IOCgxfdGVtcGVyYXR1cmVCCAoGX3RvcF9wQggKBl90b3BfayL0AgoOU3lzdGVtU2V0dGluZ3MSJAoXbWF4X3JlcXVlc3RzX3Blcl9taW51dGUYASABKA1IAIgBARIjChZtYXhfY29uY3VycmVudF9zdHJlYW1zGAIgASgNSAGIAQESLAofbWF4X2JhdGNoX29wZXJhdGlvbnNfcGVyX21pbnV0ZRgDIAEoDUgCiAEBEiQKF3JlcXVlc3RfdGltZW91dF9zZWNvbmRzGAQgASgBSAOIAQESFgoJbG9nX2xldmVsGAUgASgJSASIAQESFwoKY2FjaGVfc2l6ZRgGIAEoCUgFiAEBQhoKGF9tYXhfcmVxdWVzdHNfcGVyX21pbnV0ZUIZChdfbWF4X2NvbmN1cnJlbnRfc3RyZWFtc0IiCiBfbWF4X2JhdGNoX29wZXJhdGlvbnNfcGVyX21pbnV0ZUIaChhfcmVxdWVzdF90aW1lb3V0X3NlY29uZHNCDAoKX2xvZ19sZXZlbEINCgtfY2FjaGVfc2l6ZSI+ChFDb25maWdIdHRwUmVxdWVzdBIpCghzZXR0aW5ncxgBIAEoCzIXLmdvb2dsZS5wcm90b2J1Zi5TdHJ1Y3QifQoNQ29uZmlnUmVxdWVzdBI0Cg5tb2RlbF9zZXR0aW5ncxgBIAEoCzIcLmxsYW1hc3RlYWQudjEuTW9kZWxTZXR0aW5ncxI2Cg9zeXN0ZW1fc2V0dGluZ3MYAiABKAsyHS5sbGFtYXN0ZWFkLnYxLlN5c3RlbVNldHRpbmdzIqkCCg5Db25maWdSZXNwb25zZRIOCgZzdGF0dXMYASABKAkSDwoHbWVzc2FnZRgCIAEoCRI0Cg5tb2RlbF9zZXR0aW5ncxgDIAEoCzIcLmxsYW1hc3RlYWQudjEuTW9kZWxTZXR0aW5ncxI2Cg9zeXN0ZW1fc2V0dGluZ3MYBCABKAsyHS5sbGFtYXN0ZWFkLnYxLlN5c3RlbVNldHRpbmdzEjkKBm1vZGVscxgFIAMoCzIpLmxsYW1hc3RlYWQudjEuQ29uZmlnUmVzcG9uc2UuTW9kZWxzRW50cnkaTQoLTW9kZWxzRW50cnkSCwoDa2V5GAEgASgJEi0KBXZhbHVlGAIgASgLMh4ubGxhbWFzdGVhZC52MS5Nb2RlbFBhcmFtZXRlcnM6AjgBIkYKGUNvbmZpZ3VyZU1vZGVsSHR0cFJlcXVlc3QSKQoIc2V0dGluZ3MYASABKAsyFy5nb29nbGUucHJvdG9idWYuU3RydWN0IvICChVDb25maWd1cmVNb2RlbFJlcXVlc3QSEwoFbW9kZWwYASABKAlCBOJBAQISGAoLdGVtcGVyYXR1cmUYAiABKAFIAIgBARIXCgptYXhfdG9rZW5zGAMgASgNSAGIAQESEgoFdG9wX3AYBCABKAFIAogBARISCgV0b3BfaxgFIAEoDUgDiAEBEhIKBW1pbl9wGAYgASgBSASIAQESGwoOcmVwZWF0X3BlbmFsdHkYByABKAFIBYgBARIdChBwcmVzZW5jZV9wZW5hbHR5GAggASgBSAaIAQESHgoRZnJlcXVlbmN5X3BlbmFsdHkYCSABKAFIB4gBAUIOCgxfdGVtcGVyYXR1cmVCDQoLX21heF90b2tlbnNCCAoGX3RvcF9wQggKBl90b3Bfa0IICgZfbWluX3BCEQoPX3JlcGVhdF9wZW5hbHR5QhMKEV9wcmVzZW5jZV9wZW5hbHR5QhQKEl9mcmVxdWVuY3lfcGVuYWx0eSJxChZDb25maWd1cmVNb2RlbFJlc3BvbnNlEg4KBnN0YXR1cxgBIAEoCRIPCgdtZXNzYWdlGAIgASgJEjYKDnVwZGF0ZWRfcGFyYW1zGAMgASgLMh4ubGxhbWFzdGVhZC52MS5Nb2RlbFBhcmFtZXRlcnMiEgoQR2V0Q29uZmlnUmVxdWVzdCKOAgoRR2V0Q29uZmlnUmVzcG9uc2USNAoObW9kZWxfc2V0dGluZ3MYASABKAsyHC5sbGFtYXN0ZWFkLnYxLk1vZGVsU2V0dGluZ3MSNgoPc3lzdGVtX3NldHRpbmdzGAIgASgLMh0ubGxhbWFzdGVhZC52MS5TeXN0ZW1TZXR0aW5ncxI8CgZtb2RlbHMYAyADKAsyLC5sbGFtYXN0ZWFkLnYxLkdldENvbmZpZ1Jlc3BvbnNlLk1vZGVsc0VudHJ5Gk0KC01vZGVsc0VudHJ5EgsKA2tleRgBIAEoCRItCgV2YWx1ZRgCIAEoCzIeLmxsYW1hc3RlYWQudjEuTW9kZWxQYXJhbWV0ZXJzOgI4ASJCChVTYXZlQ29uZmlnSHR0cFJlcXVlc3QSKQoIc2V0dGluZ3MYASABKAsyFy5nb29nbGUucHJvdG9idWYuU3RydWN0IhMKEVNhdmVDb25maWdSZXF1ZXN0IjUKElNhdmVDb25maWdSZXNwb25zZRIOCgZzdGF0dXMYASABKAkSDwoHbWVzc2FnZRgCIAEoCSJDChZSZXNldENvbmZpZ0h0dHBSZXF1ZXN0EikKCHNldHRpbmdzGAEgASgLMhcuZ29vZ2xlLnByb3RvYnVmLlN0cnVjdCIUChJSZXNldENvbmZpZ1JlcXVlc3QiNgoTUmVzZXRDb25maWdSZXNwb25zZRIOCgZzdGF0dXMYASABKAkSDwoHbWVzc2FnZRgCIAEoCTKjCQoNQ29uZmlnU2VydmljZRKOAQoKQ29uZmlnSHR0cBIgLmxsYW1hc3RlYWQudjEuQ29uZmlnSHR0cFJlcXVlc3QaHS5sbGFtYXN0ZWFkLnYxLkNvbmZpZ1Jlc3BvbnNlIj+iixkCCASC0+STAjM6CHNldHRpbmdzWho6CHNldHRpbmdzIg4vdjEvYXBpL2NvbmZpZyILL2FwaS9jb25maWcSTQoGQ29uZmlnEhwubGxhbWFzdGVhZC52MS5Db25maWdSZXF1ZXN0Gh0ubGxhbWFzdGVhZC52MS5Db25maWdSZXNwb25zZSIGoosZAggEErgBChJDb25maWd1cmVNb2RlbEh0dHASKC5sbGFtYXN0ZWFkLnYxLkNvbmZpZ3VyZU1vZGVsSHR0cFJlcXVlc3QaJS5sbGFtYXN0ZWFkLnYxLkNvbmZpZ3VyZU1vZGVsUmVzcG9uc2UiUaKLGQIIBILT5JMCRToIc2V0dGluZ3NaIzoIc2V0dGluZ3MiFy92MS9hcGkvY29uZmlndXJlX21vZGVsIhQvYXBpL2NvbmZpZ3VyZV9tb2RlbBJlCg5Db25maWd1cmVNb2RlbBIkLmxsYW1hc3RlYWQudjEuQ29uZmlndXJlTW9kZWxSZXF1ZXN0GiUubGxhbWFzdGVhZC52MS5Db25maWd1cmVNb2RlbFJlc3BvbnNlIgaiixkCCAQSgwEKCUdldENvbmZpZxIfLmxsYW1hc3RlYWQudjEuR2V0Q29uZmlnUmVxdWVzdBogLmxsYW1hc3RlYWQudjEuR2V0Q29uZmlnUmVzcG9uc2UiM6KLGQIIAoLT5JMCJ1oUEhIvdjEvYXBpL2dldF9jb25maWcSDy9hcGkvZ2V0X2NvbmZpZxKkAQoOU2F2ZUNvbmZpZ0h0dHASJC5sbGFtYXN0ZWFkLnYxLlNhdmVDb25maWdIdHRwUmVxdWVzdBohLmxsYW1hc3RlYWQudjEuU2F2ZUNvbmZpZ1Jlc3BvbnNlIkmiixkCCASC0+STAj06CHNldHRpbmdzWh86CHNldHRpbmdzIhMvdjEvYXBpL3NhdmVfY29uZmlnIhAvYXBpL3NhdmVfY29uZmlnElkKClNhdmVDb25maWcSIC5sbGFtYXN0ZWFkLnYxLlNhdmVDb25maWdSZXF1ZXN0GiEubGxhbWFzdGVhZC52MS5TYXZlQ29uZmlnUmVzcG9uc2UiBqKLGQIIBBKpAQoPUmVzZXRDb25maWdIdHRwEiUubGxhbWFzdGVhZC52MS5SZXNldENvbmZpZ0h0dHBSZXF1ZXN0GiIubGxhbWFzdGVhZC52MS5SZXNldENvbmZpZ1Jlc3BvbnNlIkuiixkCCASC0+STAj86CHNldHRpbmdzWiA6CHNldHRpbmdzIhQvdjEvYXBpL3Jlc2V0X2NvbmZpZyIRL2FwaS9yZXNldF9jb25maWcSXAoLUmVzZXRDb25maWcSIS5sbGFtYXN0ZWFkLnYxLlJlc2V0Q29uZmlnUmVxdWVzdBoiLmxsYW1hc3RlYWQudjEuUmVzZXRDb25maWdSZXNwb25zZSIGoosZAggEYgZwcm90bzM", [file_google_api_annotations, file_google_api_field_behavior, file_google_protobuf_struct, file_llamastead_v1_access]);
 
 /**
  * Sampling parameters of a model. An absent one takes the default of `ModelSettings`.
@@ -195,6 +196,27 @@ export const SystemSettingsSchema: GenMessage<SystemSettings> = /*@__PURE__*/
   messageDesc(file_llamastead_v1_config, 2);
 
 /**
+ * A `ConfigRequest` as the JSON that was sent, so that a field which it does not have is refused.
+ *
+ * @generated from message llamastead.v1.ConfigHttpRequest
+ */
+export type ConfigHttpRequest = Message<"llamastead.v1.ConfigHttpRequest"> & {
+  /**
+   * The fields of the `ConfigRequest`.
+   *
+   * @generated from field: google.protobuf.Struct settings = 1;
+   */
+  settings?: JsonObject | undefined;
+};
+
+/**
+ * Describes the message llamastead.v1.ConfigHttpRequest.
+ * Use `create(ConfigHttpRequestSchema)` to create a new message.
+ */
+export const ConfigHttpRequestSchema: GenMessage<ConfigHttpRequest> = /*@__PURE__*/
+  messageDesc(file_llamastead_v1_config, 3);
+
+/**
  * Settings to update.
  *
  * @generated from message llamastead.v1.ConfigRequest
@@ -220,7 +242,7 @@ export type ConfigRequest = Message<"llamastead.v1.ConfigRequest"> & {
  * Use `create(ConfigRequestSchema)` to create a new message.
  */
 export const ConfigRequestSchema: GenMessage<ConfigRequest> = /*@__PURE__*/
-  messageDesc(file_llamastead_v1_config, 3);
+  messageDesc(file_llamastead_v1_config, 4);
 
 /**
  * All settings after the update.
@@ -269,7 +291,28 @@ export type ConfigResponse = Message<"llamastead.v1.ConfigResponse"> & {
  * Use `create(ConfigResponseSchema)` to create a new message.
  */
 export const ConfigResponseSchema: GenMessage<ConfigResponse> = /*@__PURE__*/
-  messageDesc(file_llamastead_v1_config, 4);
+  messageDesc(file_llamastead_v1_config, 5);
+
+/**
+ * A `ConfigureModelRequest` as the JSON that was sent, so that a field which it does not have is refused.
+ *
+ * @generated from message llamastead.v1.ConfigureModelHttpRequest
+ */
+export type ConfigureModelHttpRequest = Message<"llamastead.v1.ConfigureModelHttpRequest"> & {
+  /**
+   * The fields of the `ConfigureModelRequest`.
+   *
+   * @generated from field: google.protobuf.Struct settings = 1;
+   */
+  settings?: JsonObject | undefined;
+};
+
+/**
+ * Describes the message llamastead.v1.ConfigureModelHttpRequest.
+ * Use `create(ConfigureModelHttpRequestSchema)` to create a new message.
+ */
+export const ConfigureModelHttpRequestSchema: GenMessage<ConfigureModelHttpRequest> = /*@__PURE__*/
+  messageDesc(file_llamastead_v1_config, 6);
 
 /**
  * Parameters to set for one model. Absent ones are left as they are.
@@ -346,7 +389,7 @@ export type ConfigureModelRequest = Message<"llamastead.v1.ConfigureModelRequest
  * Use `create(ConfigureModelRequestSchema)` to create a new message.
  */
 export const ConfigureModelRequestSchema: GenMessage<ConfigureModelRequest> = /*@__PURE__*/
-  messageDesc(file_llamastead_v1_config, 5);
+  messageDesc(file_llamastead_v1_config, 7);
 
 /**
  * The parameters that were set.
@@ -381,7 +424,7 @@ export type ConfigureModelResponse = Message<"llamastead.v1.ConfigureModelRespon
  * Use `create(ConfigureModelResponseSchema)` to create a new message.
  */
 export const ConfigureModelResponseSchema: GenMessage<ConfigureModelResponse> = /*@__PURE__*/
-  messageDesc(file_llamastead_v1_config, 6);
+  messageDesc(file_llamastead_v1_config, 8);
 
 /**
  * Asks for the configuration in force.
@@ -396,7 +439,7 @@ export type GetConfigRequest = Message<"llamastead.v1.GetConfigRequest"> & {
  * Use `create(GetConfigRequestSchema)` to create a new message.
  */
 export const GetConfigRequestSchema: GenMessage<GetConfigRequest> = /*@__PURE__*/
-  messageDesc(file_llamastead_v1_config, 7);
+  messageDesc(file_llamastead_v1_config, 9);
 
 /**
  * The configuration in force.
@@ -431,7 +474,28 @@ export type GetConfigResponse = Message<"llamastead.v1.GetConfigResponse"> & {
  * Use `create(GetConfigResponseSchema)` to create a new message.
  */
 export const GetConfigResponseSchema: GenMessage<GetConfigResponse> = /*@__PURE__*/
-  messageDesc(file_llamastead_v1_config, 8);
+  messageDesc(file_llamastead_v1_config, 10);
+
+/**
+ * A `SaveConfigRequest` as the JSON that was sent, so that a field which it does not have is refused.
+ *
+ * @generated from message llamastead.v1.SaveConfigHttpRequest
+ */
+export type SaveConfigHttpRequest = Message<"llamastead.v1.SaveConfigHttpRequest"> & {
+  /**
+   * The fields of the `SaveConfigRequest`.
+   *
+   * @generated from field: google.protobuf.Struct settings = 1;
+   */
+  settings?: JsonObject | undefined;
+};
+
+/**
+ * Describes the message llamastead.v1.SaveConfigHttpRequest.
+ * Use `create(SaveConfigHttpRequestSchema)` to create a new message.
+ */
+export const SaveConfigHttpRequestSchema: GenMessage<SaveConfigHttpRequest> = /*@__PURE__*/
+  messageDesc(file_llamastead_v1_config, 11);
 
 /**
  * Asks to save the configuration in force.
@@ -446,7 +510,7 @@ export type SaveConfigRequest = Message<"llamastead.v1.SaveConfigRequest"> & {
  * Use `create(SaveConfigRequestSchema)` to create a new message.
  */
 export const SaveConfigRequestSchema: GenMessage<SaveConfigRequest> = /*@__PURE__*/
-  messageDesc(file_llamastead_v1_config, 9);
+  messageDesc(file_llamastead_v1_config, 12);
 
 /**
  * Says that the configuration was saved.
@@ -474,7 +538,28 @@ export type SaveConfigResponse = Message<"llamastead.v1.SaveConfigResponse"> & {
  * Use `create(SaveConfigResponseSchema)` to create a new message.
  */
 export const SaveConfigResponseSchema: GenMessage<SaveConfigResponse> = /*@__PURE__*/
-  messageDesc(file_llamastead_v1_config, 10);
+  messageDesc(file_llamastead_v1_config, 13);
+
+/**
+ * A `ResetConfigRequest` as the JSON that was sent, so that a field which it does not have is refused.
+ *
+ * @generated from message llamastead.v1.ResetConfigHttpRequest
+ */
+export type ResetConfigHttpRequest = Message<"llamastead.v1.ResetConfigHttpRequest"> & {
+  /**
+   * The fields of the `ResetConfigRequest`.
+   *
+   * @generated from field: google.protobuf.Struct settings = 1;
+   */
+  settings?: JsonObject | undefined;
+};
+
+/**
+ * Describes the message llamastead.v1.ResetConfigHttpRequest.
+ * Use `create(ResetConfigHttpRequestSchema)` to create a new message.
+ */
+export const ResetConfigHttpRequestSchema: GenMessage<ResetConfigHttpRequest> = /*@__PURE__*/
+  messageDesc(file_llamastead_v1_config, 14);
 
 /**
  * Asks to reset the configuration in force.
@@ -489,7 +574,7 @@ export type ResetConfigRequest = Message<"llamastead.v1.ResetConfigRequest"> & {
  * Use `create(ResetConfigRequestSchema)` to create a new message.
  */
 export const ResetConfigRequestSchema: GenMessage<ResetConfigRequest> = /*@__PURE__*/
-  messageDesc(file_llamastead_v1_config, 11);
+  messageDesc(file_llamastead_v1_config, 15);
 
 /**
  * Says that the configuration was reset.
@@ -517,7 +602,7 @@ export type ResetConfigResponse = Message<"llamastead.v1.ResetConfigResponse"> &
  * Use `create(ResetConfigResponseSchema)` to create a new message.
  */
 export const ResetConfigResponseSchema: GenMessage<ResetConfigResponse> = /*@__PURE__*/
-  messageDesc(file_llamastead_v1_config, 12);
+  messageDesc(file_llamastead_v1_config, 16);
 
 /**
  * Reads and changes the server's run-time configuration. Changes take effect on the next request and hold until the
@@ -533,9 +618,25 @@ export const ConfigService: GenService<{
   /**
    * Updates the settings that the body carries, and returns all of them. An empty body only reads.
    *
+   * Request message:
+   * - ConfigRequest: as JSON
+   *
    * Errors:
-   * - 400: A value is malformed or out of range; nothing was changed.
+   * - 400: A field is unknown, or a value is malformed or out of range; nothing was changed.
    * - 404: `default_model` is not installed.
+   *
+   * @generated from rpc llamastead.v1.ConfigService.ConfigHttp
+   */
+  configHttp: {
+    methodKind: "unary";
+    input: typeof ConfigHttpRequestSchema;
+    output: typeof ConfigResponseSchema;
+  },
+  /**
+   * Updates the settings that the message carries, and returns all of them. For gRPC clients. An empty message only
+   * reads.
+   *
+   * Fails with INVALID_ARGUMENT or NOT_FOUND where `ConfigHttp` answers 400 or 404.
    *
    * @generated from rpc llamastead.v1.ConfigService.Config
    */
@@ -547,9 +648,24 @@ export const ConfigService: GenService<{
   /**
    * Updates the sampling parameters that requests to one model take by default.
    *
+   * Request message:
+   * - ConfigureModelRequest: as JSON
+   *
    * Errors:
-   * - 400: A value is malformed or out of range, or `model` is missing.
+   * - 400: A field is unknown, a value is malformed or out of range, or `model` is missing.
    * - 404: The model is not installed.
+   *
+   * @generated from rpc llamastead.v1.ConfigService.ConfigureModelHttp
+   */
+  configureModelHttp: {
+    methodKind: "unary";
+    input: typeof ConfigureModelHttpRequestSchema;
+    output: typeof ConfigureModelResponseSchema;
+  },
+  /**
+   * Updates the sampling parameters that requests to one model take by default. For gRPC clients.
+   *
+   * Fails with INVALID_ARGUMENT or NOT_FOUND where `ConfigureModelHttp` answers 400 or 404.
    *
    * @generated from rpc llamastead.v1.ConfigService.ConfigureModel
    */
@@ -571,8 +687,22 @@ export const ConfigService: GenService<{
   /**
    * Saves the configuration in force, so that the next start takes it up. The file is written atomically.
    *
+   * Request message:
+   * - SaveConfigRequest: as JSON
+   *
    * Errors:
+   * - 400: The body has a field.
    * - 500: The file could not be written.
+   *
+   * @generated from rpc llamastead.v1.ConfigService.SaveConfigHttp
+   */
+  saveConfigHttp: {
+    methodKind: "unary";
+    input: typeof SaveConfigHttpRequestSchema;
+    output: typeof SaveConfigResponseSchema;
+  },
+  /**
+   * Saves the configuration in force, as `SaveConfigHttp` does. For gRPC clients.
    *
    * @generated from rpc llamastead.v1.ConfigService.SaveConfig
    */
@@ -584,6 +714,22 @@ export const ConfigService: GenService<{
   /**
    * Resets the configuration in force to its defaults: the environment's settings, else the built-in ones. A saved
    * configuration stays on disk until it is saved again.
+   *
+   * Request message:
+   * - ResetConfigRequest: as JSON
+   *
+   * Errors:
+   * - 400: The body has a field; nothing was reset.
+   *
+   * @generated from rpc llamastead.v1.ConfigService.ResetConfigHttp
+   */
+  resetConfigHttp: {
+    methodKind: "unary";
+    input: typeof ResetConfigHttpRequestSchema;
+    output: typeof ResetConfigResponseSchema;
+  },
+  /**
+   * Resets the configuration in force, as `ResetConfigHttp` does. For gRPC clients.
    *
    * @generated from rpc llamastead.v1.ConfigService.ResetConfig
    */
