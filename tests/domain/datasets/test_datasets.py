@@ -377,7 +377,7 @@ async def test_deleting_a_dataset_takes_all_but_what_others_hold(
     assert await parts.left() == (0, 0, 0)
 
 
-async def test_deleting_a_dataset_asks_the_database_as_often_for_many_files_as_for_few(
+async def test_lists_and_deletions_ask_the_database_as_often_for_many_files_as_for_few(
     tmp_path: Path, embedder: WorkerEmbedder
 ) -> None:
     counts = []
@@ -389,6 +389,8 @@ async def test_deleting_a_dataset_asks_the_database_as_often_for_many_files_as_f
                 await parts.add(f"{file}.txt", f"{number} {file}", f"of-{number}")
             with counted_statements() as statements:
                 await parts.datasets.list_datasets(REF)
+                await parts.databases.list_databases(REF)
+                await parts.actions.override_parser(REF, f"of-{number}", None, {"chunk_size": 200})
                 await parts.datasets.delete(REF, f"of-{number}")
             counts.append(len(statements))
     assert counts[0] == counts[1]
