@@ -11,6 +11,7 @@ import subprocess
 import sys
 from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import replace
+from email.message import EmailMessage
 from pathlib import Path
 
 import pytest
@@ -497,6 +498,32 @@ async def test_what_extractors_find_is_searched_by_and_shown_with_the_file(parts
     for wanted, count in ((words, 1), (words + 1, 0)):
         found = await parts.vectors.search_keyword(await collection(parts), "gate", 5, {"word_count": wanted})
         assert len(found) == count
+
+
+async def test_what_a_mail_carries_is_found_filtered_by_and_named_with_the_file(parts: Stack) -> None:
+    mail = EmailMessage()
+    mail["Subject"] = "Barn"
+    mail.set_content("See the note.")
+    inner = EmailMessage()
+    inner["Subject"] = "Older mail"
+    inner.set_content("Sent last year.")
+    inner.add_attachment(GATE.encode(), maintype="text", subtype="markdown", filename="gate.md")
+    mail.add_attachment(inner)
+    mail.add_attachment(b"\0\1\2" * 100, maintype="application", subtype="octet-stream", filename="blob.bin")
+    digest = await parts.add("barn.eml", mail.as_bytes())
+    assert (await parts.ingestion.process(REF, DATASET)).count("processed") == 1
+    name = "Older mail.eml/gate.md"
+    for wanted, count in ((name, 1), ("gate.md", 0)):
+        found = await parts.vectors.search_keyword(await collection(parts), "barn gate", 5, {"attachment": wanted})
+        assert len(found) == count
+    (chunk,) = (await parts.chunks.get_chunks(REF, [found.chunk_id for found in await parts.vectors.search_keyword(
+        await collection(parts), "gate closes", 1, {})])).values()  # fmt: skip
+    assert (chunk.filename, chunk.metadata["attachment"], chunk.metadata["title"]) == ("barn.eml", name, "Gate")
+    record = await parts.files.get(REF, DATASET, digest)
+    assert record is not None
+    assert [(entry["name"], entry.get("parser")) for entry in record.facts["attachments"]] == [
+        ("Older mail.eml", "eml"), (name, "markdown"), ("blob.bin", None),
+    ]  # fmt: skip
 
 
 async def test_another_embedding_model_is_a_conflict_before_any_work(parts: Stack) -> None:
