@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import csv
+import math
 import re
 import secrets
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -37,7 +39,15 @@ class Reader:
         self._longest_text = longest_text
         self._slide_mark = f"slide-{secrets.token_hex(8)}"
 
-    def read(self, path: Path, filename: str, settings: ReadSettings, *, outline: bool = False) -> Reading:
+    def read(
+        self,
+        path: Path,
+        filename: str,
+        settings: ReadSettings,
+        *,
+        outline: bool = False,
+        attachment_seconds: float = math.inf,
+    ) -> Reading:
         """Reads a file.
 
         Args:
@@ -45,11 +55,13 @@ class Reader:
             filename: Its name, which tells its kind.
             settings: How it is read.
             outline: Whether its headings are wanted.
+            attachment_seconds: Time after which no further attachment of a mail is read.
 
         Raises:
             Unreadable: Says why.
         """
-        return self._read(path, filename, settings, outline, Room(self._longest_text))
+        room = Room(self._longest_text, until=time.monotonic() + attachment_seconds)
+        return self._read(path, filename, settings, outline, room)
 
     def _read(self, path: Path, filename: str, settings: ReadSettings, outline: bool, room: Room) -> Reading:
         size = path.stat().st_size
