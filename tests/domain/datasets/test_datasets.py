@@ -33,6 +33,7 @@ from llamastead_server.domain.errors import (
 )
 from llamastead_server.domain.names import ProjectRef
 from llamastead_server.domain.ports import Collection, Embedder
+from llamastead_server.domain.retrieval.retriever import Counts
 from tests.dataset_stack import DATASET, MODEL, REF, Stack, pieces_of, stack
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -114,7 +115,7 @@ async def test_processing_finds_every_file_and_a_second_run_skips_them(parts: St
     ]
     assert (report.files[0].chunk_size, report.files[0].embedder) == (500, MODEL)
     assert "closes at 21:00" in (await parts.found("barn gate"))[0]
-    assert await parts.chunks.document_count(REF, "main_db") == 2
+    assert await parts.chunks.counts(REF, ()) == {"main_db": Counts(documents=2, chunks=2)}
     again = await parts.ingestion.process(REF, DATASET)
     assert (again.count("processed"), again.count("skipped")) == (0, 2)
     assert await parts.left() == (2, 2, 2)
