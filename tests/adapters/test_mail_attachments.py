@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import signal
 from collections.abc import AsyncIterator
 from email.message import EmailMessage
 from pathlib import Path
@@ -14,6 +16,7 @@ from llamastead_server.adapters.document_reader import KreuzbergReader
 from llamastead_server.domain.datasets.files import DocumentError
 from llamastead_server.domain.datasets.reading import ReadSettings
 from llamastead_server.domain.ports import ParsedDocument
+from llamastead_server.workers.documents import Reader
 from tests.adapters.test_document_reader import (
     FACT,
     NOISE,
@@ -211,6 +214,34 @@ async def test_all_a_mail_carries_has_together_the_room_of_one_document(tmp_path
         assert "more text" in carried(document)["2.txt"]
         with pytest.raises(DocumentError, match="split it"):
             await read(reader, tmp_path, "a.eml", letter(text="word " * 3000).as_bytes())
+
+
+async def test_an_attachment_that_is_too_much_for_the_parser_costs_the_mail_nothing_else(tmp_path: Path) -> None:
+    page = f"<p>{'The barn gate closes at nine in the evening. ' * 330_000}</p>".encode() * 2
+    async with KreuzbergReader(memory_bytes=700 << 20, children=1) as reader:
+        document = await read(reader, tmp_path, "a.eml", eml({"huge.html": page, "plain.txt": FACT.encode()}))
+    assert "See the files." in texts(document)[None]
+    assert "memory" in carried(document)["huge.html"]
+
+
+async def test_a_mail_whose_attachments_take_too_long_is_read_without_them(tmp_path: Path) -> None:
+    before = parser_children()
+    async with KreuzbergReader(timeout=60, children=1) as reader:
+        await read(reader, tmp_path, "notes.txt", FACT.encode())
+        (child,) = parser_children() - before
+        os.kill(child, signal.SIGSTOP)
+        reader._timeout = 10
+        document = await read(reader, tmp_path, "a.eml", eml({"plain.txt": FACT.encode()}))
+    assert "longer than the 10 seconds" in carried(document)["plain.txt"]
+    assert set(texts(document)) == {None}
+
+
+async def test_no_attachment_is_begun_when_the_time_for_them_is_up(tmp_path: Path) -> None:
+    path = tmp_path / "content"
+    path.write_bytes(eml({"plain.txt": FACT.encode()}))
+    reading = Reader(1_000_000).read(path, "a.eml", ReadSettings(), attachment_seconds=-1.0)
+    assert [part.metadata for part in reading.parts] == [{}]
+    assert "took the time" in reading.attachments[0]["reason"]
 
 
 async def test_only_so_many_attachments_are_read(reader: KreuzbergReader, tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from llamastead_server.adapters.schema import chunks, databases, files
 from llamastead_server.domain.datasets.files import FileRecord
 from llamastead_server.domain.names import ProjectRef
 from llamastead_server.domain.ports import Chunk
+from llamastead_server.domain.retrieval.retriever import Counts
 
 _IDS_PER_QUERY = 500
 _ROWS_PER_INSERT = 1000
@@ -50,12 +51,21 @@ class SqlChunkStore:
         rows = await self._database.read(lambda connection: connection.execute(query).all())
         return {row.dataset: row[1] for row in rows}
 
-    async def document_count(self, ref: ProjectRef, database: str, *, without: Collection[str] = ()) -> int:
-        """How many different files have chunks in the database, those of the datasets `without` left out."""
-        query = sa.select(sa.func.count(chunks.c.file_hash.distinct())).where(*_in_database(ref, database))
-        if without:
-            query = query.where(chunks.c.dataset.not_in(without))
-        return await self._database.read(lambda connection: connection.execute(query).scalar_one())
+    async def counts(self, ref: ProjectRef, hidden: Collection[str]) -> Mapping[str, Counts]:
+        """What each of a project's databases holds, by name; one that holds nothing is absent."""
+        is_hidden = chunks.c.dataset.in_(hidden)
+        query = (
+            sa.select(
+                chunks.c.database,
+                sa.func.count(sa.case((sa.not_(is_hidden), chunks.c.file_hash)).distinct()),
+                sa.func.count(),
+                sa.func.count(sa.case((is_hidden, 1))),
+            )
+            .where(*_chunks_in(ref))
+            .group_by(chunks.c.database)
+        )
+        rows = await self._database.read(lambda connection: connection.execute(query).all())
+        return {row[0]: Counts(*row[1:]) for row in rows}
 
     async def chunk_count(self, ref: ProjectRef, database: str, *, of: Collection[str] | None = None) -> int:
         """How many chunks a database holds, or how many of these datasets."""

@@ -10,6 +10,7 @@ import os
 import socket
 import sys
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -17,13 +18,20 @@ from typing import Any
 from llamastead_server.domain.datasets.files import DocumentError
 from llamastead_server.domain.datasets.reading import ReadSettings
 from llamastead_server.domain.ports import ParsedDocument, ParsedPiece
+from llamastead_server.workers.formats import MAILS, format_of
 from llamastead_server.workers.parser import HEADER
 
 _log = logging.getLogger("llamastead.parser")
 _LONGEST_TEXT = 32_000_000
 _LONGEST_FRAME = 64 << 20
+_ATTACHMENTS_SHARE = 0.5
+"""Of the time for a mail, what may have passed when reading another attachment begins."""
 # A child has a small address space, which threads' stacks and arenas would fill, and its place is one CPU.
 _ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OMP_THREAD_LIMIT", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
+
+
+class _Unfinished(DocumentError):
+    """The child came to no end with a file, or to its own."""
 
 
 class KreuzbergReader:
@@ -69,6 +77,8 @@ class KreuzbergReader:
     ) -> ParsedDocument:
         """Parses a file, cuts it into chunks and draws metadata from it.
 
+        A mail whose attachments are too much for a child is read without them; its facts say so.
+
         Args:
             path: The file.
             filename: Its name, which tells its kind.
@@ -78,11 +88,23 @@ class KreuzbergReader:
         Raises:
             DocumentError: The file can't be read; the message says why.
         """
+        try:
+            return await self._read(path, filename, settings, with_text)
+        except _Unfinished as error:
+            if format_of(settings, filename)[0] not in MAILS:
+                raise
+            bare = replace(settings, options={**settings.options, "include_attachment_content": False})
+            document = await self._read(path, filename, bare, with_text)
+            named = [{**entry, "reason": error.message} for entry in document.facts.get("attachments", ())]
+            return replace(document, facts={**document.facts, "attachments": named} if named else document.facts)
+
+    async def _read(self, path: Path, filename: str, settings: ReadSettings, with_text: bool) -> ParsedDocument:
         request = {
             "path": str(path),
             "filename": filename,
             "settings": settings.plain(),
             "with_text": with_text,
+            "attachment_seconds": self._timeout * _ATTACHMENTS_SHARE,
         }
         async with self._places:
             child = await self._living_child()
@@ -95,11 +117,11 @@ class KreuzbergReader:
             except DocumentError:
                 raise
             except TimeoutError:
-                raise DocumentError(
+                raise _Unfinished(
                     f"Reading the file took longer than the {self._timeout:g} seconds one document may take."
                 ) from None
             except (asyncio.IncompleteReadError, ConnectionError):
-                raise DocumentError(
+                raise _Unfinished(
                     "The parser failed on this file: it may be damaged, or need more memory than one document may use."
                 ) from None
             finally:

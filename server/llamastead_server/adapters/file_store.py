@@ -12,7 +12,8 @@ from llamastead_server.adapters.schema import files
 from llamastead_server.domain.datasets.files import FileRecord, FileStatus
 from llamastead_server.domain.names import ProjectRef
 
-_INTERRUPTED = ("uploading", "processing", "deleting", "erasing")
+_INVISIBLE: Sequence[FileStatus] = ("uploading", "deleting", "erasing")
+_INTERRUPTED = (*_INVISIBLE, "processing")
 
 
 class SqlFileStore:
@@ -44,6 +45,11 @@ class SqlFileStore:
         if dataset is not None:
             query = query.where(files.c.dataset == dataset)
         return await self._database.read(lambda connection: [_record(row) for row in connection.execute(query)])
+
+    async def filled_datasets(self, ref: ProjectRef) -> Collection[str]:
+        """The datasets of a project that hold files which are visible, configured or not."""
+        query = sa.select(files.c.dataset).where(*_in_project(ref), files.c.status.not_in(_INVISIBLE)).distinct()
+        return await self._database.read(lambda connection: set(connection.execute(query).scalars()))
 
     async def put(self, record: FileRecord) -> None:
         """Replaces a record, unless it is gone."""

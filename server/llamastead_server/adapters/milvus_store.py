@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -24,6 +26,7 @@ _LONGEST_QUERY = 4096
 _LARGEST_LIMIT = 16_384
 _WRITE_SECONDS = 120.0
 _ROW_OVERHEAD_BYTES = 1500
+_COUNT_SECONDS = 10.0
 
 
 class MilvusStore:
@@ -41,6 +44,7 @@ class MilvusStore:
         self._lite = lite
         self._connection = MilvusConnection(lite, uri=uri, token=token)
         self._writes = NamedLocks()
+        self._counted = (-math.inf, 0)
 
     @classmethod
     def embedded(cls, folder: Path) -> MilvusStore:
@@ -210,8 +214,15 @@ class MilvusStore:
             fields = client.describe_collection(name, timeout=CALL_SECONDS)["fields"]
             dimension = next(field["params"]["dim"] for field in fields if field["name"] == "vector")
             return rows * (4 * int(dimension) + _ROW_OVERHEAD_BYTES)
-        everything = sum(_count(client, other) for other in client.list_collections(timeout=CALL_SECONDS))
-        return round(self._lite.data_file.stat().st_size * rows / max(everything, 1))
+        return round(self._lite.data_file.stat().st_size * rows / max(self._rows(client), rows, 1))
+
+    def _rows(self, client: Any) -> int:
+        """The rows of all collections, counted anew at most every few seconds: there may be many collections."""
+        counted_at, rows = self._counted
+        if time.monotonic() > counted_at + _COUNT_SECONDS:
+            rows = sum(_count(client, name) for name in client.list_collections(timeout=CALL_SECONDS))
+            self._counted = time.monotonic(), rows
+        return rows
 
     async def _write(self, name: str, work: Callable[[Any], T], **missing: Any) -> T:
         """Runs `work` alone among the collection's writes, to its end even if the caller is cancelled."""

@@ -6,7 +6,9 @@ An attachment that can't be read is named with the reason; it never fails its ma
 from __future__ import annotations
 
 import contextlib
+import math
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,12 +33,14 @@ class Room:
         attachments: Attachments, at any depth.
         size: Bytes of attachments.
         depth: How many mails are around what is read.
+        until: When no further attachment is begun, by the monotonic clock.
     """
 
     characters: int
     attachments: int = _MOST_ATTACHMENTS
     size: int = _MOST_BYTES
     depth: int = 0
+    until: float = math.inf
 
     def take_text(self, characters: int) -> bool:
         """Takes room for text, if there is enough."""
@@ -53,7 +57,9 @@ class Room:
 
     @contextlib.contextmanager
     def deeper(self) -> Iterator[None]:
-        """While an attachment is read; raises `Unreadable` where mails are nested too deeply."""
+        """While an attachment is read; raises `Unreadable` where mails are nested too deeply, or when time is up."""
+        if time.monotonic() > self.until:
+            raise Unreadable("The mail's other attachments took the time that one document may take.")
         if self.depth == _DEEPEST:
             raise Unreadable(f"It is nested in more than {_DEEPEST} mails.")
         self.depth += 1

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import csv
+import math
 import re
 import secrets
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -37,7 +39,15 @@ class Reader:
         self._longest_text = longest_text
         self._slide_mark = f"slide-{secrets.token_hex(8)}"
 
-    def read(self, path: Path, filename: str, settings: ReadSettings, *, outline: bool = False) -> Reading:
+    def read(
+        self,
+        path: Path,
+        filename: str,
+        settings: ReadSettings,
+        *,
+        outline: bool = False,
+        attachment_seconds: float = math.inf,
+    ) -> Reading:
         """Reads a file.
 
         Args:
@@ -45,11 +55,13 @@ class Reader:
             filename: Its name, which tells its kind.
             settings: How it is read.
             outline: Whether its headings are wanted.
+            attachment_seconds: Time after which no further attachment of a mail is read.
 
         Raises:
             Unreadable: Says why.
         """
-        return self._read(path, filename, settings, outline, Room(self._longest_text))
+        room = Room(self._longest_text, until=time.monotonic() + attachment_seconds)
+        return self._read(path, filename, settings, outline, room)
 
     def _read(self, path: Path, filename: str, settings: ReadSettings, outline: bool, room: Room) -> Reading:
         size = path.stat().st_size
@@ -60,6 +72,8 @@ class Reader:
             if size > 4 * self._longest_text:
                 raise self._too_long()
             reading = self._read_text(parser, decoded(path.read_bytes(), filename, settings), settings, outline)
+        elif parser in MAILS:
+            return self._read_mail(parser, path, media_type, settings, outline, room)
         elif parser == "image":
             reading = Reading(parser, [Part(self._picture(path, media_type, settings))])
         else:
@@ -69,14 +83,28 @@ class Reader:
                 except archive.Bomb:
                     raise Unreadable(reason("bomb")) from None
             reading = self._read_binary(parser, path, media_type, settings, outline)
+        self._measure(reading, room)
+        return self._judged(reading, settings)
+
+    def _read_mail(
+        self, parser: str, path: Path, media_type: str, settings: ReadSettings, outline: bool, room: Room
+    ) -> Reading:
+        with open_mail(parser, path) as mail:
+            reading = self._reading(parser, self._extract(mail.own, media_type))
+            self._measure(reading, room)
+            if settings.options.get("extract_attachments", True):
+                read_attachments(reading, mail.attachments, settings, outline, room, self._read)
+        return self._judged(reading, settings)
+
+    def _measure(self, reading: Reading, room: Room) -> None:
         if not room.take_text(sum(len(part.text) for part in reading.parts)):
             raise self._too_long()
-        if parser in MAILS:
-            self._read_attachments(reading, path, settings, outline, room)
+
+    def _judged(self, reading: Reading, settings: ReadSettings) -> Reading:
         if not settings.options.get("extract_metadata", True):
             reading.metadata = {}
         if not any(part.text.strip() for part in reading.parts):
-            raise Unreadable(self._nothing_found(parser, settings))
+            raise Unreadable(self._nothing_found(reading.parser, settings))
         return reading
 
     def _read_text(self, parser: str, text: str, settings: ReadSettings, outline: bool) -> Reading:
@@ -113,9 +141,6 @@ class Reader:
         options = settings.options
         if parser == "pdf":
             self._check_pages(path)
-        if parser in MAILS:
-            with open_mail(parser, path) as mail:
-                return self._reading(parser, self._extract(mail.own, media_type))
         extra: dict[str, Any] = {}
         if parser == "pptx":
             extra["pages"] = self._kreuzberg.PageConfig(
@@ -138,13 +163,6 @@ class Reader:
         if outline:
             reading.headings = headings(self._extract(path, media_type, output_format="markdown").content)
         return reading
-
-    def _read_attachments(
-        self, reading: Reading, path: Path, settings: ReadSettings, outline: bool, room: Room
-    ) -> None:
-        if settings.options.get("extract_attachments", True):
-            with open_mail(reading.parser, path) as mail:
-                read_attachments(reading, mail.attachments, settings, outline, room, self._read)
 
     def _extract(self, source: Path | bytes, media_type: str, **options: Any) -> Any:
         kreuzberg = self._kreuzberg

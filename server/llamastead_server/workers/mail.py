@@ -10,7 +10,7 @@ import contextlib
 import mimetypes
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from email import message_from_bytes
+from email import message_from_binary_file
 from email.errors import HeaderParseError
 from email.header import decode_header, make_header
 from email.message import EmailMessage, Message
@@ -61,7 +61,8 @@ def open_mail(parser: str, path: Path) -> Iterator[Mail]:
         with OutlookFile(path) as file:
             yield Mail(path, map(_outlook_attachment, file.carried()))
         return
-    message = message_from_bytes(path.read_bytes())
+    with path.open("rb") as file:
+        message = message_from_binary_file(file)
     carried: list[Message] = []
     text = message
     if not _keeps(message, carried):
@@ -163,6 +164,8 @@ def _decoded(header: object) -> str:
 
 def _payload(part: Message) -> bytes:
     content = part.get_payload(decode=True)
+    # It is asked for once, and the mail may be large.
+    part.set_payload("")
     return content if isinstance(content, bytes) else b""
 
 

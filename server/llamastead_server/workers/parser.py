@@ -34,7 +34,11 @@ def answer(reader: Reader, request: Mapping[str, Any]) -> Iterator[Mapping[str, 
     try:
         settings = ReadSettings.from_plain(request["settings"])
         reading = reader.read(
-            Path(request["path"]), request["filename"], settings, outline=wants_outline(settings.extractors)
+            Path(request["path"]),
+            request["filename"],
+            settings,
+            outline=wants_outline(settings.extractors),
+            attachment_seconds=request["attachment_seconds"],
         )
         reading.parts = [_clean(part) for part in reading.parts]
         pieces = list(_pieces(reading, settings.chunking))

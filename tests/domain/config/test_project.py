@@ -127,6 +127,28 @@ def test_a_program_of_another_provider_may_have_parameters_of_its_own() -> None:
         ProjectConfig.parse({**BASE, **with_model(model_api_parameters=parameters)})
 
 
+@pytest.mark.parametrize("outside", [False, True])
+def test_databases_use_the_components_they_name_else_those_for_all(outside: bool) -> None:
+    components = {
+        "embedding_strategies": [{"name": "e1", "config": {"model": "m1"}}, {"name": "e2", "config": {"model": "m2"}}],
+        "retrieval_strategies": [{"name": "r1", "type": "BM25Retriever"}],
+        "defaults": {"embedding_strategy": "e2", "retrieval_strategy": "r1"},
+    }
+    own = {"name": "own", "embedding_strategies": [{"name": "e0"}, {"name": "e2", "config": {"model": "mine"}}]}
+    other = {"name": "other", "retrieval_strategies": [{"name": "r0", "type": "VectorRetriever"}]}
+    databases = [{"name": "plain"}, {"name": "naming", "embedding_strategy": "e1"}, own, other]
+    rag = {"databases": databases} | ({} if outside else {"components": components})
+    raw = {**BASE, "rag": rag} | ({"components": components} if outside else {})
+    config = ProjectConfig.parse(raw)
+    assert config.plain() == raw
+    found = {}
+    for entry in databases:
+        database = config.rag.database(entry["name"])
+        embedding, retrieval = database.embedding, database.retrieval_strategy(None)
+        found[entry["name"]] = (embedding and embedding.model, retrieval and retrieval.name)
+    assert found == {"plain": ("m2", "r1"), "naming": ("m1", "r1"), "own": ("mine", "r1"), "other": ("m2", "r0")}
+
+
 DATABASES = {"rag": {"databases": [{"name": "a"}]}}
 EMBEDDING = {"name": "e", "condition": "doc.type == 'code'"}
 SERVER = {"name": "s", "transport": "stdio", "command": "run"}
@@ -191,6 +213,7 @@ SERVER = {"name": "s", "transport": "stdio", "command": "run"}
             {"rag": {"components": {"parsers": [{"name": "mine", "type": "None"}]}}},
             "rag.components.parsers.0.type",
         ),
+        ({"rag": {"databases": [{"name": "a"}], "components": {"defaults": {"embedding_strategy": "no"}}}}, "rag"),
         ({"components": {"parsers": [{"name": "mine", "config": {"x": 1}}]}}, "components.parsers.0.config.x"),
         (
             {

@@ -11,6 +11,7 @@ import subprocess
 import sys
 from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import replace
+from email.message import EmailMessage
 from pathlib import Path
 
 import pytest
@@ -32,6 +33,7 @@ from llamastead_server.domain.errors import (
 )
 from llamastead_server.domain.names import ProjectRef
 from llamastead_server.domain.ports import Collection, Embedder
+from llamastead_server.domain.retrieval.retriever import Counts
 from tests.dataset_stack import DATASET, MODEL, REF, Stack, pieces_of, stack
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -113,7 +115,7 @@ async def test_processing_finds_every_file_and_a_second_run_skips_them(parts: St
     ]
     assert (report.files[0].chunk_size, report.files[0].embedder) == (500, MODEL)
     assert "closes at 21:00" in (await parts.found("barn gate"))[0]
-    assert await parts.chunks.document_count(REF, "main_db") == 2
+    assert await parts.chunks.counts(REF, ()) == {"main_db": Counts(documents=2, chunks=2)}
     again = await parts.ingestion.process(REF, DATASET)
     assert (again.count("processed"), again.count("skipped")) == (0, 2)
     assert await parts.left() == (2, 2, 2)
@@ -377,7 +379,7 @@ async def test_deleting_a_dataset_takes_all_but_what_others_hold(
     assert await parts.left() == (0, 0, 0)
 
 
-async def test_deleting_a_dataset_asks_the_database_as_often_for_many_files_as_for_few(
+async def test_lists_and_deletions_ask_the_database_as_often_for_many_files_as_for_few(
     tmp_path: Path, embedder: WorkerEmbedder
 ) -> None:
     counts = []
@@ -389,6 +391,8 @@ async def test_deleting_a_dataset_asks_the_database_as_often_for_many_files_as_f
                 await parts.add(f"{file}.txt", f"{number} {file}", f"of-{number}")
             with counted_statements() as statements:
                 await parts.datasets.list_datasets(REF)
+                await parts.databases.list_databases(REF)
+                await parts.actions.override_parser(REF, f"of-{number}", None, {"chunk_size": 200})
                 await parts.datasets.delete(REF, f"of-{number}")
             counts.append(len(statements))
     assert counts[0] == counts[1]
@@ -495,6 +499,32 @@ async def test_what_extractors_find_is_searched_by_and_shown_with_the_file(parts
     for wanted, count in ((words, 1), (words + 1, 0)):
         found = await parts.vectors.search_keyword(await collection(parts), "gate", 5, {"word_count": wanted})
         assert len(found) == count
+
+
+async def test_what_a_mail_carries_is_found_filtered_by_and_named_with_the_file(parts: Stack) -> None:
+    mail = EmailMessage()
+    mail["Subject"] = "Barn"
+    mail.set_content("See the note.")
+    inner = EmailMessage()
+    inner["Subject"] = "Older mail"
+    inner.set_content("Sent last year.")
+    inner.add_attachment(GATE.encode(), maintype="text", subtype="markdown", filename="gate.md")
+    mail.add_attachment(inner)
+    mail.add_attachment(b"\0\1\2" * 100, maintype="application", subtype="octet-stream", filename="blob.bin")
+    digest = await parts.add("barn.eml", mail.as_bytes())
+    assert (await parts.ingestion.process(REF, DATASET)).count("processed") == 1
+    name = "Older mail.eml/gate.md"
+    for wanted, count in ((name, 1), ("gate.md", 0)):
+        found = await parts.vectors.search_keyword(await collection(parts), "barn gate", 5, {"attachment": wanted})
+        assert len(found) == count
+    (chunk,) = (await parts.chunks.get_chunks(REF, [found.chunk_id for found in await parts.vectors.search_keyword(
+        await collection(parts), "gate closes", 1, {})])).values()  # fmt: skip
+    assert (chunk.filename, chunk.metadata["attachment"], chunk.metadata["title"]) == ("barn.eml", name, "Gate")
+    record = await parts.files.get(REF, DATASET, digest)
+    assert record is not None
+    assert [(entry["name"], entry.get("parser")) for entry in record.facts["attachments"]] == [
+        ("Older mail.eml", "eml"), (name, "markdown"), ("blob.bin", None),
+    ]  # fmt: skip
 
 
 async def test_another_embedding_model_is_a_conflict_before_any_work(parts: Stack) -> None:

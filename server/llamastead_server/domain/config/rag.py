@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from pydantic import Field, PrivateAttr, ValidationError, ValidationInfo, field_validator, model_validator
@@ -147,18 +147,16 @@ class Rag(Section):
         raise NotFound(f"Database {wanted or '(default)'!r} not found. Configured: {configured}.")
 
     def _resolved(self, database: Database) -> Database:
-        """The database with the components it refers to as its own first and default strategies."""
-        change: dict[str, Any] = {}
-        if database.embedding_reference is not None:
-            embedding = self._shared.embedding(database.embedding_reference)
-            others = [entry for entry in database.embedding_strategies if entry.name != embedding.name]
-            change["embedding_strategies"] = [embedding, *others]
-            change["default_embedding_strategy"] = database.default_embedding_strategy or embedding.name
-        if database.retrieval_reference is not None:
-            retrieval = self._shared.retrieval(database.retrieval_reference)
-            rest = [entry for entry in database.retrieval_strategies if entry.name != retrieval.name]
-            change["retrieval_strategies"] = [retrieval, *rest]
-            change["default_retrieval_strategy"] = database.default_retrieval_strategy or retrieval.name
+        """The database with the components it refers to, or those for all, as its own first and default strategies."""
+        shared, defaults = self._shared, self._shared.defaults
+        change = {
+            **_chosen(
+                "embedding", database, database.embedding_reference, defaults.embedding_strategy, shared.embedding
+            ),
+            **_chosen(
+                "retrieval", database, database.retrieval_reference, defaults.retrieval_strategy, shared.retrieval
+            ),
+        }
         return database.model_copy(update=change)
 
     def strategy_names(self) -> Sequence[str]:
@@ -192,6 +190,20 @@ class Rag(Section):
             f"{name!r} is no parser: name one of rag.components.parsers ({', '.join(named) or 'it has none'}), or use "
             f"one of {', '.join(PARSER_TYPES)}"
         )
+
+
+def _chosen(
+    kind: str, database: Database, reference: str | None, default: str | None, find: Callable[[str], Any]
+) -> dict[str, Any]:
+    """What changes for a database by the component it refers to, else by the default one if it says nothing itself."""
+    own, marked = getattr(database, f"{kind}_strategies"), getattr(database, f"default_{kind}_strategy")
+    wanted = reference or (None if own or marked else default)
+    if wanted is None:
+        named = marked is None and default in [entry.name for entry in own]
+        return {f"default_{kind}_strategy": default} if named else {}
+    found = find(wanted)
+    others = [entry for entry in own if entry.name != found.name]
+    return {f"{kind}_strategies": [found, *others], f"default_{kind}_strategy": marked or found.name}
 
 
 def _outside(context: Any) -> Components:

@@ -103,12 +103,20 @@ class EmbeddingStrategy(Section):
         return sorted(key for key, value in self.config.items() if key not in _EFFECTIVE and value is not None)
 
 
+class Defaults(Section):
+    """The components of databases that say nothing themselves."""
+
+    embedding_strategy: str | None = None
+    retrieval_strategy: str | None = None
+
+
 class Components(Section):
     """What databases and processing strategies may refer to by name."""
 
     embedding_strategies: list[EmbeddingStrategy] = []
     retrieval_strategies: list[RetrievalStrategy] = []
     parsers: list[NamedParser] = []
+    defaults: Defaults = Defaults()
 
     @field_validator("embedding_strategies", "retrieval_strategies", "parsers", mode="before")
     @classmethod
@@ -136,6 +144,10 @@ class Components(Section):
             embedding_strategies=_joined(self.embedding_strategies, others.embedding_strategies),
             retrieval_strategies=_joined(self.retrieval_strategies, others.retrieval_strategies),
             parsers=_joined(self.parsers, others.parsers),
+            defaults=Defaults(
+                embedding_strategy=self.defaults.embedding_strategy or others.defaults.embedding_strategy,
+                retrieval_strategy=self.defaults.retrieval_strategy or others.defaults.retrieval_strategy,
+            ),
         )
 
 

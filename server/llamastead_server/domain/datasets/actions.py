@@ -86,11 +86,10 @@ class DatasetActions:
 
     async def _chosen(self, ref: ProjectRef, dataset: str, file_hash: str | None) -> Sequence[FileRecord]:
         (await self._projects.config(ref)).dataset(names.segment("dataset", dataset))
-        records = [record for record in await self._files.list_files(ref, dataset) if record.visible]
         if file_hash is None:
-            return records
+            return [record for record in await self._files.list_files(ref, dataset) if record.visible]
         digest = names.file_hash(file_hash)
-        chosen = [record for record in records if record.hash == digest]
-        if not chosen:
+        chosen = await self._files.get(ref, dataset, digest)
+        if chosen is None or not chosen.visible:
             raise NotFound(f"Dataset {dataset!r} holds no file with the hash {digest}.")
-        return chosen
+        return [chosen]

@@ -86,7 +86,7 @@ class Datasets:
     async def filled(self, ref: ProjectRef) -> AsyncIterator[Collection[str]]:
         """Names of the datasets that hold files, configured or not; no file comes while the block runs."""
         async with self._locks.blobs(ref):
-            yield {record.dataset for record in await self._files.list_files(ref) if record.visible}
+            yield await self._files.filled_datasets(ref)
 
     async def strategies(self, ref: ProjectRef) -> tuple[Sequence[str], Sequence[str]]:
         """The processing strategies and the databases a dataset of this project may name."""

@@ -101,6 +101,10 @@ class FileStore(Protocol):
         """A dataset's files, or a project's, in the order they were added; unfinished ones included."""
         ...
 
+    async def filled_datasets(self, ref: ProjectRef) -> Collection[str]:
+        """The datasets of a project that hold files which are visible, configured or not."""
+        ...
+
     async def put(self, record: FileRecord) -> None:
         """Replaces a record, unless it is gone."""
         ...

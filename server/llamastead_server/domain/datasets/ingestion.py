@@ -151,11 +151,12 @@ class Ingestion:
         embedder = (await choose_embedder(self._embedder, database)).embedder
         collection = Collection(ref, database.name, await embedder.dimension())
         await self._embedding_is_new(collection, embedder)
-        records = [
-            record
-            for record in await self._files.list_files(ref, dataset)
-            if record.visible and file_hash in (None, record.hash)
-        ]
+        if file_hash is None:
+            found = await self._files.list_files(ref, dataset)
+        else:
+            one = await self._files.get(ref, dataset, file_hash)
+            found = [] if one is None else [one]
+        records = [record for record in found if record.visible]
         if file_hash is not None and not records:
             raise NotFound(f"Dataset {dataset!r} holds no file with the hash {file_hash}.")
         return ProcessingRun(collection, ParsingRules(strategy, database.name), records, progress, embedder)

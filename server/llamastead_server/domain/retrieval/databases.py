@@ -62,7 +62,9 @@ class Databases:
         config = await self._projects.config(ref)
         made_with = await self._chunks.embeddings(ref)
         names = [entry.name for entry in config.rag.databases]
-        return [await self._view(config, name, made_with.get(name)) for name in names], config.rag.default_name
+        # At once, so that an embedder that does not answer is waited for once.
+        views = await asyncio.gather(*(self._view(config, name, made_with.get(name)) for name in names))
+        return views, config.rag.default_name
 
     async def get(self, ref: ProjectRef, database: str | None) -> DatabaseView:
         """One database; `None` is the default one. Raises `NotFound` when there is no such project or database."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Collection, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Literal
@@ -15,7 +15,7 @@ from llamastead_server.domain.names import ProjectRef
 from llamastead_server.domain.ports import Clock, Embedder, ProjectStore, VectorStore
 from llamastead_server.domain.retrieval.embedding_choice import choose_embedder
 from llamastead_server.domain.retrieval.hidden_datasets import HiddenDataset, hidden_datasets
-from llamastead_server.domain.retrieval.retriever import ChunkStore, check_embedding
+from llamastead_server.domain.retrieval.retriever import ChunkStore, Counts, check_embedding
 
 Status = Literal["healthy", "degraded", "unhealthy"]
 _WORST_LAST: Sequence[Status] = ("healthy", "degraded", "unhealthy")
@@ -133,7 +133,11 @@ class RetrievalHealth:
         ask_embedder = self._component("embedder", "degraded", self._embedder.dimension)
         store, embedder = await asyncio.gather(ask_store, ask_embedder)
         hidden = await hidden_datasets(config, self._chunks, ref)
-        databases = [await self._database(ref, each, hidden, store, embedder) for each in configs]
+        counts, made_with = await self._chunks.counts(ref, hidden), await self._chunks.embeddings(ref)
+        databases = [
+            await self._database(ref, each, counts.get(each.name, Counts()), made_with.get(each.name), store, embedder)
+            for each in configs
+        ]
         statuses = [store.status, embedder.status, *(entry.status for entry in databases)]
         return HealthReport(
             max(statuses, key=_WORST_LAST.index),
@@ -162,13 +166,13 @@ class RetrievalHealth:
         self,
         ref: ProjectRef,
         database: Database,
-        hidden: Collection[str],
+        counts: Counts,
+        made_with: tuple[str, int] | None,
         store: ComponentHealth,
         embedder: ComponentHealth,
     ) -> DatabaseHealth:
         name = database.name
-        documents = await self._chunks.document_count(ref, name, without=hidden)
-        made_with = await self._chunks.embedding_of(ref, name)
+        documents = counts.documents
         if store.status != "healthy":
             return DatabaseHealth(name, "unhealthy", documents, 0, 0, made_with, store.message)
         try:
@@ -180,12 +184,10 @@ class RetrievalHealth:
             return DatabaseHealth(
                 name, "unhealthy", documents, 0, 0, made_with, f"Database {name!r} can't be read: {reason}"
             )
-        chunks = await self._chunks.chunk_count(ref, name)
-        message = await self._what_is_wrong(database, made_with, chunks, count, embedder)
+        message = await self._what_is_wrong(database, made_with, counts.chunks, count, embedder)
         status: Status = "healthy" if message is None else "degraded"
-        if hidden:
-            count = max(0, count - await self._chunks.chunk_count(ref, name, of=hidden))
-        return DatabaseHealth(name, status, documents, count, size, made_with, message)
+        shown = max(0, count - counts.hidden)
+        return DatabaseHealth(name, status, documents, shown, size, made_with, message)
 
     async def _what_is_wrong(
         self,

@@ -23,6 +23,21 @@ from llamastead_server.domain.retrieval.sources import Source
 _log = logging.getLogger("llamastead.retrieval")
 
 
+@dataclass(frozen=True, slots=True)
+class Counts:
+    """What a database holds.
+
+    Attributes:
+        documents: Different files, those of hidden datasets left out.
+        chunks: Chunks.
+        hidden: How many of them are of hidden datasets.
+    """
+
+    documents: int = 0
+    chunks: int = 0
+    hidden: int = 0
+
+
 class ChunkStore(Protocol):
     """The chunks' text and what databases were made with: the truth that vectors can be rebuilt from."""
 
@@ -34,8 +49,13 @@ class ChunkStore(Protocol):
         """The datasets of a project that hold files, configured or not, and how many files each holds."""
         ...
 
-    async def document_count(self, ref: ProjectRef, database: str, *, without: Collection[str] = ()) -> int:
-        """How many different files have chunks in the database, those of the datasets `without` left out."""
+    async def counts(self, ref: ProjectRef, hidden: Collection[str]) -> Mapping[str, Counts]:
+        """What each of a project's databases holds, by name; one that holds nothing is absent.
+
+        Args:
+            ref: The project.
+            hidden: Datasets that are hidden.
+        """
         ...
 
     async def chunk_count(self, ref: ProjectRef, database: str, *, of: Collection[str] | None = None) -> int:
