@@ -21,6 +21,7 @@ from llamastead_server.domain.errors import (
     ValidationFailed,
 )
 from llamastead_server.domain.models.generation import Message, Usage
+from llamastead_server.domain.models.keeper import Keeper
 from llamastead_server.domain.names import ProjectRef
 from tests.chat_stack import REF, ChatStack, chat_stack, passage
 
@@ -164,6 +165,16 @@ async def test_a_turn_that_takes_too_long_times_out_and_keeps_nothing(stack: Cha
     with pytest.raises(RequestTimeout, match=r"0\.05 seconds"):
         await run(stack, ask())
     assert await stack.history() == []
+
+
+async def test_a_model_is_kept_on_behalf_of_the_entry_that_says_so(stack: ChatStack) -> None:
+    models = [{"name": "hot", "model": "fake", "keep_loaded": True}, {"name": "cold", "model": "fake"}]
+    await stack.project(runtime={"models": models})
+    for name in ("hot", "cold"):
+        await run(stack, ask(model=name))
+    async with stack.turns.start(None, ask()) as turn:
+        await turn.whole()
+    assert stack.models.keepers == [Keeper(REF, "hot", True), Keeper(REF, "cold", False), None]
 
 
 async def test_several_answers_come_one_after_another_and_the_session_remembers_the_first(stack: ChatStack) -> None:

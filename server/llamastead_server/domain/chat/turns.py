@@ -132,7 +132,7 @@ class ChatTurns:
             )
         turns, new = session.conversation(request.turns)
         _check_answered(turns)
-        engine = await stack.enter_async_context(self._router.lease(model))
+        engine = await stack.enter_async_context(self._router.lease(model, ref))
         window = ChatWindow.of(engine, request.n_ctx)
         prompt = Prompt.assemble(configured, request.system, sources, turns, offer)
         prompt.check_size(window)
