@@ -133,6 +133,9 @@ class ModelSettings(Section):
         keep_loaded: Whether the model, once loaded, makes no room for others, until it is unloaded by
             `/api/unload_model`, the project is deleted or the server stops.
         mcp_servers: Names of `mcp.servers`; without effect, for no server of tools is called.
+        prompts_mode: What becomes of a request's system messages: `api_replace` (the default) puts them in place of the
+            configured prompts, `api_supplement` behind those, and `config_only` leaves them out.
+        tools_mode: The same for a request's tools; of two that have one name, the request's is offered.
         instructor_mode: Without effect: `response_format` binds answers to a schema in any mode.
         prompt_format: Without effect.
     """
