@@ -6,8 +6,8 @@
 --   errors that gRPC itself makes, as the transcoder's `{"code":5,"message":"…","details":[]}`;
 --   errors that Envoy makes, as `{"detail":"…"}`.
 --
--- `adapters/envoy_config.py` puts before this text `local ENDPOINTS = {{pattern, methods, raw}, …}`: a Lua pattern for each path of the
--- contract, the methods it takes, and whether it takes bodies other than JSON.
+-- `adapters/envoy_config.py` puts before this text `local ENDPOINTS = {{pattern, methods, raw, slashes}, …}`: a Lua pattern for each path
+-- of the contract, the methods it takes, whether it takes bodies other than JSON, and whether its last name may hold slashes.
 
 local KINDS = {
   ["400"] = {"invalid_request", "invalid_request_error"},
@@ -61,9 +61,10 @@ local function endpoint(path)
   local found = nil
   for _, entry in ipairs(ENDPOINTS) do
     if bare:find(entry[1]) then
-      if found == nil then found = {methods = {}, raw = false} end
+      if found == nil then found = {methods = {}, raw = false, slashes = false} end
       for _, method in ipairs(entry[2]) do table.insert(found.methods, method) end
       found.raw = found.raw or entry[3]
+      found.slashes = found.slashes or entry[4]
     end
   end
   return found
@@ -102,8 +103,19 @@ function envoy_on_request(handle)
   local method = headers:get(":method")
   remember(handle, "path", path)
   remember(handle, "method", method)
-  local plain = path:gsub("[?#].*$", ""):lower()
-  if plain:find("%2f", 1, true) or plain:find("%5c", 1, true) then
+  local plain, query = path:match("^([^?#]*)(.*)$")
+  local named = plain:lower()
+  if named:find("%2f", 1, true) and not named:find("%5c", 1, true) then
+    -- Clients escape a name whole; the transcoder would hand the escape on as it is.
+    local spelled = plain:gsub("%%2[fF]", "/")
+    local target = endpoint(spelled)
+    if target ~= nil and target.slashes then
+      named = ""
+      path = spelled .. query
+      headers:replace(":path", path)
+    end
+  end
+  if named:find("%2f", 1, true) or named:find("%5c", 1, true) then
     handle:respond({[":status"] = "400"}, "a name in the path holds an escaped slash or backslash.")
     return
   end

@@ -16,6 +16,7 @@ from llamastead_server.domain.chat.turns import ChatTurns
 from llamastead_server.domain.config.project import ProjectConfig
 from llamastead_server.domain.errors import ModelNotFound
 from llamastead_server.domain.models.generation import ModelCard
+from llamastead_server.domain.models.keeper import Keeper
 from llamastead_server.domain.models.runtime_settings import Configuration, RuntimeSettings
 from llamastead_server.domain.names import ProjectRef
 from llamastead_server.domain.ports import Chunk
@@ -33,6 +34,7 @@ class OneModel:
     def __init__(self, engine: FakeEngine) -> None:
         self.engine = engine
         self.leases = 0
+        self.keepers: list[Keeper | None] = []
 
     @property
     def active_model(self) -> str | None:
@@ -47,7 +49,8 @@ class OneModel:
         return self.engine.card
 
     @asynccontextmanager
-    async def lease(self, name: str | None) -> AsyncIterator[FakeEngine]:
+    async def lease(self, name: str | None, *, keeper: Keeper | None = None) -> AsyncIterator[FakeEngine]:
+        self.keepers.append(keeper)
         self.resolve(name)
         self.leases += 1
         try:

@@ -107,7 +107,7 @@ class ScriptedChat(chat_pb2_grpc.ChatServiceServicer):
         self.remaining: list[float | None] = []
         self.ended = asyncio.Event()
 
-    async def CreateChatCompletionHttp(  # noqa: N802
+    async def CreateChatCompletionHttp(
         self, request: chat_pb2.CreateChatCompletionRequest, context: Context
     ) -> AsyncIterator[HttpBody]:
         await self._receive(request, context)
@@ -119,7 +119,7 @@ class ScriptedChat(chat_pb2_grpc.ChatServiceServicer):
             async for body in bodies:
                 yield body
 
-    async def CreateChatCompletion(  # noqa: N802
+    async def CreateChatCompletion(
         self, request: chat_pb2.CreateChatCompletionRequest, context: Context
     ) -> chat_pb2.ChatCompletion:
         try:
@@ -129,7 +129,7 @@ class ScriptedChat(chat_pb2_grpc.ChatServiceServicer):
         finally:
             self.ended.set()
 
-    async def StreamChatCompletion(  # noqa: N802
+    async def StreamChatCompletion(
         self, request: chat_pb2.CreateChatCompletionRequest, context: Context
     ) -> AsyncIterator[chat_pb2.ChatCompletionChunk]:
         await self._receive(request, context)
@@ -137,7 +137,7 @@ class ScriptedChat(chat_pb2_grpc.ChatServiceServicer):
             async for event in events:
                 yield chat_pb2.ChatCompletionChunk(id=event.data.decode())
 
-    async def GetChatHistory(  # noqa: N802
+    async def GetChatHistory(
         self, request: chat_pb2.GetChatHistoryRequest, context: Context
     ) -> chat_pb2.GetChatHistoryResponse:
         if self.error is not None:
@@ -172,7 +172,7 @@ class ScriptedUploads(dataset_pb2_grpc.DatasetServiceServicer):
     def __init__(self) -> None:
         self.limit: int | None = None
 
-    async def UploadFileHttp(  # noqa: N802
+    async def UploadFileHttp(
         self, request_iterator: AsyncIterator[dataset_pb2.UploadFileHttpRequest], context: Context
     ) -> dataset_pb2.UploadFileResponse:
         size = 0
@@ -184,7 +184,7 @@ class ScriptedUploads(dataset_pb2_grpc.DatasetServiceServicer):
                 raise PayloadTooLarge(f"Files may have {self.limit} bytes.")
         return dataset_pb2.UploadFileResponse(filename=name, hash=str(size))
 
-    async def UploadFile(  # noqa: N802
+    async def UploadFile(
         self, request_iterator: AsyncIterator[dataset_pb2.UploadFileRequest], context: Context
     ) -> dataset_pb2.UploadFileResponse:
         size = sum([len(request.chunk) async for request in request_iterator])

@@ -251,9 +251,9 @@ class Generator:
 
 
 def binding(rule: http_pb2.HttpRule) -> tuple[str, str]:
-    """Returns a rule's HTTP method and path."""
+    """Returns a rule's HTTP method and path; OpenAPI has no word for a variable that may hold slashes."""
     verb = rule.WhichOneof("pattern") or ""
-    return verb, str(getattr(rule, verb))
+    return verb, str(getattr(rule, verb)).replace("=**}", "}")
 
 
 def headers(comment: Comment) -> list[Json]:

@@ -168,7 +168,7 @@ async def start(
     completions, embeddings = Completions(models, runtime), Embeddings(embedder, settings.model_aliases)
     lines = BatchLines(turns, completions, embeddings)
     tasks, batches = background(settings, database, models, ingestion, reindexing, lines)
-    resources = (tasks, datasets, sessions)
+    resources = (tasks, datasets, sessions, models.kept)
     projects = Projects(
         configs,
         ProjectTemplates(settings.data_dir / "templates"),

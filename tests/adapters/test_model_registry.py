@@ -26,6 +26,8 @@ from llamastead_server.domain.errors import (
     Unavailable,
 )
 from llamastead_server.domain.models.generation import Delta, Finished, GenerationRequest, Sampling
+from llamastead_server.domain.models.keeper import Keeper
+from llamastead_server.domain.names import ProjectRef
 
 ON_BOARD = Path(llamastead_server.__file__).parent / "models"
 MODEL = next(ON_BOARD.glob("*.gguf"))
@@ -40,6 +42,9 @@ def models(tmp_path: Path) -> Path:
     shutil.copy(MODEL, folder / "org" / "repo" / "other-Q8_0.gguf")
     shutil.copy(MODEL, folder / "third.gguf")
     return folder
+
+
+PROJECT = ProjectRef("org", "bot")
 
 
 def catalog(models: Path, **options: object) -> ModelCatalog:
@@ -172,6 +177,40 @@ async def test_a_model_in_use_is_not_evicted(registry: LocalModelRegistry) -> No
             await registry.load("other-Q8_0")
         assert refused.value.retry_after
     await registry.load("other-Q8_0")
+
+
+async def test_a_model_that_a_project_keeps_makes_no_room_until_it_is_let_go(registry: LocalModelRegistry) -> None:
+    async def use(name: str, *, keeps: bool) -> None:
+        async with registry.lease(name, keeper=Keeper(PROJECT, name, keeps)):
+            pass
+
+    await use(TINY, keeps=True)
+    await use("third", keeps=False)
+    await registry.load("other-Q8_0")
+    assert set(registry.engines) == {TINY, "other-Q8_0"}
+    await use("other-Q8_0", keeps=True)
+    with pytest.raises(Overloaded, match=f"keep_loaded.*{TINY}|{TINY}.*keep_loaded"):
+        await registry.load("third")
+    await registry.clear_prompt_caches()
+    with pytest.raises(Overloaded):
+        await registry.load("third")
+
+    await use("other-Q8_0", keeps=False)
+    await registry.load("third")
+    assert set(registry.engines) == {TINY, "third"}
+    await registry.kept.delete_project(ProjectRef("org", "another"))
+    await use("third", keeps=True)
+    with pytest.raises(Overloaded):
+        await registry.load("other-Q8_0")
+    await registry.kept.delete_project(PROJECT)
+    await registry.load("other-Q8_0")
+
+    await use("other-Q8_0", keeps=True)
+    await registry.unload("other-Q8_0")
+    await registry.load("other-Q8_0")
+    await registry.load(TINY)
+    await registry.load("third")
+    assert set(registry.engines) == {TINY, "third"}
 
 
 async def test_unloading_waits_for_running_answers_and_new_requests_load_the_model_again(

@@ -57,6 +57,14 @@ async def remote(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Remote]:
         yield Remote(server, engines)
 
 
+async def test_further_fields_are_sent_and_the_requests_own_win(remote: Remote) -> None:
+    extra = {"n_ctx": 4096, "temperature": 2}
+    model = RemoteModel("gpt", remote.server.base_url, remote.server.host, KEY, extra)
+    await remote.events(model=model, sampling=Sampling(temperature=0.25, top_p=1))
+    body = remote.server.asked[0][2]
+    assert (body["n_ctx"], body["temperature"], body["model"]) == (4096, 0.25, "gpt")
+
+
 async def test_a_completion_streams_and_ends_with_the_others_usage(remote: Remote) -> None:
     events = await remote.events()
     assert events == [Started(), Delta("Hello"), Delta(" there."), Finished("stop", Usage(9, 2))]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import shutil
 import struct
 from collections.abc import Iterator
 from pathlib import Path
@@ -29,6 +30,7 @@ COMPLETION = {
     "choices": [{"text": "x", "index": 0, "logprobs": None, "finish_reason": "length"}],
     "usage": USAGE,
 }
+ON_BOARD = next((Path(__file__).parents[2] / "server" / "llamastead_server" / "models").glob("*.gguf"))
 PREFIXES = pytest.mark.parametrize("prefix", ["/v1", "/api/v1"])
 
 
@@ -200,6 +202,30 @@ def test_models_are_listed_and_given_in_openais_shape(http: httpx.Client, prefix
     for name in (MODEL, EMBEDDER, "llama3.3"):
         assert http.get(f"{prefix}/models/{name}").json()["id"] == name
     assert_refused(http.get(f"{prefix}/models/absent"), 404)
+
+
+@PREFIXES
+@pytest.mark.parametrize("slash", ["/", "%2F", "%2f"])
+def test_a_model_is_given_by_a_name_with_slashes_escaped_or_not(
+    http: httpx.Client, server: RunningServer, prefix: str, slash: str
+) -> None:
+    folder = server.data_dir / "models" / "org" / "deep"
+    folder.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(ON_BOARD, folder / "tiny.gguf")
+    try:
+        for name in ("org/deep/tiny.gguf", "org/deep/tiny.gguf/"):
+            answer = http.get(f"{prefix}/models/{name.replace('/', slash)}")
+            assert answer.status_code == 200, answer.text
+            assert answer.json()["id"] == "org/deep/tiny.gguf"
+    finally:
+        (folder / "tiny.gguf").unlink()
+    missing = http.get(f"{prefix}/models/org{slash}absent")
+    assert "'org/absent'" in assert_refused(missing, 404)["message"]
+    assert http.get(f"{prefix}/models{slash}?x=1").status_code == (200 if slash == "/" else 400)
+    assert http.head(f"{prefix}/models/llama3.3").status_code == 200
+    assert http.delete(f"{prefix}/models/org{slash}absent").status_code == 405
+    outside = http.get(f"{prefix}/models/a{slash}..{slash}..{slash}..{slash}etc")
+    assert outside.status_code in (400, 404), outside.text
 
 
 @PREFIXES

@@ -13,13 +13,13 @@ from llamastead_server.workers import child
 
 
 class Servicer(engine_pb2_grpc.EngineServiceServicer):
-    async def GetStatus(self, request: Any, context: Any) -> engine_pb2.GetStatusResponse:  # noqa: N802
+    async def GetStatus(self, request: Any, context: Any) -> engine_pb2.GetStatusResponse:
         return engine_pb2.GetStatusResponse(state="ready")
 
-    async def Generate(self, request: Any, context: Any) -> None:  # type: ignore[override]  # noqa: N802
+    async def Generate(self, request: Any, context: Any) -> None:  # type: ignore[override]
         raise NotImplementedError
 
-    async def CountTokens(self, request: Any, context: Any) -> engine_pb2.CountTokensResponse:  # noqa: N802
+    async def CountTokens(self, request: Any, context: Any) -> engine_pb2.CountTokensResponse:
         raise NotImplementedError
 
 

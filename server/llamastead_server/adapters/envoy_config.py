@@ -27,7 +27,7 @@ DESCRIPTORS = _PACKAGE / "descriptors.binpb"
 """Descriptors of the public contract."""
 
 _VERBS = ("get", "put", "post", "delete", "patch")
-_VARIABLE = re.compile(r"\{([A-Za-z0-9_]+)(?:=[^}]*)?\}")
+_VARIABLE = re.compile(r"\{([A-Za-z0-9_]+)(=\*\*)?\}")
 _LOOPBACK_ORIGIN = r"https?://(localhost|127\.0\.0\.1|\[::1\])(:[0-9]+)?"
 # Names nobody can register and point at this machine: addresses, names without a dot, and reserved ends.
 _OWN_HOSTS = (
@@ -85,7 +85,12 @@ class Binding:
     @property
     def variables(self) -> tuple[str, ...]:
         """Names of the variables."""
-        return tuple(_VARIABLE.findall(self.template))
+        return tuple(variable[1] for variable in _VARIABLE.finditer(self.template))
+
+    @property
+    def takes_slashes(self) -> bool:
+        """Whether a variable may span segments of the path."""
+        return "=**}" in self.template
 
     @property
     def regex(self) -> str:
@@ -101,7 +106,7 @@ class Binding:
         end = 0
         for variable in _VARIABLE.finditer(self.template):
             yield literal(self.template[end : variable.start()])
-            yield "[^/]+"
+            yield ".+" if variable[2] else "[^/]+"
             end = variable.end()
         yield literal(self.template[end:])
 
@@ -186,7 +191,8 @@ def _script(path: Path, contract: Contract) -> str:
         found.setdefault(binding.lua_pattern, []).append(binding)
     rows = [
         f"  {{{json.dumps(pattern)}, {{{', '.join(json.dumps(method) for method in _methods(bindings))}}}, "
-        f"{json.dumps(any(each.raw for each in bindings))}}},"
+        f"{json.dumps(any(each.raw for each in bindings))}, "
+        f"{json.dumps(any(each.takes_slashes for each in bindings))}}},"
         for pattern, bindings in found.items()
     ]
     table = "\n".join(["local ENDPOINTS = {", *rows, "}"])

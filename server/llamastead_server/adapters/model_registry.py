@@ -16,6 +16,7 @@ from llamastead_server.adapters.engine import WorkerEngine
 from llamastead_server.adapters.gguf_conversion import GgufConversion
 from llamastead_server.adapters.gpu import GpuHost
 from llamastead_server.adapters.gpu_models import GpuModels
+from llamastead_server.adapters.kept_models import KeptModels
 from llamastead_server.adapters.loaded_model import EngineProbe, LoadedModel
 from llamastead_server.adapters.machine import available_memory_bytes
 from llamastead_server.adapters.model_catalog import CatalogEntry, ModelCatalog
@@ -26,6 +27,7 @@ from llamastead_server.domain.errors import LlamasteadError, Unavailable
 from llamastead_server.domain.models.generation import ModelCard
 from llamastead_server.domain.models.gguf_header import BadGguf, read_header
 from llamastead_server.domain.models.gpu_settings import GpuSettings
+from llamastead_server.domain.models.keeper import Keeper
 from llamastead_server.domain.operations.meters import Meters
 
 CONVERTED = ".converted"
@@ -64,6 +66,9 @@ class LocalModelRegistry:
 
     Use it on the event loop of the main thread; `close` ends the workers.
 
+    Attributes:
+        kept: The models that make room for no others.
+
     Args:
         catalog: What is installed.
         models_dir: Folder of the installed models, where converted copies are kept.
@@ -95,7 +100,8 @@ class LocalModelRegistry:
         self._probes: dict[str, EngineProbe] = {}
         self._loading: dict[str, asyncio.Task[None]] = {}
         self._departures = Departures(self._loaded)
-        self._room = ModelRoom(self._loaded, self._departures, max_loaded)
+        self.kept = KeptModels()
+        self._room = ModelRoom(self._loaded, self._departures, self.kept, max_loaded)
         self._windows: dict[str, int] = {}
         self._failed: dict[str, str] = {}
         self._making_room = asyncio.Lock()
@@ -132,15 +138,19 @@ class LocalModelRegistry:
         return self._present(self._catalog.find(name).card)
 
     @asynccontextmanager
-    async def lease(self, name: str | None) -> AsyncIterator[WorkerEngine]:
+    async def lease(self, name: str | None, *, keeper: Keeper | None = None) -> AsyncIterator[WorkerEngine]:
         """Holds a model loaded while the block runs, loading it first if needed.
+
+        A model that `keeper` keeps makes room for no other from then on.
 
         Raises:
             ModelNotFound: It is not installed.
-            Overloaded: As many models as fit are loaded, and all of them are in use.
+            Overloaded: As many models as fit are loaded, and all of them are in use or kept.
             Unavailable: It does not load; the message says why.
         """
         loaded = await self._acquire(self._catalog.find(name))
+        if keeper is not None:
+            self.kept.hear(keeper, loaded.engine.card.name)
         try:
             yield loaded.engine
         finally:
@@ -173,6 +183,7 @@ class LocalModelRegistry:
                 await asyncio.wait([loading])
             if (loaded := self._loaded.get(each)) is not None:
                 self._windows.pop(each, None)
+                self.kept.forget(each)
                 await self._departures.leave(each, seconds=drain, force=True)
                 cards.append(replace(loaded.engine.card, loaded=False, state="available", memory_bytes=None))
         return cards

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 
 from llamastead_server.adapters.departures import Departures
+from llamastead_server.adapters.kept_models import KeptModels
 from llamastead_server.adapters.loaded_model import LoadedModel
 from llamastead_server.domain.errors import Overloaded, Unavailable
 from llamastead_server.domain.models.generation import ModelCard
@@ -16,19 +17,23 @@ class ModelRoom:
     Args:
         loaded: The table of loaded models.
         departures: Those that leave it already.
+        kept: Those that stay, whether they are used or not.
         max_loaded: Models held in memory at once.
     """
 
-    def __init__(self, loaded: dict[str, LoadedModel], departures: Departures, max_loaded: int) -> None:
+    def __init__(
+        self, loaded: dict[str, LoadedModel], departures: Departures, kept: KeptModels, max_loaded: int
+    ) -> None:
         self._loaded = loaded
         self._departures = departures
+        self._kept = kept
         self._max_loaded = max_loaded
 
     async def make(self, card: ModelCard, needed: int, free: Callable[[], Awaitable[int | None]]) -> None:
         """Makes room for a model of `needed` bytes in the memory whose free bytes `free` gives, if it knows them.
 
         Raises:
-            Overloaded: What fills the memory is in use.
+            Overloaded: What fills the memory is in use, or kept by projects.
             Unavailable: The model does not fit into it.
         """
         while True:
@@ -43,12 +48,17 @@ class ModelRoom:
                 for name, loaded in self._loaded.items()
                 if crowded or loaded.engine.card.engine == card.engine
             }
-            idle = [(loaded.used, name) for name, loaded in rivals.items() if not loaded.in_use]
+            idle = [
+                (loaded.used, name) for name, loaded in rivals.items() if not loaded.in_use and name not in self._kept
+            ]
             if idle:
                 await self._loaded.pop(min(idle)[1]).worker.stop()
             elif rivals:
+                kept = ", ".join(name for name in rivals if name in self._kept)
+                because = f" Projects keep {kept} by keep_loaded, until it is unloaded." if kept else ""
                 raise Overloaded(
-                    f"The model {card.name!r} has to wait for room: {', '.join(rivals)} fill it and are in use.",
+                    f"The model {card.name!r} has to wait for room: {', '.join(rivals)} fill it and are in use or "
+                    f"kept.{because}",
                     retry_after=5.0,
                 )
             else:

@@ -151,6 +151,7 @@ class RemoteEngine:
             raise InvalidRequest(f"Model {self._model.model!r}: `think` can't be asked of another server.")
         sampling = request.sampling
         body: dict[str, Any] = {
+            **self._model.extra,
             "model": self._model.model,
             "messages": [_message(message) for message in request.messages],
             "stream": True,

@@ -18,6 +18,7 @@ from llamastead_server.domain.models.generation import (
     ModelCard,
     TokenCount,
 )
+from llamastead_server.domain.models.keeper import Keeper
 from llamastead_server.domain.names import ProjectRef
 
 Clock = Callable[[], float]
@@ -74,8 +75,8 @@ class ModelRegistry(Protocol):
         """
         ...
 
-    def lease(self, name: str | None) -> AbstractAsyncContextManager[Engine]:
-        """Holds a model loaded while the block runs, loading it first if needed."""
+    def lease(self, name: str | None, *, keeper: Keeper | None = None) -> AbstractAsyncContextManager[Engine]:
+        """Holds a model loaded while the block runs, loading it first if needed; `keeper` may keep it beyond."""
         ...
 
     async def load(self, name: str, *, context_length: int | None = None) -> ModelCard:

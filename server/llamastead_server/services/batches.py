@@ -30,7 +30,7 @@ class BatchServicer(pb_grpc.BatchServiceServicer):
     def __init__(self, batches: Batches) -> None:
         self._batches = batches
 
-    async def UploadBatchFileHttp(  # noqa: N802
+    async def UploadBatchFileHttp(
         self, request_iterator: AsyncIterator[pb.UploadBatchFileHttpRequest], context: _Context
     ) -> pb.BatchFile:
         """Stores a file sent as a form."""
@@ -53,7 +53,7 @@ class BatchServicer(pb_grpc.BatchServiceServicer):
 
         return _file(await self._batches.add_file(_caller(context), part.filename, part.content, purpose))
 
-    async def UploadBatchFile(  # noqa: N802
+    async def UploadBatchFile(
         self, request_iterator: AsyncIterator[pb.UploadBatchFileRequest], context: _Context
     ) -> pb.BatchFile:
         """Stores a file sent in chunks."""
@@ -67,9 +67,7 @@ class BatchServicer(pb_grpc.BatchServiceServicer):
         name = first.filename or "batch.jsonl"
         return _file(await self._batches.add_file(_caller(context), name, content(), lambda: PURPOSE))
 
-    async def ListBatchFiles(  # noqa: N802
-        self, request: pb.ListBatchFilesRequest, context: _Context
-    ) -> pb.ListBatchFilesResponse:
+    async def ListBatchFiles(self, request: pb.ListBatchFilesRequest, context: _Context) -> pb.ListBatchFilesResponse:
         """Lists files."""
         order = request.order or "desc"
         if order not in ("asc", "desc"):
@@ -81,11 +79,11 @@ class BatchServicer(pb_grpc.BatchServiceServicer):
             object="list", data=map(_file, shown), has_more=len(found) > len(shown), **_ends(shown)
         )
 
-    async def GetBatchFile(self, request: pb.GetBatchFileRequest, context: _Context) -> pb.BatchFile:  # noqa: N802
+    async def GetBatchFile(self, request: pb.GetBatchFileRequest, context: _Context) -> pb.BatchFile:
         """Gives a file's description."""
         return _file(await self._batches.get_file(_caller(context), request.file_id))
 
-    async def GetBatchFileContent(  # noqa: N802
+    async def GetBatchFileContent(
         self, request: pb.GetBatchFileContentRequest, context: _Context
     ) -> AsyncIterator[httpbody_pb2.HttpBody]:
         """Gives a file's content."""
@@ -97,14 +95,14 @@ class BatchServicer(pb_grpc.BatchServiceServicer):
         if empty:
             yield httpbody_pb2.HttpBody(content_type=_JSON_LINES)
 
-    async def DeleteBatchFile(  # noqa: N802
+    async def DeleteBatchFile(
         self, request: pb.DeleteBatchFileRequest, context: _Context
     ) -> pb.DeleteBatchFileResponse:
         """Deletes a file."""
         await self._batches.delete_file(_caller(context), request.file_id)
         return pb.DeleteBatchFileResponse(id=request.file_id, object="file", deleted=True)
 
-    async def CreateBatch(self, request: pb.CreateBatchRequest, context: _Context) -> pb.Batch:  # noqa: N802
+    async def CreateBatch(self, request: pb.CreateBatchRequest, context: _Context) -> pb.Batch:
         """Begins a batch."""
         window = request.completion_window or None
         return _batch(
@@ -113,13 +111,11 @@ class BatchServicer(pb_grpc.BatchServiceServicer):
             )
         )
 
-    async def GetBatch(self, request: pb.GetBatchRequest, context: _Context) -> pb.Batch:  # noqa: N802
+    async def GetBatch(self, request: pb.GetBatchRequest, context: _Context) -> pb.Batch:
         """Gives a batch."""
         return _batch(await self._batches.get(_caller(context), request.batch_id))
 
-    async def ListBatches(  # noqa: N802
-        self, request: pb.ListBatchesRequest, context: _Context
-    ) -> pb.ListBatchesResponse:
+    async def ListBatches(self, request: pb.ListBatchesRequest, context: _Context) -> pb.ListBatchesResponse:
         """Lists batches."""
         page = Page(request.after or None, _limit(request, 20, _MOST_BATCHES))
         found = await self._batches.list_batches(_caller(context), page)
@@ -128,7 +124,7 @@ class BatchServicer(pb_grpc.BatchServiceServicer):
             object="list", data=map(_batch, shown), has_more=len(found) > len(shown), **_ends(shown)
         )
 
-    async def CancelBatch(self, request: pb.CancelBatchRequest, context: _Context) -> pb.Batch:  # noqa: N802
+    async def CancelBatch(self, request: pb.CancelBatchRequest, context: _Context) -> pb.Batch:
         """Ends a batch early."""
         return _batch(await self._batches.cancel(_caller(context), request.batch_id))
 

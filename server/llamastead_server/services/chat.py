@@ -35,7 +35,7 @@ class ChatServicer(chat_pb2_grpc.ChatServiceServicer):
         self._sessions = sessions
         self._projects = projects
 
-    async def CreateChatCompletionHttp(  # noqa: N802
+    async def CreateChatCompletionHttp(
         self, request: chat_pb2.CreateChatCompletionRequest, context: _Context
     ) -> AsyncIterator[httpbody_pb2.HttpBody]:
         """Answers as one JSON object, or as Server-Sent Events."""
@@ -54,7 +54,7 @@ class ChatServicer(chat_pb2_grpc.ChatServiceServicer):
             await context.send_initial_metadata(_headers(turn.started))
             yield json_body(head.completion(deltas, end, logprobs=chat.logprobs, sources=sources))
 
-    async def CreateChatCompletion(  # noqa: N802
+    async def CreateChatCompletion(
         self, request: chat_pb2.CreateChatCompletionRequest, context: _Context
     ) -> chat_pb2.ChatCompletion:
         """Answers in one message."""
@@ -72,7 +72,7 @@ class ChatServicer(chat_pb2_grpc.ChatServiceServicer):
                 message.session_id = turn.started.session_id
             return message
 
-    async def StreamChatCompletion(  # noqa: N802
+    async def StreamChatCompletion(
         self, request: chat_pb2.CreateChatCompletionRequest, context: _Context
     ) -> AsyncIterator[chat_pb2.ChatCompletionChunk]:
         """Answers token by token."""
@@ -105,7 +105,7 @@ class ChatServicer(chat_pb2_grpc.ChatServiceServicer):
         session_id = str(headers.get("x-session-id") or request.session_id) or None
         return SessionChoice(session_id, "x-no-session" in headers or request.no_session)
 
-    async def GetChatHistory(  # noqa: N802
+    async def GetChatHistory(
         self, request: chat_pb2.GetChatHistoryRequest, context: _Context
     ) -> chat_pb2.GetChatHistoryResponse:
         """Gives a session's messages; one that does not exist has none."""
@@ -117,7 +117,7 @@ class ChatServicer(chat_pb2_grpc.ChatServiceServicer):
             messages=[ParseDict(message_json(message), chat_pb2.ChatMessage()) for message in history]
         )
 
-    async def DeleteChatSession(  # noqa: N802
+    async def DeleteChatSession(
         self, request: chat_pb2.DeleteChatSessionRequest, context: _Context
     ) -> chat_pb2.DeleteChatSessionResponse:
         """Deletes a session."""
@@ -127,7 +127,7 @@ class ChatServicer(chat_pb2_grpc.ChatServiceServicer):
         await self._sessions.delete(ref, request.session_id)
         return chat_pb2.DeleteChatSessionResponse(message=f"Session {request.session_id} deleted")
 
-    async def DeleteAllChatSessions(  # noqa: N802
+    async def DeleteAllChatSessions(
         self, request: chat_pb2.DeleteAllChatSessionsRequest, context: _Context
     ) -> chat_pb2.DeleteAllChatSessionsResponse:
         """Deletes all sessions of a project."""

@@ -30,11 +30,11 @@ class ConfigServicer(pb_grpc.ConfigServiceServicer):
         self._settings = settings
         self._models = models
 
-    async def ConfigHttp(self, request: pb.ConfigHttpRequest, context: _Context) -> pb.ConfigResponse:  # noqa: N802
+    async def ConfigHttp(self, request: pb.ConfigHttpRequest, context: _Context) -> pb.ConfigResponse:
         """Updates what the body carries and gives all."""
         return await self.Config(strict_message.read(request.settings, pb.ConfigRequest()), context)
 
-    async def Config(self, request: pb.ConfigRequest, context: _Context) -> pb.ConfigResponse:  # noqa: N802
+    async def Config(self, request: pb.ConfigRequest, context: _Context) -> pb.ConfigResponse:
         """Updates what the request carries and gives all."""
         given = plain.given(request)
         model_settings, system_settings = given.get("model_settings", {}), given.get("system_settings", {})
@@ -44,15 +44,13 @@ class ConfigServicer(pb_grpc.ConfigServiceServicer):
         message = "Configuration updated" if changed else "Configuration read"
         return ParseDict({"status": "success", "message": message, **self._shown()}, pb.ConfigResponse())
 
-    async def ConfigureModelHttp(  # noqa: N802
+    async def ConfigureModelHttp(
         self, request: pb.ConfigureModelHttpRequest, context: _Context
     ) -> pb.ConfigureModelResponse:
         """Sets parameters of one model."""
         return await self.ConfigureModel(strict_message.read(request.settings, pb.ConfigureModelRequest()), context)
 
-    async def ConfigureModel(  # noqa: N802
-        self, request: pb.ConfigureModelRequest, context: _Context
-    ) -> pb.ConfigureModelResponse:
+    async def ConfigureModel(self, request: pb.ConfigureModelRequest, context: _Context) -> pb.ConfigureModelResponse:
         """Sets parameters of one model."""
         given = plain.given(request)
         model = given.pop("model", "")
@@ -65,30 +63,24 @@ class ConfigServicer(pb_grpc.ConfigServiceServicer):
             updated_params=ParseDict(updated, pb.ModelParameters()),
         )
 
-    async def GetConfig(self, request: pb.GetConfigRequest, context: _Context) -> pb.GetConfigResponse:  # noqa: N802
+    async def GetConfig(self, request: pb.GetConfigRequest, context: _Context) -> pb.GetConfigResponse:
         """Gives all settings."""
         return ParseDict(self._shown(), pb.GetConfigResponse())
 
-    async def SaveConfigHttp(  # noqa: N802
-        self, request: pb.SaveConfigHttpRequest, context: _Context
-    ) -> pb.SaveConfigResponse:
+    async def SaveConfigHttp(self, request: pb.SaveConfigHttpRequest, context: _Context) -> pb.SaveConfigResponse:
         """Keeps the settings for the next start."""
         return await self.SaveConfig(strict_message.read(request.settings, pb.SaveConfigRequest()), context)
 
-    async def SaveConfig(self, request: pb.SaveConfigRequest, context: _Context) -> pb.SaveConfigResponse:  # noqa: N802
+    async def SaveConfig(self, request: pb.SaveConfigRequest, context: _Context) -> pb.SaveConfigResponse:
         """Keeps the settings for the next start."""
         await self._settings.save()
         return pb.SaveConfigResponse(status="success", message="Configuration saved")
 
-    async def ResetConfigHttp(  # noqa: N802
-        self, request: pb.ResetConfigHttpRequest, context: _Context
-    ) -> pb.ResetConfigResponse:
+    async def ResetConfigHttp(self, request: pb.ResetConfigHttpRequest, context: _Context) -> pb.ResetConfigResponse:
         """Goes back to the defaults."""
         return await self.ResetConfig(strict_message.read(request.settings, pb.ResetConfigRequest()), context)
 
-    async def ResetConfig(  # noqa: N802
-        self, request: pb.ResetConfigRequest, context: _Context
-    ) -> pb.ResetConfigResponse:
+    async def ResetConfig(self, request: pb.ResetConfigRequest, context: _Context) -> pb.ResetConfigResponse:
         """Goes back to the defaults."""
         self._settings.reset()
         return pb.ResetConfigResponse(status="success", message="Configuration reset to defaults")

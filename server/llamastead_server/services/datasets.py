@@ -46,7 +46,7 @@ class DatasetServicer(pb_grpc.DatasetServiceServicer):
         self._ingestion = ingestion
         self._tasks = tasks
 
-    async def ListDatasets(  # noqa: N802
+    async def ListDatasets(
         self, request: pb.ListDatasetsRequest, context: grpc.aio.ServicerContext[object, object]
     ) -> pb.ListDatasetsResponse:
         """Lists the datasets of a project."""
@@ -56,7 +56,7 @@ class DatasetServicer(pb_grpc.DatasetServiceServicer):
         datasets = await asyncio.to_thread(lambda: [dataset_message(dataset, detailed=detailed) for dataset in found])
         return pb.ListDatasetsResponse(total=len(found), datasets=datasets)
 
-    async def CreateDataset(  # noqa: N802
+    async def CreateDataset(
         self, request: pb.CreateDatasetRequest, context: grpc.aio.ServicerContext[object, object]
     ) -> pb.CreateDatasetResponse:
         """Creates an empty dataset."""
@@ -69,21 +69,21 @@ class DatasetServicer(pb_grpc.DatasetServiceServicer):
         )
         return pb.CreateDatasetResponse(dataset=dataset_message(dataset))
 
-    async def ListStrategies(  # noqa: N802
+    async def ListStrategies(
         self, request: pb.ListStrategiesRequest, context: grpc.aio.ServicerContext[object, object]
     ) -> pb.ListStrategiesResponse:
         """Lists the strategies and the databases a dataset can name."""
         strategies, databases = await self._datasets.strategies(project_ref(request.namespace, request.project))
         return pb.ListStrategiesResponse(data_processing_strategies=strategies, databases=databases)
 
-    async def DeleteDataset(  # noqa: N802
+    async def DeleteDataset(
         self, request: pb.DeleteDatasetRequest, context: grpc.aio.ServicerContext[object, object]
     ) -> pb.DeleteDatasetResponse:
         """Deletes a dataset with its chunks and files."""
         dataset = await self._datasets.delete(project_ref(request.namespace, request.project), request.dataset)
         return pb.DeleteDatasetResponse(dataset=dataset_message(dataset, detailed=True))
 
-    async def UploadFileHttp(  # noqa: N802
+    async def UploadFileHttp(
         self,
         request_iterator: AsyncIterator[pb.UploadFileHttpRequest],
         context: grpc.aio.ServicerContext[object, object],
@@ -106,7 +106,7 @@ class DatasetServicer(pb_grpc.DatasetServiceServicer):
         wanted = first.auto_process if first.HasField("auto_process") else dataset.auto_process
         return await self._uploaded(ref, added, process=wanted)
 
-    async def UploadFile(  # noqa: N802
+    async def UploadFile(
         self, request_iterator: AsyncIterator[pb.UploadFileRequest], context: grpc.aio.ServicerContext[object, object]
     ) -> pb.UploadFileResponse:
         """Stores a file sent as a header and chunks."""
@@ -127,7 +127,7 @@ class DatasetServicer(pb_grpc.DatasetServiceServicer):
         wanted = header.auto_process if header.HasField("auto_process") else dataset.auto_process
         return await self._uploaded(ref, added, process=wanted)
 
-    async def UploadFilesHttp(  # noqa: N802
+    async def UploadFilesHttp(
         self,
         request_iterator: AsyncIterator[pb.UploadFilesHttpRequest],
         context: grpc.aio.ServicerContext[object, object],
@@ -144,7 +144,7 @@ class DatasetServicer(pb_grpc.DatasetServiceServicer):
         form.require_file()
         return await self._all_uploaded(bulk, process=first.auto_process)
 
-    async def UploadFiles(  # noqa: N802
+    async def UploadFiles(
         self, request_iterator: AsyncIterator[pb.UploadFilesRequest], context: grpc.aio.ServicerContext[object, object]
     ) -> pb.UploadFilesResponse:
         """Stores several files sent as headers and chunks."""
@@ -159,7 +159,7 @@ class DatasetServicer(pb_grpc.DatasetServiceServicer):
             await bulk.add(file.filename, file.content_type or None, files.content(), overrides_of(file))
         return await self._all_uploaded(bulk, process=header.auto_process)
 
-    async def RemoveFile(  # noqa: N802
+    async def RemoveFile(
         self, request: pb.RemoveFileRequest, context: grpc.aio.ServicerContext[object, object]
     ) -> pb.RemoveFileResponse:
         """Removes a file and its chunks from a dataset."""
@@ -168,7 +168,7 @@ class DatasetServicer(pb_grpc.DatasetServiceServicer):
         chunks = await self._datasets.remove_file(ref, request.dataset, digest, from_disk=request.remove_from_disk)
         return pb.RemoveFileResponse(file_hash=digest, deleted_chunks=chunks)
 
-    async def ProcessDataset(  # noqa: N802
+    async def ProcessDataset(
         self, request: pb.ProcessDatasetRequest, context: grpc.aio.ServicerContext[object, object]
     ) -> pb.ProcessDatasetResponse:
         """Processes a dataset; a client that goes away stops the work, the files done by then stay done."""
@@ -183,7 +183,7 @@ class DatasetServicer(pb_grpc.DatasetServiceServicer):
         answer.task_id = task.id
         return answer
 
-    async def RunDatasetAction(  # noqa: N802
+    async def RunDatasetAction(
         self, request: pb.RunDatasetActionRequest, context: grpc.aio.ServicerContext[object, object]
     ) -> pb.RunDatasetActionResponse:
         """Runs an action on a dataset."""

@@ -27,14 +27,14 @@ class ExampleServicer(pb_grpc.ExampleServiceServicer):
     def __init__(self, examples: Examples) -> None:
         self._examples = examples
 
-    async def ListExamples(  # noqa: N802
+    async def ListExamples(
         self, request: pb.ListExamplesRequest, context: grpc.aio.ServicerContext[object, object]
     ) -> pb.ListExamplesResponse:
         """Lists the examples."""
         found = await self._examples.list_examples()
         return pb.ListExamplesResponse(examples=[example_message(example) for example in found])
 
-    async def ImportProject(  # noqa: N802
+    async def ImportProject(
         self, request: pb.ImportProjectRequest, context: grpc.aio.ServicerContext[object, object]
     ) -> pb.ImportProjectResponse:
         """Makes a project from an example."""
@@ -50,7 +50,7 @@ class ExampleServicer(pb_grpc.ExampleServiceServicer):
             task_ids=imported.task_ids,
         )
 
-    async def ImportData(  # noqa: N802
+    async def ImportData(
         self, request: pb.ImportDataRequest, context: grpc.aio.ServicerContext[object, object]
     ) -> pb.ImportDataResponse:
         """Adds an example's datasets to a project."""
@@ -67,7 +67,7 @@ class ExampleServicer(pb_grpc.ExampleServiceServicer):
             task_ids=imported.task_ids,
         )
 
-    async def ListExampleDatasets(  # noqa: N802
+    async def ListExampleDatasets(
         self, request: pb.ListExampleDatasetsRequest, context: grpc.aio.ServicerContext[object, object]
     ) -> pb.ListExampleDatasetsResponse:
         """Lists the datasets of one example, or of all."""
@@ -79,7 +79,7 @@ class ExampleServicer(pb_grpc.ExampleServiceServicer):
             datasets=[dataset_message(example, dataset) for example in examples for dataset in example.datasets]
         )
 
-    async def ImportDataset(  # noqa: N802
+    async def ImportDataset(
         self, request: pb.ImportDatasetRequest, context: grpc.aio.ServicerContext[object, object]
     ) -> pb.ImportDatasetResponse:
         """Adds one dataset of an example to a project."""

@@ -46,7 +46,7 @@ class ModelServicer(model_pb2_grpc.ModelServiceServicer):
         self._settings = settings
         self._router = router or ModelRouter(models)
 
-    async def ListProjectModels(  # noqa: N802
+    async def ListProjectModels(
         self, request: model_pb2.ListProjectModelsRequest, context: grpc.aio.ServicerContext[object, object]
     ) -> model_pb2.ListProjectModelsResponse:
         """Lists the models a project configures."""
@@ -63,7 +63,7 @@ class ModelServicer(model_pb2_grpc.ModelServiceServicer):
             ],
         )
 
-    async def ListModels(  # noqa: N802
+    async def ListModels(
         self, request: model_pb2.ListModelsRequest, context: grpc.aio.ServicerContext[object, object]
     ) -> model_pb2.ListModelsResponse:
         """Lists the installed models."""
@@ -72,7 +72,7 @@ class ModelServicer(model_pb2_grpc.ModelServiceServicer):
             models=map(_model, cards), active_model=self._models.active_model, default_model=self._models.default_model
         )
 
-    async def LoadModel(  # noqa: N802
+    async def LoadModel(
         self, request: model_pb2.LoadModelRequest, context: grpc.aio.ServicerContext[object, object]
     ) -> model_pb2.LoadModelResponse:
         """Loads a model and answers when it is ready."""
@@ -97,7 +97,7 @@ class ModelServicer(model_pb2_grpc.ModelServiceServicer):
             raise ModelLoadFailed(error.message, details=error.details) from None
         return model_pb2.LoadModelResponse(status="success", message="Model loaded successfully", model=card.name)
 
-    async def UnloadModel(  # noqa: N802
+    async def UnloadModel(
         self, request: model_pb2.UnloadModelRequest, context: grpc.aio.ServicerContext[object, object]
     ) -> model_pb2.UnloadModelResponse:
         """Unloads a model and frees its memory."""

@@ -67,25 +67,25 @@ class OpenAIServicer(pb_grpc.OpenAIServiceServicer):
         self._embedder = embedder
         self._embeddings = embeddings
 
-    def CreateModelChatCompletionHttp(  # noqa: N802
+    def CreateModelChatCompletionHttp(
         self, request: chat_pb2.CreateChatCompletionRequest, context: _Context
     ) -> AsyncIterator[httpbody_pb2.HttpBody]:
         """Answers a conversation as one JSON object, or as Server-Sent Events."""
         return self._chat.CreateChatCompletionHttp(request, context)
 
-    async def CreateModelChatCompletion(  # noqa: N802
+    async def CreateModelChatCompletion(
         self, request: chat_pb2.CreateChatCompletionRequest, context: _Context
     ) -> chat_pb2.ChatCompletion:
         """Answers a conversation in one message."""
         return await self._chat.CreateChatCompletion(request, context)
 
-    def StreamModelChatCompletion(  # noqa: N802
+    def StreamModelChatCompletion(
         self, request: chat_pb2.CreateChatCompletionRequest, context: _Context
     ) -> AsyncIterator[chat_pb2.ChatCompletionChunk]:
         """Answers a conversation token by token."""
         return self._chat.StreamChatCompletion(request, context)
 
-    async def CreateCompletionHttp(  # noqa: N802
+    async def CreateCompletionHttp(
         self, request: pb.CreateCompletionRequest, context: _Context
     ) -> AsyncIterator[httpbody_pb2.HttpBody]:
         """Continues text as one JSON object, or as Server-Sent Events."""
@@ -105,14 +105,14 @@ class OpenAIServicer(pb_grpc.OpenAIServiceServicer):
             async for body in bodies:
                 yield body
 
-    async def CreateCompletion(self, request: pb.CreateCompletionRequest, context: _Context) -> pb.Completion:  # noqa: N802
+    async def CreateCompletion(self, request: pb.CreateCompletionRequest, context: _Context) -> pb.Completion:
         """Continues text in one message."""
         if request.stream:
             raise InvalidRequest("This call answers in one message: use StreamCompletion to stream.")
         whole = await self._whole(CompletionRequest.parse(plain.given(request)))
         return ParseDict(whole, pb.Completion())
 
-    async def StreamCompletion(  # noqa: N802
+    async def StreamCompletion(
         self, request: pb.CreateCompletionRequest, context: _Context
     ) -> AsyncIterator[pb.Completion]:
         """Continues text token by token."""
@@ -120,29 +120,25 @@ class OpenAIServicer(pb_grpc.OpenAIServiceServicer):
             async for part in parts:
                 yield ParseDict(part, pb.Completion())
 
-    async def ListOpenAIModels(  # noqa: N802
+    async def ListOpenAIModels(
         self, request: pb.ListOpenAIModelsRequest, context: _Context
     ) -> pb.ListOpenAIModelsResponse:
         """Lists the installed models."""
         names = [*(card.name for card in self._models.list_models()), self._embeddings.model]
         return pb.ListOpenAIModelsResponse(object="list", data=[_entry(name) for name in names])
 
-    async def GetOpenAIModel(  # noqa: N802
-        self, request: pb.GetOpenAIModelRequest, context: _Context
-    ) -> model_pb2.ModelListEntry:
+    async def GetOpenAIModel(self, request: pb.GetOpenAIModelRequest, context: _Context) -> model_pb2.ModelListEntry:
         """Gives one model, under the name it was asked for."""
         if not self._embeddings.is_model(request.model):
             self._models.resolve(request.model)
         return _entry(request.model)
 
-    async def CreateEmbeddingHttp(  # noqa: N802
-        self, request: pb.CreateEmbeddingRequest, context: _Context
-    ) -> httpbody_pb2.HttpBody:
+    async def CreateEmbeddingHttp(self, request: pb.CreateEmbeddingRequest, context: _Context) -> httpbody_pb2.HttpBody:
         """Embeds texts, as floats or as base64."""
         wanted = EmbeddingRequest.parse(plain.given(request))
         return json_body(embedding_json(self._embeddings.model, wanted, await self._embeddings.embed(wanted)))
 
-    async def CreateEmbedding(self, request: pb.CreateEmbeddingRequest, context: _Context) -> pb.EmbeddingList:  # noqa: N802
+    async def CreateEmbedding(self, request: pb.CreateEmbeddingRequest, context: _Context) -> pb.EmbeddingList:
         """Embeds texts."""
         wanted = EmbeddingRequest.parse(plain.given(request))
         if wanted.base64:
@@ -158,7 +154,7 @@ class OpenAIServicer(pb_grpc.OpenAIServiceServicer):
             usage=pb.EmbeddingUsage(prompt_tokens=embedded.tokens, total_tokens=embedded.tokens),
         )
 
-    async def CreateRerank(self, request: pb.CreateRerankRequest, context: _Context) -> pb.CreateRerankResponse:  # noqa: N802
+    async def CreateRerank(self, request: pb.CreateRerankRequest, context: _Context) -> pb.CreateRerankResponse:
         """Orders documents."""
         wanted = RerankRequest.parse(plain.given(request))
         return pb.CreateRerankResponse(

@@ -51,7 +51,7 @@ class OperationsServicer(pb_grpc.OperationsServiceServicer):
         self._parts = operations
         self._began = time.monotonic()
 
-    async def HealthCheck(self, request: pb.HealthCheckRequest, context: _Context) -> pb.HealthCheckResponse:  # noqa: N802
+    async def HealthCheck(self, request: pb.HealthCheckRequest, context: _Context) -> pb.HealthCheckResponse:
         """Asks all parts at once; one that does not work is an error."""
         checks = self._parts.checks
         found = await asyncio.gather(*(ask(check) for check in checks))
@@ -69,17 +69,13 @@ class OperationsServicer(pb_grpc.OperationsServiceServicer):
             uptime=int(time.monotonic() - self._began),
         )
 
-    async def GetLogs(  # noqa: N802
-        self, request: pb.GetLogsRequest, context: _Context
-    ) -> AsyncIterator[pb.GetLogsResponse]:
+    async def GetLogs(self, request: pb.GetLogsRequest, context: _Context) -> AsyncIterator[pb.GetLogsResponse]:
         """Streams log entries."""
         async with aclosing(self._entries(request)) as entries:
             async for entry in entries:
                 yield messages.log_entry(entry)
 
-    async def GetLogsHttp(  # noqa: N802
-        self, request: pb.GetLogsRequest, context: _Context
-    ) -> AsyncIterator[httpbody_pb2.HttpBody]:
+    async def GetLogsHttp(self, request: pb.GetLogsRequest, context: _Context) -> AsyncIterator[httpbody_pb2.HttpBody]:
         """Streams log entries as lines of JSON."""
 
         async def lines() -> AsyncGenerator[httpbody_pb2.HttpBody, None]:
@@ -98,7 +94,7 @@ class OperationsServicer(pb_grpc.OperationsServiceServicer):
             # An answer without a body would lack its content type.
             yield LINES.body(b"")
 
-    async def ClearCache(self, request: pb.ClearCacheRequest, context: _Context) -> pb.ClearCacheResponse:  # noqa: N802
+    async def ClearCache(self, request: pb.ClearCacheRequest, context: _Context) -> pb.ClearCacheResponse:
         """Deletes temporary data."""
         cleared = await self._parts.caches.clear(request.cache_type or None)
         return pb.ClearCacheResponse(
@@ -108,11 +104,11 @@ class OperationsServicer(pb_grpc.OperationsServiceServicer):
             cleared=cleared.caches,
         )
 
-    async def GetMetrics(self, request: pb.GetMetricsRequest, context: _Context) -> pb.GetMetricsResponse:  # noqa: N802
+    async def GetMetrics(self, request: pb.GetMetricsRequest, context: _Context) -> pb.GetMetricsResponse:
         """Gives the present metrics."""
         return messages.metrics(await self._parts.meters.measurements())
 
-    async def WatchMetrics(  # noqa: N802
+    async def WatchMetrics(
         self, request: pb.GetMetricsRequest, context: _Context
     ) -> AsyncIterator[pb.GetMetricsResponse]:
         """Streams the metrics at an interval."""
@@ -121,7 +117,7 @@ class OperationsServicer(pb_grpc.OperationsServiceServicer):
             yield messages.metrics(await self._parts.meters.measurements())
             await asyncio.sleep(interval)
 
-    async def GetMetricsHttp(  # noqa: N802
+    async def GetMetricsHttp(
         self, request: pb.GetMetricsRequest, context: _Context
     ) -> AsyncIterator[httpbody_pb2.HttpBody]:
         """Gives the present metrics as JSON, or streams them."""
@@ -140,23 +136,21 @@ class OperationsServicer(pb_grpc.OperationsServiceServicer):
             async for body in bodies:
                 yield body
 
-    async def GetPrometheusMetrics(  # noqa: N802
+    async def GetPrometheusMetrics(
         self, request: pb.GetPrometheusMetricsRequest, context: _Context
     ) -> httpbody_pb2.HttpBody:
         """Gives the metrics in Prometheus' text format."""
         content_type, text = await self._parts.meters.exposition()
         return httpbody_pb2.HttpBody(content_type=content_type, data=text)
 
-    async def GetDiagnostics(  # noqa: N802
-        self, request: pb.GetDiagnosticsRequest, context: _Context
-    ) -> pb.GetDiagnosticsResponse:
+    async def GetDiagnostics(self, request: pb.GetDiagnosticsRequest, context: _Context) -> pb.GetDiagnosticsResponse:
         """Runs the checks and gives what they found."""
         report = Report()
         async for check, finding in self._parts.diagnosis.run():
             report.findings[check.name] = finding
         return await self._diagnostics(report)
 
-    async def GetDiagnosticsHttp(  # noqa: N802
+    async def GetDiagnosticsHttp(
         self, request: pb.GetDiagnosticsRequest, context: _Context
     ) -> AsyncIterator[httpbody_pb2.HttpBody]:
         """Gives the same as JSON, or streams each check as it ends."""
@@ -177,7 +171,7 @@ class OperationsServicer(pb_grpc.OperationsServiceServicer):
             async for body in bodies:
                 yield body
 
-    async def Shutdown(self, request: pb.ShutdownRequest, context: _Context) -> pb.ShutdownResponse:  # noqa: N802
+    async def Shutdown(self, request: pb.ShutdownRequest, context: _Context) -> pb.ShutdownResponse:
         """Asks the server to stop; this answer is among those that the grace is for."""
         grace = request.grace_seconds if request.HasField("grace_seconds") else None
         if grace is not None and not 0 <= grace <= _LONGEST_GRACE:

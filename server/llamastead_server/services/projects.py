@@ -21,7 +21,7 @@ class ProjectServicer(project_pb2_grpc.ProjectServiceServicer):
     def __init__(self, projects: Projects) -> None:
         self._projects = projects
 
-    async def ListProjects(  # noqa: N802
+    async def ListProjects(
         self, request: project_pb2.ListProjectsRequest, context: grpc.aio.ServicerContext[object, object]
     ) -> project_pb2.ListProjectsResponse:
         """Lists the projects of a namespace that the caller may use."""
@@ -33,7 +33,7 @@ class ProjectServicer(project_pb2_grpc.ProjectServiceServicer):
         projects = await asyncio.to_thread(lambda: [project_message(project) for project in found])
         return project_pb2.ListProjectsResponse(total=len(found), projects=projects)
 
-    async def CreateProject(  # noqa: N802
+    async def CreateProject(
         self, request: project_pb2.CreateProjectRequest, context: grpc.aio.ServicerContext[object, object]
     ) -> project_pb2.CreateProjectResponse:
         """Creates a project from a template."""
@@ -41,14 +41,14 @@ class ProjectServicer(project_pb2_grpc.ProjectServiceServicer):
         created = await self._projects.create(ref, request.config_template or None)
         return project_pb2.CreateProjectResponse(project=project_message(created))
 
-    async def GetProject(  # noqa: N802
+    async def GetProject(
         self, request: project_pb2.GetProjectRequest, context: grpc.aio.ServicerContext[object, object]
     ) -> project_pb2.GetProjectResponse:
         """Gives a project and its configuration."""
         project = await self._projects.get(names.project_ref(request.namespace, request.project))
         return project_pb2.GetProjectResponse(project=project_message(project))
 
-    async def UpdateProject(  # noqa: N802
+    async def UpdateProject(
         self, request: project_pb2.UpdateProjectRequest, context: grpc.aio.ServicerContext[object, object]
     ) -> project_pb2.UpdateProjectResponse:
         """Replaces a project's configuration."""
@@ -58,7 +58,7 @@ class ProjectServicer(project_pb2_grpc.ProjectServiceServicer):
         project = await self._projects.replace(ref, plain.from_struct(request.config))
         return project_pb2.UpdateProjectResponse(project=project_message(project))
 
-    async def DeleteProject(  # noqa: N802
+    async def DeleteProject(
         self, request: project_pb2.DeleteProjectRequest, context: grpc.aio.ServicerContext[object, object]
     ) -> project_pb2.DeleteProjectResponse:
         """Deletes a project with all that belongs to it."""

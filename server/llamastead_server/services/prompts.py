@@ -28,15 +28,13 @@ class PromptServicer(pb_grpc.PromptServiceServicer):
     def __init__(self, turns: PromptTurns) -> None:
         self._turns = turns
 
-    async def ProcessPrompt(  # noqa: N802
-        self, request: pb.ProcessPromptRequest, context: _Context
-    ) -> pb.ProcessPromptResponse:
+    async def ProcessPrompt(self, request: pb.ProcessPromptRequest, context: _Context) -> pb.ProcessPromptResponse:
         """Answers in one message."""
         if request.stream:
             raise InvalidRequest("This endpoint answers in one message: use /api/stream, or /api/process, to stream.")
         return pb.ProcessPromptResponse(**await self._whole(_parsed(request)))
 
-    async def ProcessHttp(  # noqa: N802
+    async def ProcessHttp(
         self, request: pb.ProcessPromptRequest, context: _Context
     ) -> AsyncIterator[httpbody_pb2.HttpBody]:
         """Answers as one JSON object, or as a stream."""
@@ -47,7 +45,7 @@ class PromptServicer(pb_grpc.PromptServiceServicer):
             async for body in bodies:
                 yield body
 
-    async def StreamHttp(  # noqa: N802
+    async def StreamHttp(
         self, request: pb.ProcessPromptRequest, context: _Context
     ) -> AsyncIterator[httpbody_pb2.HttpBody]:
         """Answers as a stream."""
@@ -57,7 +55,7 @@ class PromptServicer(pb_grpc.PromptServiceServicer):
             async for body in bodies:
                 yield body
 
-    async def StreamPrompt(  # noqa: N802
+    async def StreamPrompt(
         self, request: pb.ProcessPromptRequest, context: _Context
     ) -> AsyncIterator[pb.StreamPromptResponse]:
         """Answers piece by piece."""

@@ -55,7 +55,7 @@ class RetrievalServicer(retrieval_pb2_grpc.RetrievalServiceServicer):
         self._reindexing = reindexing
         self._tasks = tasks
 
-    async def Query(self, request: retrieval_pb2.QueryRequest, context: _Context) -> retrieval_pb2.QueryResponse:  # noqa: N802
+    async def Query(self, request: retrieval_pb2.QueryRequest, context: _Context) -> retrieval_pb2.QueryResponse:
         """Finds the chunks that answer a query best."""
         ref = project_ref(request.namespace, request.project)
         result = await self._retriever.query(ref, _query(request))
@@ -68,7 +68,7 @@ class RetrievalServicer(retrieval_pb2_grpc.RetrievalServiceServicer):
             database_used=result.database,
         )
 
-    async def GetHealth(  # noqa: N802
+    async def GetHealth(
         self, request: retrieval_pb2.RetrievalServiceGetHealthRequest, context: _Context
     ) -> retrieval_pb2.RetrievalServiceGetHealthResponse:
         """Returns the health of a project's databases and of what they depend on."""
@@ -86,14 +86,14 @@ class RetrievalServicer(retrieval_pb2_grpc.RetrievalServiceServicer):
             ],
         )
 
-    async def ListDatabases(  # noqa: N802
+    async def ListDatabases(
         self, request: retrieval_pb2.ListDatabasesRequest, context: _Context
     ) -> retrieval_pb2.ListDatabasesResponse:
         """Lists the project's databases."""
         found, default = await self._databases.list_databases(project_ref(request.namespace, request.project))
         return retrieval_pb2.ListDatabasesResponse(databases=map(database_message, found), default_database=default)
 
-    async def CreateDatabase(  # noqa: N802
+    async def CreateDatabase(
         self, request: retrieval_pb2.CreateDatabaseRequest, context: _Context
     ) -> retrieval_pb2.Database:
         """Adds a database."""
@@ -104,14 +104,12 @@ class RetrievalServicer(retrieval_pb2_grpc.RetrievalServiceServicer):
             await context.send_initial_metadata((("x-http-status", "201"),))
         return database_message(made)
 
-    async def GetDatabase(  # noqa: N802
-        self, request: retrieval_pb2.GetDatabaseRequest, context: _Context
-    ) -> retrieval_pb2.Database:
+    async def GetDatabase(self, request: retrieval_pb2.GetDatabaseRequest, context: _Context) -> retrieval_pb2.Database:
         """Gives one database."""
         view = await self._databases.get(project_ref(request.namespace, request.project), _database_name(request))
         return database_message(view)
 
-    async def UpdateDatabase(  # noqa: N802
+    async def UpdateDatabase(
         self, request: retrieval_pb2.UpdateDatabaseRequest, context: _Context
     ) -> retrieval_pb2.Database:
         """Changes a database."""
@@ -120,7 +118,7 @@ class RetrievalServicer(retrieval_pb2_grpc.RetrievalServiceServicer):
         )
         return database_message(view)
 
-    async def DeleteDatabase(  # noqa: N802
+    async def DeleteDatabase(
         self, request: retrieval_pb2.DeleteDatabaseRequest, context: _Context
     ) -> retrieval_pb2.DeleteDatabaseResponse:
         """Deletes a database."""
@@ -131,7 +129,7 @@ class RetrievalServicer(retrieval_pb2_grpc.RetrievalServiceServicer):
             message=f"Database {name!r} deleted.", database=database_message(view), deleted_chunks=chunks
         )
 
-    async def ListDocuments(  # noqa: N802
+    async def ListDocuments(
         self, request: retrieval_pb2.ListDocumentsRequest, context: _Context
     ) -> retrieval_pb2.ListDocumentsResponse:
         """Lists a database's documents."""
@@ -143,20 +141,18 @@ class RetrievalServicer(retrieval_pb2_grpc.RetrievalServiceServicer):
         )
         return retrieval_pb2.ListDocumentsResponse(documents=map(document_message, found))
 
-    async def ListDocumentsHttp(  # noqa: N802
-        self, request: retrieval_pb2.ListDocumentsRequest, context: _Context
-    ) -> HttpBody:
+    async def ListDocumentsHttp(self, request: retrieval_pb2.ListDocumentsRequest, context: _Context) -> HttpBody:
         """Lists a database's documents as a bare array."""
         return json_body([to_json(document) for document in (await self.ListDocuments(request, context)).documents])
 
-    async def GetStats(  # noqa: N802
+    async def GetStats(
         self, request: retrieval_pb2.GetStatsRequest, context: _Context
     ) -> retrieval_pb2.GetStatsResponse:
         """Tells how much a database holds."""
         ref = project_ref(request.namespace, request.project)
         return stats_message(await self._databases.stats(ref, request.database or None))
 
-    async def PreviewChunks(  # noqa: N802
+    async def PreviewChunks(
         self, request: retrieval_pb2.PreviewChunksRequest, context: _Context
     ) -> retrieval_pb2.PreviewChunksResponse:
         """Shows how a document would be cut."""
@@ -174,7 +170,7 @@ class RetrievalServicer(retrieval_pb2_grpc.RetrievalServiceServicer):
         ref = project_ref(request.namespace, request.project)
         return preview_message(await self._previews.preview(ref, asked))
 
-    async def ClearDatabase(  # noqa: N802
+    async def ClearDatabase(
         self, request: retrieval_pb2.ClearDatabaseRequest, context: _Context
     ) -> retrieval_pb2.ClearDatabaseResponse:
         """Removes all chunks from a database."""
@@ -183,7 +179,7 @@ class RetrievalServicer(retrieval_pb2_grpc.RetrievalServiceServicer):
         message = f"Database {name!r} cleared: {chunks} chunks removed. Process its datasets to fill it again."
         return retrieval_pb2.ClearDatabaseResponse(message=message, database=name, deleted_chunks=chunks)
 
-    async def ReindexDatabase(  # noqa: N802
+    async def ReindexDatabase(
         self, request: retrieval_pb2.ReindexDatabaseRequest, context: _Context
     ) -> retrieval_pb2.ReindexDatabaseResponse:
         """Starts a task that makes a database's vectors anew."""

@@ -54,13 +54,13 @@ class SystemServicer(pb_grpc.SystemServiceServicer):
         self._checks = tuple(checks)
         self._seeds = tuple(seeds)
 
-    async def GetRoot(  # noqa: N802
+    async def GetRoot(
         self, request: pb.GetRootRequest, context: grpc.aio.ServicerContext[object, object]
     ) -> pb.GetRootResponse:
         """Greets."""
         return pb.GetRootResponse(message="Hello, World!")
 
-    async def GetInfo(  # noqa: N802
+    async def GetInfo(
         self, request: pb.GetInfoRequest, context: grpc.aio.ServicerContext[object, object]
     ) -> pb.GetInfoResponse:
         """Gives the version, the data folder and where the OpenAPI document is."""
@@ -68,7 +68,7 @@ class SystemServicer(pb_grpc.SystemServiceServicer):
             version=self._version, data_directory=str(self._data_directory), openapi_url="/openapi.json"
         )
 
-    async def GetHealth(  # noqa: N802
+    async def GetHealth(
         self, request: pb.SystemServiceGetHealthRequest, context: grpc.aio.ServicerContext[object, object]
     ) -> pb.SystemServiceGetHealthResponse:
         """Asks all parts at once; one that takes longer than a second counts as unhealthy."""
@@ -87,25 +87,25 @@ class SystemServicer(pb_grpc.SystemServiceServicer):
             timestamp=int(time.time()),
         )
 
-    async def GetLiveness(  # noqa: N802
+    async def GetLiveness(
         self, request: pb.GetLivenessRequest, context: grpc.aio.ServicerContext[object, object]
     ) -> pb.GetLivenessResponse:
         """Says that the process lives."""
         return pb.GetLivenessResponse(status="alive")
 
-    async def GetOpenApi(  # noqa: N802
+    async def GetOpenApi(
         self, request: pb.GetOpenApiRequest, context: grpc.aio.ServicerContext[object, object]
     ) -> httpbody_pb2.HttpBody:
         """Gives the OpenAPI document as JSON."""
         return httpbody_pb2.HttpBody(content_type="application/json", data=await self._document.json())
 
-    async def GetOpenApiYaml(  # noqa: N802
+    async def GetOpenApiYaml(
         self, request: pb.GetOpenApiYamlRequest, context: grpc.aio.ServicerContext[object, object]
     ) -> httpbody_pb2.HttpBody:
         """Gives the OpenAPI document as YAML."""
         return httpbody_pb2.HttpBody(content_type="application/yaml", data=await self._document.yaml())
 
-    async def CheckVersion(  # noqa: N802
+    async def CheckVersion(
         self, request: pb.CheckVersionRequest, context: grpc.aio.ServicerContext[object, object]
     ) -> pb.CheckVersionResponse:
         """Gives the version, without asking anybody for a newer one."""
@@ -115,7 +115,7 @@ class SystemServicer(pb_grpc.SystemServiceServicer):
             message="This server makes no calls to the internet, so it does not look for updates.",
         )
 
-    async def GetDisk(  # noqa: N802
+    async def GetDisk(
         self, request: pb.GetDiskRequest, context: grpc.aio.ServicerContext[object, object]
     ) -> pb.GetDiskResponse:
         """Measures the disks of the models and of the data."""

@@ -22,22 +22,20 @@ class TaskServicer(pb_grpc.TaskServiceServicer):
     def __init__(self, tasks: TaskRunner) -> None:
         self._tasks = tasks
 
-    async def GetTask(  # noqa: N802
-        self, request: pb.GetTaskRequest, context: grpc.aio.ServicerContext[object, object]
-    ) -> pb.Task:
+    async def GetTask(self, request: pb.GetTaskRequest, context: grpc.aio.ServicerContext[object, object]) -> pb.Task:
         """Returns the state of a task."""
         task = await self._tasks.get(project_ref(request.namespace, request.project), request.task_id)
         # In a thread: for thousands of files it would hold the event loop.
         return await asyncio.to_thread(task_message, task)
 
-    async def WatchTask(  # noqa: N802
+    async def WatchTask(
         self, request: pb.WatchTaskRequest, context: grpc.aio.ServicerContext[object, object]
     ) -> AsyncIterator[pb.Task]:
         """Streams a task until it has ended."""
         async for task in self._tasks.watch(project_ref(request.namespace, request.project), request.task_id):
             yield await asyncio.to_thread(task_message, task)
 
-    async def CancelTask(  # noqa: N802
+    async def CancelTask(
         self, request: pb.CancelTaskRequest, context: grpc.aio.ServicerContext[object, object]
     ) -> pb.CancelTaskResponse:
         """Cancels a task and answers when its work has stopped."""

@@ -21,7 +21,7 @@ class TokenServicer(pb_grpc.TokenServiceServicer):
         self._tokens = tokens
         self._clock = clock
 
-    async def CreateToken(  # noqa: N802
+    async def CreateToken(
         self, request: pb.CreateTokenRequest, context: grpc.aio.ServicerContext[object, object]
     ) -> pb.CreateTokenResponse:
         """Makes a token."""
@@ -33,13 +33,13 @@ class TokenServicer(pb_grpc.TokenServiceServicer):
         )
         return pb.CreateTokenResponse(secret=secret, token=self._message(token))
 
-    async def ListTokens(  # noqa: N802
+    async def ListTokens(
         self, request: pb.ListTokensRequest, context: grpc.aio.ServicerContext[object, object]
     ) -> pb.ListTokensResponse:
         """Lists the tokens."""
         return pb.ListTokensResponse(tokens=map(self._message, await self._tokens.list_tokens()))
 
-    async def RevokeToken(  # noqa: N802
+    async def RevokeToken(
         self, request: pb.RevokeTokenRequest, context: grpc.aio.ServicerContext[object, object]
     ) -> pb.RevokeTokenResponse:
         """Revokes a token."""

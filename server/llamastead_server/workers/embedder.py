@@ -49,7 +49,7 @@ class EmbedderServicer(embedder_pb2_grpc.EmbedderServiceServicer):
         """Begins to load the embedding model in a thread."""
         self._loading = asyncio.create_task(asyncio.to_thread(self._load))
 
-    async def Embed(self, request: embedder_pb2.EmbedRequest, context: _Context) -> embedder_pb2.EmbedResponse:  # noqa: N802
+    async def Embed(self, request: embedder_pb2.EmbedRequest, context: _Context) -> embedder_pb2.EmbedResponse:
         """Embeds texts, waiting for the model if it is still loading, and loading another one if that is asked for."""
         model = await self._ready(context)
         name = request.model or self._name
@@ -79,7 +79,7 @@ class EmbedderServicer(embedder_pb2_grpc.EmbedderServiceServicer):
                 await _refuse(context, InvalidRequest(reason))
         return sum(counts)
 
-    async def Rerank(self, request: embedder_pb2.RerankRequest, context: _Context) -> embedder_pb2.RerankResponse:  # noqa: N802
+    async def Rerank(self, request: embedder_pb2.RerankRequest, context: _Context) -> embedder_pb2.RerankResponse:
         """Scores documents by a cross-encoder, loading it first if needed."""
         await self._ready(context)
         async with self._reranker_loading:
@@ -96,7 +96,7 @@ class EmbedderServicer(embedder_pb2_grpc.EmbedderServiceServicer):
             await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, "The embedder's queue is full.")
         return embedder_pb2.RerankResponse(scores=[float(value) for value in scores.reshape(-1)])
 
-    async def GetEmbedderStatus(  # noqa: N802
+    async def GetEmbedderStatus(
         self, request: embedder_pb2.GetEmbedderStatusRequest, context: _Context
     ) -> embedder_pb2.GetEmbedderStatusResponse:
         """Tells whether the model is loaded."""

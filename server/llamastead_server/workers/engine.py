@@ -33,7 +33,7 @@ class EngineServicer(engine_pb2_grpc.EngineServiceServicer):
         self._active = 0
         self._generated = 0
 
-    async def Generate(self, request: engine_pb2.GenerateRequest, context: _Context) -> None:  # type: ignore[override]  # noqa: N802
+    async def Generate(self, request: engine_pb2.GenerateRequest, context: _Context) -> None:  # type: ignore[override]
         """Streams one completion.
 
         It writes instead of yielding, so that a cancelled call is cancelled in here and frees its slot at once.
@@ -66,7 +66,7 @@ class EngineServicer(engine_pb2_grpc.EngineServiceServicer):
         finally:
             self._active -= 1
 
-    async def CountTokens(  # noqa: N802
+    async def CountTokens(
         self, request: engine_pb2.CountTokensRequest, context: _Context
     ) -> engine_pb2.CountTokensResponse:
         """Counts a conversation; the template's own tokens are shared out evenly."""
@@ -87,9 +87,7 @@ class EngineServicer(engine_pb2_grpc.EngineServiceServicer):
         sizes = [size + overhead + (index < rest) for index, size in enumerate(contents)]
         return engine_pb2.CountTokensResponse(total=total, per_message=sizes)
 
-    async def GetStatus(  # noqa: N802
-        self, request: engine_pb2.GetStatusRequest, context: _Context
-    ) -> engine_pb2.GetStatusResponse:
+    async def GetStatus(self, request: engine_pb2.GetStatusRequest, context: _Context) -> engine_pb2.GetStatusResponse:
         """Answers only while the engine's scheduler does."""
         status = await self._model.status()
         return engine_pb2.GetStatusResponse(

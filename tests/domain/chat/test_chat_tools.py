@@ -12,7 +12,7 @@ import pytest
 from llamastead_server.domain.chat.answer import AnswerEvent, CallDelta, TextDelta, TurnFinished
 from llamastead_server.domain.chat.request import ChatRequest
 from llamastead_server.domain.chat.turns import SessionChoice
-from llamastead_server.domain.errors import Conflict, ModelNotFound, ValidationFailed
+from llamastead_server.domain.errors import Conflict, InvalidRequest, ModelNotFound, ValidationFailed
 from llamastead_server.domain.models.generation import Message, ToolCall
 from tests.chat_stack import REF, ChatStack, chat_stack
 
@@ -174,6 +174,37 @@ async def test_configured_tools_are_offered_filled_unless_the_request_brings_its
     assert [tool["function"]["name"] for tool in stack.engine.requests[1].tools] == ["time"]
     with pytest.raises(ValidationFailed, match=r"variables\.country"):
         await run(stack)
+
+
+@pytest.mark.parametrize(
+    ("mode", "alone", "together"),
+    [
+        (None, ["weather", "clock"], ["time", "weather"]),
+        ("api_replace", ["weather", "clock"], ["time", "weather"]),
+        ("api_supplement", ["weather", "clock"], ["clock", "time", "weather"]),
+        ("config_only", ["weather", "clock"], ["weather", "clock"]),
+    ],
+)
+async def test_the_tools_mode_says_what_becomes_of_a_requests_tools(
+    stack: ChatStack, mode: str | None, alone: list[str], together: list[str]
+) -> None:
+    configured = [{"name": "weather", "description": "Ours."}, {"name": "clock"}]
+    entry = {"name": "m", "model": "fake", "tools": configured, "tools_mode": mode}
+    await stack.project(runtime={"models": [entry]})
+    await run(stack)
+    await run(stack, tools=[TIME, WEATHER])
+    offered = [[tool["function"] for tool in request.tools] for request in stack.engine.requests]
+    assert [[tool["name"] for tool in tools] for tools in offered] == [alone, together]
+    by_name = {tool["name"]: tool for tool in offered[1]}
+    assert by_name["weather"]["description"] == ("Ours." if mode == "config_only" else "Tells.")
+
+
+async def test_configured_and_own_tools_together_are_bounded(stack: ChatStack) -> None:
+    configured = [{"name": f"t{number}"} for number in range(128)]
+    entry = {"name": "m", "model": "fake", "tools": configured, "tools_mode": "api_supplement"}
+    await stack.project(runtime={"models": [entry]})
+    with pytest.raises(InvalidRequest, match="129"):
+        await run(stack, tools=[TIME])
 
 
 async def test_a_wrong_configured_tool_is_the_projects_fault(stack: ChatStack) -> None:

@@ -21,10 +21,12 @@ from llamastead_server.domain.errors import (
     ValidationFailed,
 )
 from llamastead_server.domain.models.generation import Message, Usage
+from llamastead_server.domain.models.keeper import Keeper
 from llamastead_server.domain.names import ProjectRef
 from tests.chat_stack import REF, ChatStack, chat_stack, passage
 
 S = SessionChoice("s")
+EXAMPLE = [Message("user", "Hi?"), Message("assistant", "Hi.")]
 RAG: dict[str, Any] = {"rag": {"databases": [{"name": "main_db"}, {"name": "second"}]}}
 
 
@@ -92,6 +94,31 @@ async def test_a_request_system_message_replaces_the_configured_one_and_is_not_k
     assert [role for role, _ in await stack.history()] == ["user", "assistant"]
     with pytest.raises(ValidationFailed, match=r"variables\.absent"):
         await run(stack, ask())
+
+
+@pytest.mark.parametrize(
+    ("mode", "expected"),
+    [
+        (None, [Message("system", "Own.")]),
+        ("api_replace", [Message("system", "Own.")]),
+        (
+            "api_supplement",
+            [Message("system", "Be brief.\n\nOwn."), Message("user", "Hi?"), Message("assistant", "Hi.")],
+        ),
+        ("config_only", [Message("system", "Be brief."), Message("user", "Hi?"), Message("assistant", "Hi.")]),
+    ],
+)
+async def test_the_prompts_mode_says_what_becomes_of_a_requests_system_message(
+    stack: ChatStack, mode: str | None, expected: list[Message]
+) -> None:
+    configured = [("system", "Be {{how}}."), ("user", "Hi?"), ("assistant", "Hi.")]
+    await stack.project(
+        prompts=[{"role": role, "content": content} for role, content in configured],
+        runtime={"models": [{"name": "m", "model": "fake", "prompts_mode": mode}]},
+    )
+    messages = [{"role": "system", "content": "Own."}, {"role": "user", "content": "x"}]
+    await run(stack, ChatRequest.parse({"messages": messages, "variables": {"how": "brief"}}))
+    assert stack.engine.requests[0].messages == [*expected, Message("user", "x")]
 
 
 async def test_concurrent_turns_of_a_session_alternate(stack: ChatStack) -> None:
@@ -164,6 +191,16 @@ async def test_a_turn_that_takes_too_long_times_out_and_keeps_nothing(stack: Cha
     with pytest.raises(RequestTimeout, match=r"0\.05 seconds"):
         await run(stack, ask())
     assert await stack.history() == []
+
+
+async def test_a_model_is_kept_on_behalf_of_the_entry_that_says_so(stack: ChatStack) -> None:
+    models = [{"name": "hot", "model": "fake", "keep_loaded": True}, {"name": "cold", "model": "fake"}]
+    await stack.project(runtime={"models": models})
+    for name in ("hot", "cold"):
+        await run(stack, ask(model=name))
+    async with stack.turns.start(None, ask()) as turn:
+        await turn.whole()
+    assert stack.models.keepers == [Keeper(REF, "hot", True), Keeper(REF, "cold", False), None]
 
 
 async def test_several_answers_come_one_after_another_and_the_session_remembers_the_first(stack: ChatStack) -> None:

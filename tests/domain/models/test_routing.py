@@ -80,3 +80,17 @@ def test_a_key_that_cannot_be_had_is_the_projects_fault_and_stays_unsaid(key: st
         find("x", base_url="http://x/v1", api_key=key)
     assert "mine" not in refused.value.message
     assert "a\nb" not in refused.value.message
+
+
+def test_an_allowed_host_gets_the_further_fields_of_the_entry() -> None:
+    extra = {"n_ctx": 4096, "chat_template_kwargs": {"enable_thinking": False}, "flash_attn": None}
+    found = find("api.openai.com", provider="openai", extra_body=extra)
+    assert isinstance(found, RemoteModel)
+    assert found.extra == {"n_ctx": 4096, "chat_template_kwargs": {"enable_thinking": False}}
+    assert isinstance(find(model="fake", extra_body={"model": "other"}), ModelCard)
+
+
+@pytest.mark.parametrize("extra", [{"messages": []}, {"stream": False, "x": 1}, {"x": "y" * 20_000}], ids=str)
+def test_a_field_that_requests_decide_themselves_is_the_projects_fault(extra: dict[str, Any]) -> None:
+    with pytest.raises(Conflict, match=r"runtime\.models\[m\]\.extra_body"):
+        find("api.openai.com", provider="openai", extra_body=extra)

@@ -391,7 +391,7 @@ class CreateChatCompletionRequest(_message.Message):
     @_builtins.property
     def messages(self) -> _containers.RepeatedCompositeFieldContainer[Global___ChatMessage]:
         """The conversation, oldest first, ending with the turn to answer. A system message replaces the project's
-        configured prompts for this turn. In a session, only what comes after the known history is new.
+        configured prompts for this turn, unless the model's `prompts_mode` says otherwise. In a session, only what comes after the known history is new.
         """
 
     @_builtins.property
@@ -418,7 +418,8 @@ class CreateChatCompletionRequest(_message.Message):
 
     @_builtins.property
     def tools(self) -> _containers.RepeatedCompositeFieldContainer[Global___Tool]:
-        """Functions the model may call, at most 128. Default: the ones configured for the model. A model whose chat template
+        """Functions the model may call, at most 128. Default: the ones configured for the model, which these replace unless
+        its `tools_mode` says otherwise. A model whose chat template
         has no place for tools refuses them with 400, unless the project sets `tool_call_strategy: prompt_based` for it.
         """
 

@@ -58,7 +58,9 @@ class ProjectModel(_message.Message):
     tool_call_strategy: _builtins.str
     """How tools are called: `native_api` or `prompt_based`."""
     keep_loaded: _builtins.bool
-    """Whether it stays loaded when memory is short."""
+    """Whether it makes no room for other models once it is loaded: until it is unloaded by name, the project is deleted
+    or the server stops.
+    """
     runtime_status: _builtins.str
     """`loaded`, `loading`, `available`, `failed` or `not_installed`; `remote` for a model on a host that the operator
     allows, which is not asked.

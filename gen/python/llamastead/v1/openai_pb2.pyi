@@ -363,7 +363,7 @@ class GetOpenAIModelRequest(_message.Message):
 
     MODEL_FIELD_NUMBER: _builtins.int
     model: _builtins.str
-    """Name or alias of an installed model."""
+    """Name or alias of an installed model, such as `llama3.3` or `org/model`."""
     def __init__(
         self,
         *,

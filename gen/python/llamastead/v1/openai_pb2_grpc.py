@@ -184,7 +184,7 @@ class OpenAIServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def GetOpenAIModel(self, request, context):
-        """Returns one installed model in OpenAI's shape.
+        """Returns one installed model in OpenAI's shape. A slash in its name may stand in the path as it is or as `%2F`.
 
         Errors:
         - 404: The model is not installed.

@@ -88,7 +88,7 @@ class OpenAIServiceStub:
     ListOpenAIModels: _grpc.UnaryUnaryMultiCallable[_openai_pb2.ListOpenAIModelsRequest, _openai_pb2.ListOpenAIModelsResponse]
     """Lists the installed models in OpenAI's shape: the default one first, the embedding model last."""
     GetOpenAIModel: _grpc.UnaryUnaryMultiCallable[_openai_pb2.GetOpenAIModelRequest, _model_pb2.ModelListEntry]
-    """Returns one installed model in OpenAI's shape.
+    """Returns one installed model in OpenAI's shape. A slash in its name may stand in the path as it is or as `%2F`.
 
     Errors:
     - 404: The model is not installed.
@@ -179,7 +179,7 @@ class OpenAIServiceAsyncStub(OpenAIServiceStub):
     ListOpenAIModels: _aio.UnaryUnaryMultiCallable[_openai_pb2.ListOpenAIModelsRequest, _openai_pb2.ListOpenAIModelsResponse]  # type: ignore[assignment]
     """Lists the installed models in OpenAI's shape: the default one first, the embedding model last."""
     GetOpenAIModel: _aio.UnaryUnaryMultiCallable[_openai_pb2.GetOpenAIModelRequest, _model_pb2.ModelListEntry]  # type: ignore[assignment]
-    """Returns one installed model in OpenAI's shape.
+    """Returns one installed model in OpenAI's shape. A slash in its name may stand in the path as it is or as `%2F`.
 
     Errors:
     - 404: The model is not installed.
@@ -315,7 +315,7 @@ class OpenAIServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _openai_pb2.GetOpenAIModelRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_model_pb2.ModelListEntry, _abc.Awaitable[_model_pb2.ModelListEntry]]:
-        """Returns one installed model in OpenAI's shape.
+        """Returns one installed model in OpenAI's shape. A slash in its name may stand in the path as it is or as `%2F`.
 
         Errors:
         - 404: The model is not installed.

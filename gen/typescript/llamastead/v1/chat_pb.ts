@@ -227,7 +227,7 @@ export type CreateChatCompletionRequest = Message<"llamastead.v1.CreateChatCompl
 
   /**
    * The conversation, oldest first, ending with the turn to answer. A system message replaces the project's
-   * configured prompts for this turn. In a session, only what comes after the known history is new.
+   * configured prompts for this turn, unless the model's `prompts_mode` says otherwise. In a session, only what comes after the known history is new.
    *
    * @generated from field: repeated llamastead.v1.ChatMessage messages = 3;
    */
@@ -422,7 +422,8 @@ export type CreateChatCompletionRequest = Message<"llamastead.v1.CreateChatCompl
   user?: string | undefined;
 
   /**
-   * Functions the model may call, at most 128. Default: the ones configured for the model. A model whose chat template
+   * Functions the model may call, at most 128. Default: the ones configured for the model, which these replace unless
+   * its `tools_mode` says otherwise. A model whose chat template
    * has no place for tools refuses them with 400, unless the project sets `tool_call_strategy: prompt_based` for it.
    *
    * @generated from field: repeated llamastead.v1.Tool tools = 30;

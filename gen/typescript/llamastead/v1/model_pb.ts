@@ -79,7 +79,8 @@ export type ProjectModel = Message<"llamastead.v1.ProjectModel"> & {
   tools: JsonObject[];
 
   /**
-   * Whether it stays loaded when memory is short.
+   * Whether it makes no room for other models once it is loaded: until it is unloaded by name, the project is deleted
+   * or the server stops.
    *
    * @generated from field: bool keep_loaded = 9;
    */

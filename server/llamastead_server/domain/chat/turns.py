@@ -13,14 +13,21 @@ from llamastead_server.domain.chat.prompt import Prompt
 from llamastead_server.domain.chat.request import ChatRequest, Parameters
 from llamastead_server.domain.chat.sessions import Sessions, SessionTurn
 from llamastead_server.domain.chat.source_finder import SourceFinder, find_sources
-from llamastead_server.domain.chat.tools import ToolOffer
+from llamastead_server.domain.chat.tools import MAX_TOOLS, Tool, ToolOffer
 from llamastead_server.domain.chat.tools import checked as checked_tools
 from llamastead_server.domain.chat.turn import ChatTurn, Choices, TurnStarted
 from llamastead_server.domain.chat.window import ChatWindow
 from llamastead_server.domain.config.project import ProjectConfig
 from llamastead_server.domain.config.runtime import RuntimeModel
 from llamastead_server.domain.deadline import Deadline
-from llamastead_server.domain.errors import Conflict, ContextLengthExceeded, ModelNotFound, NotFound, ValidationFailed
+from llamastead_server.domain.errors import (
+    Conflict,
+    ContextLengthExceeded,
+    InvalidRequest,
+    ModelNotFound,
+    NotFound,
+    ValidationFailed,
+)
 from llamastead_server.domain.models.engine_stream import started
 from llamastead_server.domain.models.generation import GenerationEvent, Message, ModelCard
 from llamastead_server.domain.models.routing import ModelRouter
@@ -123,18 +130,18 @@ class ChatTurns:
         configured: Sequence[Message] = []
         sources: Sequence[Source] = []
         session = SessionTurn(None, ())
+        system = request.system
         if ref is not None and config is not None:
-            if request.system is None:
-                configured = prompts.fill(config.prompt_messages(model), request.variables)
+            configured, system = _instructions(request, config, model)
             sources = await find_sources(self._sources, ref, config, model, request)
             session = await stack.enter_async_context(
                 self._sessions.turn(ref, choice.session_id, stateless=choice.stateless)
             )
         turns, new = session.conversation(request.turns)
         _check_answered(turns)
-        engine = await stack.enter_async_context(self._router.lease(model))
+        engine = await stack.enter_async_context(self._router.lease(model, ref))
         window = ChatWindow.of(engine, request.n_ctx)
-        prompt = Prompt.assemble(configured, request.system, sources, turns, offer)
+        prompt = Prompt.assemble(configured, system, sources, turns, offer)
         prompt.check_size(window)
         if not prompt.surely_fits(window, parameters.token_limit):
             prompt = await prompt.fit(window, parameters.token_limit)
@@ -164,26 +171,47 @@ class ChatTurns:
         return RuntimeModel(name=name, model=name)
 
 
+def _instructions(
+    request: ChatRequest, config: ProjectConfig, model: RuntimeModel
+) -> tuple[Sequence[Message], str | None]:
+    """The configured messages that the prompt begins with, and the request's system text that replaces them."""
+    if request.system is not None and model.prompts_mode in (None, "api_replace"):
+        return [], request.system
+    configured = prompts.fill(config.prompt_messages(model), request.variables)
+    if request.system is not None and model.prompts_mode == "api_supplement":
+        configured = [*configured, Message("system", request.system)]
+    return configured, None
+
+
 def _offer(request: ChatRequest, model: RuntimeModel) -> ToolOffer:
-    """The request's tools, else the ones configured for the model."""
-    tools = request.tools
-    if not tools and model.tools:
-        filled = [
-            prompts.fill_texts(
-                tool.function.model_dump(include={"name", "description", "parameters"}), request.variables
-            )
-            for tool in model.tools
-        ]
-        try:
-            tools = checked_tools(filled)
-        except ValueError as error:
-            raise Conflict(f"The project's runtime.models[{model.name}].tools is wrong: {error}.") from None
+    """The request's tools, the ones configured for the model, or both, as its `tools_mode` says."""
+    own = () if model.tools_mode == "config_only" else request.tools
+    tools = own
+    if model.tools and (not own or model.tools_mode == "api_supplement"):
+        names = {tool.name for tool in own}
+        tools = [*(tool for tool in _configured_tools(request, model) if tool.name not in names), *own]
+    if len(tools) > MAX_TOOLS:
+        raise InvalidRequest(
+            f"With the project's own there are {len(tools)} tools; at most {MAX_TOOLS} are accepted.",
+            details={"field": "tools"},
+        )
     return ToolOffer.of(
         tools,
         request.tool_choice,
         parallel=request.parallel_tool_calls,
         in_prompt=model.tool_call_strategy == "prompt_based",
     )
+
+
+def _configured_tools(request: ChatRequest, model: RuntimeModel) -> Sequence[Tool]:
+    filled = [
+        prompts.fill_texts(tool.function.model_dump(include={"name", "description", "parameters"}), request.variables)
+        for tool in model.tools
+    ]
+    try:
+        return checked_tools(filled)
+    except ValueError as error:
+        raise Conflict(f"The project's runtime.models[{model.name}].tools is wrong: {error}.") from None
 
 
 def _check_answered(turns: Sequence[Message]) -> None:

@@ -2,7 +2,8 @@
 
 Both runtime forms of LlamaFarm's documents are read: a single model (`runtime.provider`, `runtime.model`)
 and a list (`runtime.models[]` with `runtime.default_model`). Every provider means a model of this server, found by
-its name or alias: what is set for another program (`base_url`, `api_key`, `extra_body`, …) is checked and kept only.
+its name or alias, unless the operator allows the host of its `base_url`: then that server is called. What is for
+other programs only is checked and kept, as each field says.
 """
 
 from __future__ import annotations
@@ -91,7 +92,11 @@ ToolEntry = Annotated[Annotated[Tool, Tag("flat")] | Annotated[OpenAITool, Tag("
 
 
 class ExtraBody(Section):
-    """Settings of a llama.cpp that another program runs."""
+    """Further fields of the requests to a model on another server, and how LlamaFarm's own runtime loads a model.
+
+    To a host that the operator allows they are sent, those that are not listed here too. For a model installed here
+    they have no effect: the server's settings and `load_model` say how it is loaded.
+    """
 
     n_ctx: int | None = Field(None, ge=1)
     n_batch: int | None = Field(None, ge=1)
@@ -106,7 +111,7 @@ class ExtraBody(Section):
 
 
 class EncoderConfig(Section):
-    """Settings of an encoder model that another program runs."""
+    """Settings of an encoder model that another program runs; without effect here."""
 
     max_length: int | None = Field(None, ge=1)
     use_flash_attention: bool = True
@@ -114,13 +119,26 @@ class EncoderConfig(Section):
 
 
 class BuiltinTools(Section):
-    """Which of LlamaFarm's own tools a model may use."""
+    """Which of LlamaFarm's own tools a model may use; without effect here, where there are none."""
 
     include: list[str] = []
 
 
 class ModelSettings(Section):
-    """What both forms may say of a model."""
+    """What both forms may say of a model.
+
+    Attributes:
+        base_url: Server that holds the model; called only if the operator allows its host.
+        api_key: Key for that server.
+        keep_loaded: Whether the model, once loaded, makes no room for others, until it is unloaded by
+            `/api/unload_model`, the project is deleted or the server stops.
+        mcp_servers: Names of `mcp.servers`; without effect, for no server of tools is called.
+        prompts_mode: What becomes of a request's system messages: `api_replace` (the default) puts them in place of the
+            configured prompts, `api_supplement` behind those, and `config_only` leaves them out.
+        tools_mode: The same for a request's tools; of two that have one name, the request's is offered.
+        instructor_mode: Without effect: `response_format` binds answers to a schema in any mode.
+        prompt_format: Without effect.
+    """
 
     provider: Provider = "llamastead"
     description: str | None = None

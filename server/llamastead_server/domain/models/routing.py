@@ -6,22 +6,31 @@ address. The operator lists the hosts; an entry of any other host is answered by
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Collection, Mapping
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 from urllib.parse import urlsplit
 
 from llamastead_server.domain.config.runtime import RuntimeModel
 from llamastead_server.domain.errors import Conflict, ModelNotFound
 from llamastead_server.domain.models.generation import ModelCard
+from llamastead_server.domain.models.keeper import Keeper
+from llamastead_server.domain.names import ProjectRef
 from llamastead_server.domain.ports import Engine, ModelRegistry
 
 DEFAULT_URLS: Mapping[str, str] = {"openai": "https://api.openai.com/v1", "ollama": "http://localhost:11434/v1"}
 """Where a provider is when an entry does not say."""
 
 SETTING = "LLAMASTEAD_REMOTE_HOSTS"
+_LARGEST_EXTRA = 16 << 10
+_OF_REQUESTS = {
+    "model", "messages", "n", "stream", "stream_options", "temperature", "top_p", "top_k", "min_p", "repeat_penalty",
+    "presence_penalty", "frequency_penalty", "seed", "max_tokens", "max_completion_tokens", "stop", "logit_bias",
+    "logprobs", "top_logprobs", "tools", "tool_choice", "parallel_tool_calls", "response_format",
+}  # fmt: skip
 _PORTS = {"http": 80, "https": 443}
 _REFERENCE = re.compile(r"\$\{env:([A-Za-z_][A-Za-z0-9_]*)\}")
 
@@ -35,12 +44,14 @@ class RemoteModel:
         base_url: Address of that server's OpenAI-compatible API.
         host: Host and port of it, for messages.
         api_key: Bearer token; empty for none.
+        extra: Fields that its requests carry beside the server's own.
     """
 
     model: str
     base_url: str
     host: str
     api_key: str = field(default="", repr=False)
+    extra: Mapping[str, Any] = field(default_factory=dict)
 
 
 class RemoteEngines(Protocol):
@@ -86,12 +97,12 @@ class ModelRouter:
 
         Raises:
             ModelNotFound: Neither a model installed here nor an allowed host; the message says how to get one.
-            Conflict: The entry's `base_url` or `api_key` is wrong.
+            Conflict: The entry's `base_url`, `api_key` or `extra_body` is wrong.
         """
         url = entry.base_url or DEFAULT_URLS.get(entry.provider)
         host = None if url is None else _host(entry, url)
         if url is not None and host is not None and host in self._allowed_with_ports(url):
-            return RemoteModel(entry.model, url.rstrip("/"), host, self._api_key(entry))
+            return RemoteModel(entry.model, url.rstrip("/"), host, self._api_key(entry), _extra(entry))
         try:
             return self._models.resolve(entry.model)
         except ModelNotFound as error:
@@ -103,10 +114,13 @@ class ModelRouter:
                 details=error.details,
             ) from None
 
-    def lease(self, entry: RuntimeModel) -> AbstractAsyncContextManager[Engine]:
-        """Holds the engine of an entry while the block runs; raises what `find` does."""
+    def lease(self, entry: RuntimeModel, project: ProjectRef | None = None) -> AbstractAsyncContextManager[Engine]:
+        """Holds the engine of a project's entry while the block runs; raises what `find` does."""
         found = self.find(entry)
-        return self._remote.lease(found) if isinstance(found, RemoteModel) else self._models.lease(entry.model)
+        if isinstance(found, RemoteModel):
+            return self._remote.lease(found)
+        keeper = None if project is None else Keeper(project, entry.name, entry.keep_loaded)
+        return self._models.lease(entry.model, keeper=keeper)
 
     def _allowed_with_ports(self, url: str) -> Collection[str]:
         port = _PORTS[urlsplit(url).scheme]
@@ -127,6 +141,20 @@ class ModelRouter:
         if not (key.isascii() and (key.isprintable() or not key)):
             raise Conflict(f"The project's runtime.models[{entry.name}].api_key holds characters that no key has.")
         return key
+
+
+def _extra(entry: RuntimeModel) -> Mapping[str, Any]:
+    """Further fields for an entry's server: any but those that the request itself decides."""
+    extra = {} if entry.extra_body is None else entry.extra_body.model_dump(mode="json", exclude_unset=True)
+    place = f"The project's runtime.models[{entry.name}].extra_body"
+    if own := sorted(_OF_REQUESTS & extra.keys()):
+        raise Conflict(
+            f"{place} holds {', '.join(own)}, which requests say themselves. Leave that out, or give defaults in "
+            "model_api_parameters."
+        )
+    if len(json.dumps(extra)) > _LARGEST_EXTRA:
+        raise Conflict(f"{place} is larger than {_LARGEST_EXTRA} bytes.")
+    return extra
 
 
 def _host(entry: RuntimeModel, url: str) -> str:
