@@ -26,7 +26,7 @@ def make(folder: Path) -> Path:
         )  # fmt: skip
         plain = folder.with_name(f"{folder.name}-plain")
         BertModel(config).save_pretrained(plain)
-        PreTrainedTokenizerFast(
+        PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]  # as transformers has it
             tokenizer_object=words, pad_token="[PAD]", unk_token="[UNK]", cls_token="[CLS]", sep_token="[SEP]",
             mask_token="[MASK]", model_max_length=128,
         ).save_pretrained(plain)  # fmt: skip
