@@ -34,16 +34,9 @@ exllama_stub.install()
 for name in sys.argv[2:]:
     importlib.import_module(name)
 """
-TESTED = (
-    "tests.gpu.test_exllama",
-    "tests.conftest",
-    "llamastead_server.workers.engine",
-    "benchmarks.exl2",
-    "fastparquet",
-    "llamastead_server.workers.exllama_job",
-    "llamastead_server.workers.json_grammar",
-    "pandas",
-)
+TESTED = ("tests.gpu.test_exllama", "tests.conftest", "llamastead_server.workers.engine", "benchmarks.exl2",
+          "llamastead_server.workers.exllama_job", "llamastead_server.workers.json_grammar", "fastparquet",
+          "pandas")  # fmt: skip
 BENCHED = ("benchmarks.gpu", "benchmarks.raw_exllama", "llamastead_server.cli", "llamastead_server.app",
            "llamastead_server.workers.engine", "llamastead_server.workers.embedder")  # fmt: skip
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 LAST = (
+    "test_gptq_weights_mean_what_they_say",
     "test_a_quantised_cache_stays_close",
     "test_speculation_answers_to_the_limit",
     "test_unloading_gives_the_memory_back",

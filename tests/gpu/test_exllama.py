@@ -225,6 +225,48 @@ async def test_an_adapter_changes_the_model_as_merged_weights_do(start: Start, f
     assert float((got - expected(folder, prompt)).abs().max()) > 4 * HALF_PRECISION
 
 
+def gptq(weight: torch.Tensor, group: int = 32) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
+    """A matrix [out, in] in 4 bits as GPTQ stores it, and what it means."""
+    columns = weight.float().t().contiguous()
+    rows, width = columns.shape
+    grouped = columns.view(rows // group, group, width)
+    scales = (grouped.abs().amax(1) / 7).half()
+    steps = ((grouped / scales.float()[:, None]).round() + 8).clamp(0, 15).long()
+    shifts = torch.arange(8) * 4
+    packed = (steps.view(rows // 8, 8, width) << shifts[None, :, None]).sum(1)
+    # Zero points are stored less 1.
+    zeros = (torch.full((rows // group, width // 8, 8), 7) << shifts).sum(2)
+    parts = {"qweight": packed, "qzeros": zeros, "g_idx": torch.arange(rows) // group}
+    # Numbers of 32 bits with a sign, whatever their highest bit.
+    stored = {name: (part & 0xFFFFFFFF).to(torch.uint32).view(torch.int32) for name, part in parts.items()}
+    meant = ((steps - 8) * scales.float()[:, None]).view(rows, width).t()
+    return {**stored, "scales": scales}, meant.half().contiguous()
+
+
+async def test_gptq_weights_mean_what_they_say(start: Start, folder: Path, tmp_path: Path) -> None:
+    quantised, meant = tmp_path / "quantised", tmp_path / "meant"
+    for place in (quantised, meant):
+        shutil.copytree(folder, place)
+    stored, plain = {}, {}
+    for name, weight in load_file(folder / "model.safetensors").items():
+        stored[name] = plain[name] = weight
+        if name.endswith("_proj.weight"):
+            parts, plain[name] = gptq(stored.pop(name))
+            stored |= {f"{name.removesuffix('weight')}{part}": tensor for part, tensor in parts.items()}
+    save_file(stored, quantised / "model.safetensors", metadata={"format": "pt"})
+    save_file(plain, meant / "model.safetensors", metadata={"format": "pt"})
+    config = json.loads((folder / "config.json").read_text())
+    config["quantization_config"] = {"quant_method": "gptq", "bits": 4, "group_size": 32, "desc_act": False}
+    (quantised / "config.json").write_text(json.dumps(config))
+    running = await ready(start(source=quantised))
+    for length in (1, 300):
+        prompt = await long_prompt(running, length)
+        got, wanted = await distribution(running, prompt), expected(meant, prompt)
+        # The kernel multiplies and adds in half precision.
+        assert float((got - wanted).abs().max()) < 3 * HALF_PRECISION
+    assert float((got - expected(folder, prompt)).abs().max()) > 4 * HALF_PRECISION
+
+
 async def test_an_exl2_conversion_loads_and_resembles_the_model(start: Start, folder: Path, tmp_path: Path) -> None:
     plain = await ready(start())
     prompt = await long_prompt(plain, 300)
