@@ -146,7 +146,7 @@ class Generator:
             is_limited=is_limited,
         )
         ((status, meaning),) = comment.lists.get("Success", {"200": "Success."}).items()
-        success = self.success(method, comment, meaning, RATE_LIMIT if is_limited else {})
+        success = self.success(path, method, comment, meaning, RATE_LIMIT if is_limited else {})
         operation["responses"] = {status: success} | failures
         if is_open:
             operation["security"] = [{}]
@@ -203,7 +203,7 @@ class Generator:
         """The field of a message by its name."""
         return next(member for member in self.messages[type_name].field if member.name == name)
 
-    def success(self, method: MethodDescriptorProto, comment: Comment, meaning: str, headers: Json) -> Json:
+    def success(self, path: str, method: MethodDescriptorProto, comment: Comment, meaning: str, headers: Json) -> Json:
         """Describes a call's answer."""
         content = {}
         for media_type, name in comment.lists.get("Content types", {"application/json": ""}).items():
@@ -214,7 +214,10 @@ class Generator:
             else:
                 schema = self.reference(f".{PACKAGE}.{name}" if name else method.output_type)
             if media_type in ("text/event-stream", "application/x-ndjson"):
-                schema = {"type": "string", "contentMediaType": "application/json", "contentSchema": schema}
+                # What fails after the first event can only be told in one more.
+                failure = {"$ref": f"#/components/schemas/{'ApiError' if path.startswith('/api/') else 'StreamError'}"}
+                event = {"anyOf": [schema, failure]}
+                schema = {"type": "string", "contentMediaType": "application/json", "contentSchema": event}
             content[media_type] = {"schema": schema}
         sent = comment.lists.get("Response headers", {})
         described = {name: {"description": text, "schema": {"type": "string"}} for name, text in sent.items()}
