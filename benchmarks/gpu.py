@@ -82,7 +82,8 @@ def run(model: Path, quick: bool, bare: bool, results: Path) -> Result:
 @contextlib.contextmanager
 def _ways(model: Path) -> Iterator[Mapping[str, Burst]]:
     # Both engines are on the GPU at once, so that the rounds can take turns: each gets a fixed cache.
-    (model / "llamastead.yaml").write_text(f"cache_tokens: {_SETTINGS.cache_tokens}\n")
+    own = f"cache_tokens: {_SETTINGS.cache_tokens}\nmargin: {_SETTINGS.margin}\n"
+    (model / "llamastead.yaml").write_text(own)
     with contextlib.ExitStack() as exits:
         raw = exits.enter_context(RawExllama(model, _SETTINGS, _EXTENSIONS))
         data = Path(exits.enter_context(tempfile.TemporaryDirectory()))

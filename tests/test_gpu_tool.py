@@ -114,3 +114,15 @@ def test_what_is_printed_is_kept_though_the_program_is_killed(tool: ModuleType, 
     code = "import os; print('first result', flush=True); os.kill(os.getpid(), 9)"
     assert tool.keeping([sys.executable, "-c", code], tmp_path / "log", {}) == -9
     assert (tmp_path / "log").read_text() == "first result\n"
+
+
+def test_arguments_go_on_to_what_is_run(tool: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    ran: list[tuple[str, str, Path, list[str]]] = []
+    monkeypatch.setattr(tool, "require_gpu", lambda: None)
+    monkeypatch.setattr(tool, "environment", lambda: "python")
+    monkeypatch.setattr(tool, "run", lambda *given: ran.append(given) or 3)
+    options = ["-k", "logits and 300", "-x"]
+    monkeypatch.setattr(sys, "argv", ["gpu.py", "test", *options, "--results", str(tmp_path)])
+    with pytest.raises(SystemExit) as ended:
+        tool.main()
+    assert (ended.value.code, ran) == (3, [("python", "test", tmp_path, options)])

@@ -45,7 +45,8 @@ _NAME = re.compile(r"[A-Za-z0-9._-]+")
 
 def main() -> None:
     """Does what the command line says."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    # What it does not know goes on to pytest or the benchmarks.
+    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
     parser.add_argument("action", choices=["install", "test", "bench", "wheels"])
     parser.add_argument("--results", type=Path, default=ROOT / "bench-results", help="where the output is kept, too")
     parser.add_argument("--python", default="3.12", help="wheels: the Python of the GPU machine")
