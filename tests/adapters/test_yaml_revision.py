@@ -244,6 +244,23 @@ def test_a_key_that_is_there_twice_is_refused_by_its_lines_and_not_forgotten() -
     assert yaml_files.parse(merged)["z"] == {"a": 3}
 
 
+@pytest.mark.parametrize("end", ["\r", "\x85", "\u2028", "\u2029"])
+def test_a_text_with_line_ends_of_other_kinds_costs_no_comment(tmp_path: Path, end: str) -> None:
+    after = revised(tmp_path, HAND_WRITTEN, lambda content: content["x_values"].update(new=f"{end}x\n y{end}\nz"))
+    assert [line for line in difference(HAND_WRITTEN, after) if line.startswith("-")] == []
+
+
+def test_a_link_stays_one_and_who_may_read_the_file_still_may(tmp_path: Path) -> None:
+    kept, link = tmp_path / "kept.yaml", tmp_path / "link.yaml"
+    kept.write_text("# mine\na: 1\n")
+    kept.chmod(0o664)
+    link.symlink_to(kept)
+    yaml_files.revise(link, {"a": 2})
+    assert link.is_symlink()
+    assert kept.read_text() == "# mine\na: 2\n"
+    assert kept.stat().st_mode & 0o777 == 0o664
+
+
 @pytest.mark.parametrize("value", [[1] * 300_000, "\x7f" * 1_500_000], ids=["values", "bytes"])
 def test_what_could_not_be_read_again_is_not_written(tmp_path: Path, value: Any) -> None:
     path = tmp_path / "file.yaml"
@@ -260,7 +277,22 @@ keys = st.sampled_from(["a", "b", "name", "on", "1e3", "x y"])
 values = st.recursive(
     scalars
     | st.sampled_from(
-        ["on", "1e3", "a\nb", "a\n\n b # c\n", "- x", "#", "ünï", "x: y", "~", " ", "\n\n", "2024-01-02"]
+        [
+            "on",
+            "1e3",
+            "a\nb",
+            "\u2028a\n b",
+            "a\x85\nb",
+            "a\n\n b # c\n",
+            "- x",
+            "#",
+            "ünï",
+            "x: y",
+            "~",
+            " ",
+            "\n\n",
+            "2024-01-02",
+        ]
     ),
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(keys, inner, max_size=4),
     max_leaves=12,

@@ -6,6 +6,7 @@ import codecs
 import math
 import os
 import re
+import stat
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ TEMPORARY = ".writing-"
 _MAX_BYTES = 4 << 20
 _MAX_VALUES = 200_000
 _MERGED = "tag:yaml.org,2002:merge"
+_OTHER_LINE_ENDS = re.compile(r"[\r\x85\u2028\u2029]")
 _NUMBER_TO_OTHERS = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?|0o[0-7]+")
 """Text here, but a number to readers of YAML 1.2 unless it is quoted."""
 
@@ -57,16 +59,18 @@ def write(path: Path, content: Mapping[str, Any]) -> None:
 def revise(path: Path, content: Mapping[str, Any]) -> None:
     """Changes what the file says, also by one rename, and leaves all else as people wrote it.
 
-    A file that is not there, can't be understood or can't be changed in part is written anew.
+    A file that is not there, can't be understood or can't be changed in part is written anew. Who may read it still
+    may, and of a link to a file elsewhere it is that file which changes.
 
     Raises:
         InvalidRequest: It would be too large to be read again.
     """
+    path = path.resolve()
     try:
         before = path.read_bytes()
     except FileNotFoundError:
         return write(path, content)
-    return _put(path, _revised(before, dict(content)))
+    return _put(path, _revised(before, dict(content)), mode=path.stat().st_mode)
 
 
 def _revised(before: bytes, content: dict[str, Any]) -> str:
@@ -100,12 +104,14 @@ def dump(content: Any, *, flow: bool = False) -> str:
     return yaml.dump(content, Dumper=_Dumper, default_flow_style=flow, sort_keys=False, allow_unicode=True, width=width)
 
 
-def _put(path: Path, text: str) -> None:
+def _put(path: Path, text: str, *, mode: int | None = None) -> None:
     temporary = path.with_name(f"{TEMPORARY}{uuid4()}")
     try:
         with temporary.open("w", encoding="utf-8", newline="") as file:
             file.write(text)
             file.flush()
+            if mode is not None:
+                os.fchmod(file.fileno(), stat.S_IMODE(mode))
             os.fsync(file.fileno())
         temporary.replace(path)
     except BaseException:
@@ -157,8 +163,8 @@ class _Dumper(yaml.CSafeDumper):
 
 
 def _string(dumper: Any, text: str) -> Any:
-    # A block that ends in blank lines would take those in that follow it.
-    block = "\n" in text.rstrip("\n") and not text.endswith("\n\n")
+    # A block that ends in blank lines would take those in that follow it; one with other line ends can't be indented.
+    block = "\n" in text.rstrip("\n") and not text.endswith("\n\n") and not _OTHER_LINE_ENDS.search(text)
     quotes = "'" if _NUMBER_TO_OTHERS.fullmatch(text) else None
     return dumper.represent_scalar("tag:yaml.org,2002:str", text, style="|" if block else quotes)
 
