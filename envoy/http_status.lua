@@ -39,9 +39,10 @@ local MESSAGES = {
   ["504"] = "The server did not answer in time.",
 }
 
--- Errors made inside gRPC that have a status of their own in HTTP.
+-- Errors made inside gRPC that have a status of their own in HTTP, and where the status does not say it all a sentence.
 local CORE_ERRORS = {
   {"larger than max", "413"},
+  {"Sent message larger than max", "500", "The answer is larger than this server gives at once: ask for less of it."},
   {"metadata size exceeds", "431"},
 }
 
@@ -208,7 +209,10 @@ function envoy_on_response(handle)
   if by_envoy then literal = text:match('^{"detail":(".*")}%s*$') end
   if literal == nil then return finish(headers, status) end
   for _, known in ipairs(CORE_ERRORS) do
-    if literal:find(known[1], 1, true) then status = known[2] end
+    if text:find(known[1], 1, true) then
+      status = known[2]
+      if known[3] ~= nil then literal = '"' .. known[3] .. '"' end
+    end
   end
   if by_envoy and status == "404" and refused_upgrade == nil then
     local target = endpoint(path)

@@ -78,6 +78,13 @@ async def test_an_unchanged_file_is_not_read_again(files: ProjectFiles) -> None:
     assert await files.config(REF) is await files.config(REF)
 
 
+async def test_the_content_of_large_files_is_not_held_without_bound(files: ProjectFiles) -> None:
+    refs = [ProjectRef("org", f"large{number}") for number in range(12)]
+    made = [await files.create(ref, config(ref, voice={"x": "y" * 2_000_000})) for ref in refs]
+    assert await files.get(refs[-1]) is made[-1]
+    assert await files.get(refs[0]) is not made[0]
+
+
 @pytest.mark.parametrize(
     ("text", "reason"),
     [

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from llamastead_server.adapters import yaml_files
 from llamastead_server.adapters.yaml_revision import revised as in_place
+from llamastead_server.domain.errors import InvalidRequest
 
 _END = "...\n"
 
@@ -195,7 +196,6 @@ def test_a_change_of_an_anchor_in_use_elsewhere_writes_the_file_anew(tmp_path: P
         "a: !!seq\n- 1\nb: !!map\n  c: d\n",
         "a: &x\n  - - 1\n    - *z\nb: *x\n",
         "on: 1\na: [1]\n<<: {b: {c: d}}\n",
-        "a: [1]\na: [2]\nb: {c: d}\n",
         "a:\n  -\n    1\n  - |+\n    text\n\n\nb:\n  c: |+\n    d\n\n",
         "a:\n - 1\nb:\n  c: d",
         "a: 1",
@@ -211,12 +211,88 @@ def test_whatever_its_form_a_file_says_afterwards_what_it_should(tmp_path: Path,
         revised(tmp_path, text, change)
 
 
+@pytest.mark.parametrize(
+    ("written", "kept"),
+    [
+        (lambda text: b"\xef\xbb\xbf" + text.encode(), lambda text: b"\xef\xbb\xbf" + text.encode()),
+        (
+            lambda text: text.replace("\n", "\r\n").encode(),
+            lambda text: text.replace("\n", "\r\n").encode(),
+        ),
+        (
+            lambda text: b"\xef\xbb\xbf" + text.replace("\n", "\r\n").encode(),
+            lambda text: b"\xef\xbb\xbf" + text.replace("\n", "\r\n").encode(),
+        ),
+        (lambda text: text.encode("utf-16"), lambda text: text.encode()),
+    ],
+    ids=["mark", "line-ends", "mark-and-line-ends", "utf-16"],
+)
+def test_a_file_of_an_editor_on_windows_keeps_its_comments_its_mark_and_its_line_ends(
+    tmp_path: Path, written: Callable[[str], bytes], kept: Callable[[str], bytes]
+) -> None:
+    text = "# top\na: one\n# about b\nb:\n- x  # the x\n\n# end\n"
+    path = tmp_path / "file.yaml"
+    path.write_bytes(written(text))
+    yaml_files.revise(path, {"a": "one", "b": ["x", "y"]})
+    assert path.read_bytes() == kept(text.replace("# the x\n", "# the x\n- y\n"))
+
+
+def test_a_key_that_is_there_twice_is_refused_by_its_lines_and_not_forgotten() -> None:
+    with pytest.raises(InvalidRequest, match="the key 'b' is there twice, in lines 3 and 5"):
+        yaml_files.parse(b"a:\n- c: 1\n  b: 2\n  d: 3\n  b: 4\n")
+    merged = b"x: &x {a: 1}\ny: &y {<<: *x, a: 2}\nz: {<<: *y, a: 3}\n"
+    assert yaml_files.parse(merged)["z"] == {"a": 3}
+
+
+@pytest.mark.parametrize("end", ["\r", "\x85", "\u2028", "\u2029"])
+def test_a_text_with_line_ends_of_other_kinds_costs_no_comment(tmp_path: Path, end: str) -> None:
+    after = revised(tmp_path, HAND_WRITTEN, lambda content: content["x_values"].update(new=f"{end}x\n y{end}\nz"))
+    assert [line for line in difference(HAND_WRITTEN, after) if line.startswith("-")] == []
+
+
+def test_a_link_stays_one_and_who_may_read_the_file_still_may(tmp_path: Path) -> None:
+    kept, link = tmp_path / "kept.yaml", tmp_path / "link.yaml"
+    kept.write_text("# mine\na: 1\n")
+    kept.chmod(0o664)
+    link.symlink_to(kept)
+    yaml_files.revise(link, {"a": 2})
+    assert link.is_symlink()
+    assert kept.read_text() == "# mine\na: 2\n"
+    assert kept.stat().st_mode & 0o777 == 0o664
+
+
+@pytest.mark.parametrize("value", [[1] * 300_000, "\x7f" * 1_500_000], ids=["values", "bytes"])
+def test_what_could_not_be_read_again_is_not_written(tmp_path: Path, value: Any) -> None:
+    path = tmp_path / "file.yaml"
+    path.write_text("# mine\na: 1\n")
+    for write in (yaml_files.write, yaml_files.revise):
+        with pytest.raises(InvalidRequest):
+            write(path, {"a": value})
+    assert path.read_text() == "# mine\na: 1\n"
+    assert [entry.name for entry in tmp_path.iterdir()] == ["file.yaml"]
+
+
 scalars = st.none() | st.booleans() | st.integers(-9, 99) | st.floats(allow_nan=False, allow_infinity=False) | st.text()
 keys = st.sampled_from(["a", "b", "name", "on", "1e3", "x y"])
 values = st.recursive(
     scalars
     | st.sampled_from(
-        ["on", "1e3", "a\nb", "a\n\n b # c\n", "- x", "#", "ünï", "x: y", "~", " ", "\n\n", "2024-01-02"]
+        [
+            "on",
+            "1e3",
+            "a\nb",
+            "\u2028a\n b",
+            "a\x85\nb",
+            "a\n\n b # c\n",
+            "- x",
+            "#",
+            "ünï",
+            "x: y",
+            "~",
+            " ",
+            "\n\n",
+            "2024-01-02",
+        ]
     ),
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(keys, inner, max_size=4),
     max_leaves=12,

@@ -207,6 +207,16 @@ async def test_json_that_grows_past_grpcs_limit_is_413(chat: ScriptedChat) -> No
         assert (answer.status_code, farm_error(answer)["code"]) == (413, "payload_too_large")
 
 
+async def test_an_answer_over_the_limit_is_not_said_to_be_the_requests_fault(chat: ScriptedChat) -> None:
+    async with running([chat], limits=ServerLimits(answer_bytes=100)) as small:
+        assert (await small.http.get(HISTORY)).status_code == 200
+        answer = await small.http.get(f"/v1/projects/a/b/chat/sessions/{'c' * 101}/history")
+        assert answer.status_code == 500
+        error = farm_error(answer)
+        assert error["type"] == "server_error"
+        assert error["message"] == "The answer is larger than this server gives at once: ask for less of it."
+
+
 async def test_headers_over_the_limit_are_431(gateway: Running) -> None:
     # gRPC's own limit refuses at random well below it.
     for size in (10_000, *[40_000] * 15):

@@ -23,6 +23,8 @@ from llamastead_server.domain.ports import Project
 
 FILE_NAME = "llamafarm.yaml"
 _CACHED = 1024
+_CACHED_BYTES = 16 << 20
+"""Size of the files whose content is held; in memory it takes some ten times as much."""
 _DELETED = ".deleted-"
 
 _Version = tuple[int, int, int]
@@ -124,9 +126,12 @@ class ProjectFiles:
             raise NotFound(f"Project {ref} not found.") from None
         project = _project(ref, text, datetime.fromtimestamp(status.st_mtime, UTC))
         self._cache[ref] = (version, project)
-        while len(self._cache) > _CACHED:
+        while len(self._cache) > _CACHED or (len(self._cache) > 1 and self._cached_bytes() > _CACHED_BYTES):
             self._cache.popitem(last=False)
         return project
+
+    def _cached_bytes(self) -> int:
+        return sum(size for (_, size, _), _ in tuple(self._cache.values()))
 
     def _write(self, ref: ProjectRef, config: ProjectConfig) -> Project:
         path = self._path(ref)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import codecs
 import math
 import os
 import re
+import stat
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -20,6 +22,8 @@ from llamastead_server.domain.errors import InvalidRequest
 TEMPORARY = ".writing-"
 _MAX_BYTES = 4 << 20
 _MAX_VALUES = 200_000
+_MERGED = "tag:yaml.org,2002:merge"
+_OTHER_LINE_ENDS = re.compile(r"[\r\x85\u2028\u2029]")
 _NUMBER_TO_OTHERS = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?|0o[0-7]+")
 """Text here, but a number to readers of YAML 1.2 unless it is quoted."""
 
@@ -33,9 +37,10 @@ def parse(text: bytes) -> dict[str, Any]:
     if len(text) > _MAX_BYTES:
         raise InvalidRequest(f"The file has {len(text)} bytes; at most {_MAX_BYTES} are read.")
     try:
-        loaded = yaml.load(text, Loader=yaml.CSafeLoader)
+        loaded = _loaded(text)
     except (yaml.YAMLError, UnicodeDecodeError, ValueError, RecursionError) as error:
-        raise InvalidRequest(f"The file is not valid YAML: {' '.join(str(error).split())}.") from None
+        reason = " ".join(str(error).split()).replace(' in "<byte string>"', "")
+        raise InvalidRequest(f"The file is not valid YAML: {reason}.") from None
     if not isinstance(loaded, dict):
         raise InvalidRequest("The file must hold a YAML mapping.")
     plain: dict[str, Any] = _Plain().convert(loaded)
@@ -43,30 +48,54 @@ def parse(text: bytes) -> dict[str, Any]:
 
 
 def write(path: Path, content: Mapping[str, Any]) -> None:
-    """Replaces the file by one rename, after its content is safely on disk; what people wrote into it is gone."""
-    _put(path, dump(dict(content)))
+    """Replaces the file by one rename, after its content is safely on disk; what people wrote into it is gone.
+
+    Raises:
+        InvalidRequest: It would be too large to be read again.
+    """
+    _put(path, _anew(dict(content)))
 
 
 def revise(path: Path, content: Mapping[str, Any]) -> None:
     """Changes what the file says, also by one rename, and leaves all else as people wrote it.
 
-    A file that is not there, can't be understood or can't be changed in part is written anew.
+    A file that is not there, can't be understood or can't be changed in part is written anew. Who may read it still
+    may, and of a link to a file elsewhere it is that file which changes.
+
+    Raises:
+        InvalidRequest: It would be too large to be read again.
     """
+    path = path.resolve()
     try:
         before = path.read_bytes()
     except FileNotFoundError:
         return write(path, content)
-    return _put(path, _revised(before, dict(content)))
+    return _put(path, _revised(before, dict(content)), mode=path.stat().st_mode)
 
 
 def _revised(before: bytes, content: dict[str, Any]) -> str:
     try:
-        text = revised(before.decode(), parse(before), content, dump)
-        if text is not None and same(parse(text.encode()), content):
-            return text
+        encoding = "utf-16" if before.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) else "utf-8-sig"
+        text = before.decode(encoding)
+        # Editors on Windows end lines otherwise and begin with a mark of the encoding; both stay as they are.
+        windows = "\r\n" in text and text.count("\r\n") == text.count("\n") == text.count("\r")
+        if windows:
+            text = text.replace("\r\n", "\n")
+        changed = revised(text, parse(before), content, dump)
+        if changed is not None:
+            changed = changed.replace("\n", "\r\n") if windows else changed
+            changed = f"\ufeff{changed}" if before.startswith(codecs.BOM_UTF8) else changed
+            if same(parse(changed.encode()), content):
+                return changed
     except (InvalidRequest, UnicodeDecodeError):
         pass
-    return dump(content)
+    return _anew(content)
+
+
+def _anew(content: dict[str, Any]) -> str:
+    text = dump(content)
+    parse(text.encode())
+    return text
 
 
 def dump(content: Any, *, flow: bool = False) -> str:
@@ -75,18 +104,55 @@ def dump(content: Any, *, flow: bool = False) -> str:
     return yaml.dump(content, Dumper=_Dumper, default_flow_style=flow, sort_keys=False, allow_unicode=True, width=width)
 
 
-def _put(path: Path, text: str) -> None:
+def _put(path: Path, text: str, *, mode: int | None = None) -> None:
     temporary = path.with_name(f"{TEMPORARY}{uuid4()}")
     try:
-        with temporary.open("w", encoding="utf-8") as file:
+        with temporary.open("w", encoding="utf-8", newline="") as file:
             file.write(text)
             file.flush()
+            if mode is not None:
+                os.fchmod(file.fileno(), stat.S_IMODE(mode))
             os.fsync(file.fileno())
         temporary.replace(path)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
     sync_folder(path.parent)
+
+
+def _loaded(text: bytes) -> Any:
+    loader = yaml.CSafeLoader(text)
+    try:
+        root = loader.get_single_node()
+        if root is None:
+            return None
+        _check_keys(root)
+        return loader.construct_document(root)
+    finally:
+        loader.dispose()
+
+
+def _check_keys(root: yaml.Node) -> None:
+    """Raises `YAMLError` where a mapping has a key twice: the loader would take the last and forget the others."""
+    waiting, seen = [root], {id(root)}
+    while waiting:
+        node = waiting.pop()
+        if isinstance(node, yaml.MappingNode):
+            lines: dict[tuple[str, str], int] = {}
+            for key, _ in node.value:
+                if isinstance(key, yaml.ScalarNode) and key.tag != _MERGED:
+                    line = key.start_mark.line + 1
+                    if (key.tag, key.value) in lines:
+                        first = lines[key.tag, key.value]
+                        raise yaml.YAMLError(f"the key {key.value[:100]!r} is there twice, in lines {first} and {line}")
+                    lines[key.tag, key.value] = line
+            inner = [entry for pair in node.value for entry in pair]
+        else:
+            inner = node.value if isinstance(node, yaml.SequenceNode) else []
+        for entry in inner:
+            if id(entry) not in seen:
+                seen.add(id(entry))
+                waiting.append(entry)
 
 
 class _Dumper(yaml.CSafeDumper):
@@ -97,8 +163,8 @@ class _Dumper(yaml.CSafeDumper):
 
 
 def _string(dumper: Any, text: str) -> Any:
-    # A block that ends in blank lines would take those in that follow it.
-    block = "\n" in text.rstrip("\n") and not text.endswith("\n\n")
+    # A block that ends in blank lines would take those in that follow it; one with other line ends can't be indented.
+    block = "\n" in text.rstrip("\n") and not text.endswith("\n\n") and not _OTHER_LINE_ENDS.search(text)
     quotes = "'" if _NUMBER_TO_OTHERS.fullmatch(text) else None
     return dumper.represent_scalar("tag:yaml.org,2002:str", text, style="|" if block else quotes)
 

@@ -26,7 +26,8 @@ def reasons(error: ValidationError, *, root: str = "request", prefix: str = "", 
 
 def reason(message: str) -> str:
     """What pydantic says, as it follows the field's name."""
-    return message.removeprefix("Value error, ").removeprefix("Input ")
+    message = message.removeprefix("Value error, ").removeprefix("Input ")
+    return "should be a mapping" if message.startswith("should be a valid dictionary") else message
 
 
 def summary(found: Mapping[str, str]) -> str:

@@ -66,10 +66,13 @@ class ServerLimits:
 
     Args:
         message_bytes: Largest message taken. A JSON body can grow several times in its protobuf form.
+        answer_bytes: Largest message sent: a list of many projects or files is far larger than any request. As JSON it
+            can be larger still, of which the gateway passes 64 MiB.
         metadata_bytes: Most metadata taken with a call for sure; more than 1.5 times as much is refused for sure.
     """
 
     message_bytes: int = 32 << 20
+    answer_bytes: int = 64 << 20
     metadata_bytes: int = 64 << 10
 
 
@@ -134,7 +137,7 @@ def build(
             # Without this a second server on a taken port would get half of the calls.
             ("grpc.so_reuseport", 0),
             ("grpc.max_receive_message_length", bounds.message_bytes),
-            ("grpc.max_send_message_length", bounds.message_bytes),
+            ("grpc.max_send_message_length", bounds.answer_bytes),
             # gRPC refuses metadata at random between the two.
             ("grpc.max_metadata_size", bounds.metadata_bytes),
             ("grpc.absolute_max_metadata_size", bounds.metadata_bytes * 3 // 2),

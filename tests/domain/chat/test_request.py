@@ -92,6 +92,15 @@ def test_messages_that_cannot_be_answered_are_refused(messages: Any, word: str) 
         ChatRequest.parse({"messages": messages})
 
 
+def test_more_messages_than_one_request_may_hold_are_refused_and_no_answer_repeats_them_all() -> None:
+    assert len(parse(messages=[USER] * 10_000).messages) == 10_000
+    with pytest.raises(ValidationFailed, match="messages: there are 10001; at most 10000 are accepted"):
+        parse(messages=[USER] * 10_001)
+    with pytest.raises(ValidationFailed) as caught:
+        parse(messages=[{"role": "poet", "content": "Hello!"}] * 10_000)
+    assert len(caught.value.details) == 100
+
+
 def test_all_wrong_fields_are_named_at_once() -> None:
     with pytest.raises(ValidationFailed) as refused:
         ChatRequest.parse({"messages": [], "temperature": 9, "top_p": 0})

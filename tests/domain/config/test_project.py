@@ -289,3 +289,42 @@ def test_secrets_are_kept_but_neither_shown_nor_logged(caplog: pytest.LogCapture
 def test_what_is_no_mapping_is_refused(raw: Any) -> None:
     with pytest.raises(ValidationFailed):
         ProjectConfig.parse(raw)
+
+
+def test_lists_are_bounded_and_an_answer_names_no_more_problems_than_can_be_read() -> None:
+    datasets = [{"name": f"d{number}", "database": "none"} for number in range(10_001)]
+    with pytest.raises(ValidationFailed, match="datasets: List should have at most 10000 items"):
+        ProjectConfig.parse({**BASE, "datasets": datasets})
+    databases = [{"name": f"db{number}"} for number in range(1000)]
+    with pytest.raises(ValidationFailed) as caught:
+        ProjectConfig.parse({**BASE, "rag": {"databases": databases}, "datasets": datasets[1:]})
+    assert len(caught.value.details) == 100
+    assert len(caught.value.message) < 100_000
+    assert "which has: db0, db1" in caught.value.message
+    assert " and 950 more" in caught.value.message
+    with pytest.raises(ValidationFailed) as caught:
+        ProjectConfig.parse({**BASE, "datasets": [{"name": "a"}] * 5000})
+    assert len(caught.value.details) == 100
+
+
+@pytest.mark.parametrize(
+    ("rag", "path"),
+    [
+        (
+            {"data_processing_strategies": [{"name": "s"}, {"name": "s", "parsers": ["auto"]}]},
+            "rag.data_processing_strategies.1.name: another entry of rag.data_processing_strategies has the name 's'",
+        ),
+        (
+            {"components": {"parsers": [{"name": "p"}, {"name": "p", "type": "UniversalParser"}]}},
+            "rag.components.parsers: two entries have the name 'p'",
+        ),
+    ],
+)
+def test_of_two_entries_of_one_name_none_is_passed_over(rag: dict[str, Any], path: str) -> None:
+    with pytest.raises(ValidationFailed, match=path):
+        ProjectConfig.parse({**BASE, "rag": rag})
+
+
+def test_what_should_be_a_mapping_is_said_in_the_words_of_the_file() -> None:
+    with pytest.raises(ValidationFailed, match=r"runtime\.models\.0\.extra_body: should be a mapping\."):
+        ProjectConfig.parse({**BASE, **with_model(extra_body="x")})

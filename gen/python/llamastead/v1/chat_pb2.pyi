@@ -391,7 +391,8 @@ class CreateChatCompletionRequest(_message.Message):
     @_builtins.property
     def messages(self) -> _containers.RepeatedCompositeFieldContainer[Global___ChatMessage]:
         """The conversation, oldest first, ending with the turn to answer. A system message replaces the project's
-        configured prompts for this turn, unless the model's `prompts_mode` says otherwise. In a session, only what comes after the known history is new.
+        configured prompts for this turn, unless the model's `prompts_mode` says otherwise. In a session, only what comes
+        after the known history is new. At most 10000.
         """
 
     @_builtins.property

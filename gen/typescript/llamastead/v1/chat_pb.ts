@@ -227,7 +227,8 @@ export type CreateChatCompletionRequest = Message<"llamastead.v1.CreateChatCompl
 
   /**
    * The conversation, oldest first, ending with the turn to answer. A system message replaces the project's
-   * configured prompts for this turn, unless the model's `prompts_mode` says otherwise. In a session, only what comes after the known history is new.
+   * configured prompts for this turn, unless the model's `prompts_mode` says otherwise. In a session, only what comes
+   * after the known history is new. At most 10000.
    *
    * @generated from field: repeated llamastead.v1.ChatMessage messages = 3;
    */

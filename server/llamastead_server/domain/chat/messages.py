@@ -10,11 +10,16 @@ from llamastead_server.domain.models.generation import Message, Role
 
 _ROLES: Mapping[Any, Role] = {**{role: role for role in get_args(Role)}, "developer": "system"}
 
+MOST_MESSAGES = 10_000
+_MOST_REASONS = 100
+
 
 def parse_messages(value: Any) -> tuple[list[Message], dict[str, str]]:
     """Reads `messages`: (the messages, what is wrong with them by its place)."""
     if not isinstance(value, Sequence) or isinstance(value, str) or not value:
         return [], {"messages": "give a list of at least one message"}
+    if len(value) > MOST_MESSAGES:
+        return [], {"messages": f"there are {len(value)}; at most {MOST_MESSAGES} are accepted"}
     messages: list[Message] = []
     reasons: dict[str, str] = {}
     for number, entry in enumerate(value):
@@ -22,6 +27,8 @@ def parse_messages(value: Any) -> tuple[list[Message], dict[str, str]]:
             messages.append(_message(entry))
         except ValueError as error:
             reasons[f"messages.{number}"] = str(error)
+            if len(reasons) == _MOST_REASONS:
+                return [], reasons
     turns = [message for message in messages if message.role != "system"]
     if not reasons and (not turns or turns[-1].role == "assistant"):
         reasons["messages"] = "the last message must come from the user or a tool: there is nothing to answer"

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import islice
 from typing import Any
 
 from pydantic import ValidationError
 
 from llamastead_server.domain import validation
+
+MOST_NAMED = 100
+"""Most problems that one answer names: a large file may have as many as it has entries."""
 
 
 def reasons(error: ValidationError, raw: Any) -> dict[str, str]:
@@ -19,7 +23,7 @@ def reasons(error: ValidationError, raw: Any) -> dict[str, str]:
         reason = "is missing" if missing else validation.reason(item["msg"])
         if reason not in found.setdefault(path, []):
             found[path].append(reason)
-    return {path: " or ".join(entries) for path, entries in found.items()}
+    return {path: " or ".join(entries) for path, entries in islice(found.items(), MOST_NAMED)}
 
 
 def summary(found: Mapping[str, str]) -> str:

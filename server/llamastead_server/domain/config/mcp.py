@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field, StringConstraints, TypeAdapter, model_validator
 
-from llamastead_server.domain.config.section import Label, Section, Url
+from llamastead_server.domain.config.section import MOST_ENTRIES, Label, Section, Url
 
 _VARIABLE = re.compile(r"\$\{env:[A-Za-z_][A-Za-z0-9_]*\}")
 _URL: TypeAdapter[str] = TypeAdapter(Url)
@@ -43,4 +43,4 @@ class McpServer(Section):
 class Mcp(Section):
     """The servers of tools that models may refer to."""
 
-    servers: list[McpServer] = []
+    servers: list[McpServer] = Field([], max_length=MOST_ENTRIES)

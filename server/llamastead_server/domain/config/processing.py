@@ -8,8 +8,9 @@ from pydantic import Field, ValidationInfo, WrapValidator, field_validator
 
 from llamastead_server.domain.config.extractors import EXTRACTOR_TYPES
 from llamastead_server.domain.config.parsers import PARSER_TYPES, ParserSettings, known
-from llamastead_server.domain.config.section import Name, Section, unconditional
+from llamastead_server.domain.config.section import MOST_ENTRIES, Name, Section, unconditional
 
+_MOST_PARTS = 100
 UNIVERSAL_STRATEGY = "universal_processor"
 UNIVERSAL_RAG = "universal_rag"
 
@@ -62,7 +63,7 @@ class Extractor(Section):
 
     type: str
     config: dict[str, Any] = {}
-    required_for: list[str] = []
+    required_for: list[str] = Field([], max_length=MOST_ENTRIES)
     condition: None = None
     file_include_patterns: list[str] = []
     priority: Annotated[int, Field(ge=0, le=1000)] = 50
@@ -103,8 +104,8 @@ class DataProcessingStrategy(Section):
 
     name: Name
     description: str | None = None
-    parsers: list[Annotated[Parser | str, WrapValidator(_parser_or_name)]] = []
-    extractors: list[Annotated[Extractor | str, WrapValidator(_extractor_or_name)]] = []
+    parsers: list[Annotated[Parser | str, WrapValidator(_parser_or_name)]] = Field([], max_length=_MOST_PARTS)
+    extractors: list[Annotated[Extractor | str, WrapValidator(_extractor_or_name)]] = Field([], max_length=_MOST_PARTS)
 
 
 BUILT_IN_STRATEGIES = {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import islice
 from typing import Any, Literal
 
 from pydantic import Field, ValidationError
@@ -13,9 +14,11 @@ from llamastead_server.domain.config.mcp import Mcp
 from llamastead_server.domain.config.processing import UNIVERSAL_STRATEGY
 from llamastead_server.domain.config.rag import Rag
 from llamastead_server.domain.config.runtime import Prompt, PromptMessage, Runtime, RuntimeModel
-from llamastead_server.domain.config.section import Name, Section, Url
+from llamastead_server.domain.config.section import MOST_ENTRIES, Name, Section, Url
 from llamastead_server.domain.config.strategies import Components
 from llamastead_server.domain.errors import NotFound, ValidationFailed
+
+MOST_DATASETS = 10_000
 
 
 class DatasetConfig(Section):
@@ -57,9 +60,9 @@ class ProjectConfig(Section):
     name: Name
     namespace: Name
     runtime: Runtime
-    prompts: list[Prompt] = []
+    prompts: list[Prompt] = Field([], max_length=MOST_ENTRIES)
     rag: Rag = Rag()
-    datasets: list[DatasetConfig] = []
+    datasets: list[DatasetConfig] = Field([], max_length=MOST_DATASETS)
     mcp: Mcp = Mcp()
     environments: dict[str, Environment] = {}
     deployment: Deployment | None = None
@@ -77,7 +80,7 @@ class ProjectConfig(Section):
         """
         try:
             config = cls.model_validate(raw, context=raw.get("components") if isinstance(raw, Mapping) else None)
-            wrong = dict(config_references.problems(config))
+            wrong = dict(islice(config_references.problems(config), config_errors.MOST_NAMED))
         except ValidationError as error:
             wrong = config_errors.reasons(error, raw)
         if wrong:

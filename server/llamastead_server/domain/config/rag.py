@@ -10,7 +10,7 @@ from pydantic import Field, PrivateAttr, ValidationError, ValidationInfo, field_
 from llamastead_server.domain.config.parsers import PARSER_TYPES
 from llamastead_server.domain.config.processing import BUILT_IN_STRATEGIES, DataProcessingStrategy, Parser
 from llamastead_server.domain.config.retrieval_settings import METRICS, Metric
-from llamastead_server.domain.config.section import Name, Section
+from llamastead_server.domain.config.section import MOST_ENTRIES, Name, Section
 from llamastead_server.domain.config.strategies import Components, EmbeddingStrategy, RetrievalStrategy
 from llamastead_server.domain.errors import NotFound
 
@@ -29,8 +29,8 @@ class Database(Section):
     name: Name
     type: str = DATABASE_TYPE
     config: dict[str, Any] = {}
-    embedding_strategies: list[EmbeddingStrategy] = []
-    retrieval_strategies: list[RetrievalStrategy] = []
+    embedding_strategies: list[EmbeddingStrategy] = Field([], max_length=MOST_ENTRIES)
+    retrieval_strategies: list[RetrievalStrategy] = Field([], max_length=MOST_ENTRIES)
     default_embedding_strategy: str | None = None
     default_retrieval_strategy: str | None = None
     embedding_reference: str | None = Field(None, alias="embedding_strategy")
@@ -104,8 +104,8 @@ class Rag(Section):
 
     components: Components = Components()
     default_database: str | None = None
-    databases: list[Database] = []
-    data_processing_strategies: list[DataProcessingStrategy] = []
+    databases: list[Database] = Field([], max_length=MOST_ENTRIES)
+    data_processing_strategies: list[DataProcessingStrategy] = Field([], max_length=MOST_ENTRIES)
     _shared: Components = PrivateAttr(default_factory=Components)
 
     @model_validator(mode="after")

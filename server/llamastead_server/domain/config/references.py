@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 Problem = tuple[str, str]
 
+_MOST_NAMED = 50
+
 
 def problems(config: ProjectConfig) -> Iterator[Problem]:
     """Paths of the fields at fault, with reasons."""
@@ -31,6 +33,8 @@ def problems(config: ProjectConfig) -> Iterator[Problem]:
     sets = {place: entry.name for place, entry in enumerate(config.prompts) if isinstance(entry, PromptSet)}
     yield from _twice("prompts", list(sets.values()), places=list(sets))
     yield from _twice("mcp.servers", [server.name for server in config.mcp.servers])
+    strategies = [strategy.name for strategy in config.rag.data_processing_strategies]
+    yield from _twice("rag.data_processing_strategies", strategies)
     yield from _twice(
         "datasets", [dataset.name.lower() for dataset in config.datasets], what="name (whatever its case)"
     )
@@ -45,11 +49,11 @@ def _models(config: ProjectConfig) -> Iterator[tuple[str, ModelSettings]]:
 
 
 def _model(path: str, model: ModelSettings, config: ProjectConfig) -> Iterator[Problem]:
-    sets = [entry.name for entry in config.prompts if isinstance(entry, PromptSet)]
+    sets = {entry.name: None for entry in config.prompts if isinstance(entry, PromptSet)}
     for place, name in enumerate(model.prompts):
         if name not in sets:
             yield _unknown(f"{path}.prompts.{place}", name, "prompts", sets)
-    servers = [server.name for server in config.mcp.servers]
+    servers = {server.name: None for server in config.mcp.servers}
     for place, name in enumerate(model.mcp_servers or ()):
         if name not in servers:
             yield _unknown(f"{path}.mcp_servers.{place}", name, "mcp.servers", servers)
@@ -73,19 +77,21 @@ def _parameters(path: str, model: ModelSettings) -> Iterator[Problem]:
 
 
 def _datasets(config: ProjectConfig) -> Iterator[Problem]:
-    databases = [database.name for database in config.rag.databases]
+    databases = {database.name: None for database in config.rag.databases}
+    strategies = set(config.rag.strategy_names())
     for place, dataset in enumerate(config.datasets):
         if databases and dataset.database not in databases:
             yield _unknown(f"datasets.{place}.database", dataset.database, "rag.databases", databases)
-        if databases and "data_processing_strategy" in dataset.model_fields_set:
+        strategy = dataset.data_processing_strategy
+        if databases and "data_processing_strategy" in dataset.model_fields_set and strategy not in strategies:
             try:
-                config.rag.processing_strategy(dataset.data_processing_strategy)
+                config.rag.processing_strategy(strategy)
             except NotFound as error:
                 yield f"datasets.{place}.data_processing_strategy", error.message.removesuffix(".")
 
 
 def _processing(config: ProjectConfig) -> Iterator[Problem]:
-    databases = [database.name for database in config.rag.databases]
+    databases = {database.name: None for database in config.rag.databases}
     for place, strategy in enumerate(config.rag.data_processing_strategies):
         path = f"rag.data_processing_strategies.{place}"
         for index, parser in enumerate(strategy.parsers):
@@ -103,11 +109,16 @@ def _processing(config: ProjectConfig) -> Iterator[Problem]:
 def _twice(
     section: str, names: Sequence[str], *, places: Sequence[int] | None = None, what: str = "name"
 ) -> Iterator[Problem]:
+    seen: set[str] = set()
     for index, name in enumerate(names):
-        if name in names[:index]:
+        if name not in seen:
+            seen.add(name)
+        else:
             place = index if places is None else places[index]
             yield f"{section}.{place}.name", f"another entry of {section} has the {what} {name!r}"
 
 
 def _unknown(path: str, name: str, section: str, known: Collection[str]) -> Problem:
-    return path, f"{name!r} is not in {section}, which has: {', '.join(dict.fromkeys(known)) or 'nothing'}"
+    names = list(dict.fromkeys(known))
+    more = f" and {len(names) - _MOST_NAMED} more" if len(names) > _MOST_NAMED else ""
+    return path, f"{name!r} is not in {section}, which has: {', '.join(names[:_MOST_NAMED]) or 'nothing'}{more}"

@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, Tag, field_validator, model_validator
 
-from llamastead_server.domain.config.section import Label, Name, Section, Url
+from llamastead_server.domain.config.section import MOST_ENTRIES, Label, Name, Section, Url
 from llamastead_server.domain.errors import NotFound
 
 Provider = Literal["llamastead", "openai", "ollama", "lemonade", "universal"]
@@ -149,9 +149,9 @@ class ModelSettings(Section):
     model_api_parameters: dict[str, Any] = {}
     extra_body: ExtraBody | None = None
     encoder_config: EncoderConfig | None = None
-    prompts: list[str] = []
+    prompts: list[str] = Field([], max_length=MOST_ENTRIES)
     prompts_mode: Mode | None = None
-    mcp_servers: list[str] | None = None
+    mcp_servers: list[str] | None = Field(None, max_length=MOST_ENTRIES)
     tools: list[ToolEntry] = Field([], max_length=128)
     tools_mode: Mode | None = None
     tool_call_strategy: Literal["native_api", "prompt_based"] = "native_api"
@@ -181,7 +181,7 @@ class Runtime(ModelSettings):
     """Which models a project talks to."""
 
     model: str | None = Field(None, min_length=1, max_length=500)
-    models: list[RuntimeModel] = []
+    models: list[RuntimeModel] = Field([], max_length=MOST_ENTRIES)
     default_model: str | None = None
 
     @model_validator(mode="after")

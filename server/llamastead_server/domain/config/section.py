@@ -15,6 +15,10 @@ Label = Annotated[str, StringConstraints(min_length=1, max_length=200)]
 """A name that only the configuration itself refers to."""
 
 
+MOST_ENTRIES = 1000
+"""Most entries one list of a configuration may have; each is compared with others on every change."""
+
+
 class Section(BaseModel):
     """Keys this server does not use are kept, so a file of another LlamaFarm tool survives a round trip.
 

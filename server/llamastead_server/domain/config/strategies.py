@@ -8,7 +8,7 @@ from pydantic import Field, TypeAdapter, ValidationInfo, field_validator
 
 from llamastead_server.domain.config.processing import NamedParser
 from llamastead_server.domain.config.retrieval_settings import DEFAULT_TYPE, TYPES, Settings, check_type, settings
-from llamastead_server.domain.config.section import Name, Section, unconditional
+from llamastead_server.domain.config.section import MOST_ENTRIES, Name, Section, unconditional
 
 EMBEDDERS = (
     "OllamaEmbedder", "OpenAIEmbedder", "HuggingFaceEmbedder", "SentenceTransformerEmbedder", "UniversalEmbedder",
@@ -113,9 +113,9 @@ class Defaults(Section):
 class Components(Section):
     """What databases and processing strategies may refer to by name."""
 
-    embedding_strategies: list[EmbeddingStrategy] = []
-    retrieval_strategies: list[RetrievalStrategy] = []
-    parsers: list[NamedParser] = []
+    embedding_strategies: list[EmbeddingStrategy] = Field([], max_length=MOST_ENTRIES)
+    retrieval_strategies: list[RetrievalStrategy] = Field([], max_length=MOST_ENTRIES)
+    parsers: list[NamedParser] = Field([], max_length=MOST_ENTRIES)
     defaults: Defaults = Defaults()
 
     @field_validator("embedding_strategies", "retrieval_strategies", "parsers", mode="before")
@@ -125,6 +125,15 @@ class Components(Section):
         if isinstance(value, dict) and all(isinstance(entry, dict) for entry in value.values()):
             return [{"name": name, **entry} for name, entry in value.items()]
         return value
+
+    @field_validator("embedding_strategies", "retrieval_strategies", "parsers")
+    @classmethod
+    def _differ(cls, entries: list[_S]) -> list[_S]:
+        names = [entry.name for entry in entries]
+        for name in names:
+            if names.count(name) > 1:
+                raise ValueError(f"two entries have the name {name!r}")
+        return entries
 
     def embedding(self, name: str) -> EmbeddingStrategy:
         """Raises `ValueError` when there is none of that name."""
