@@ -168,6 +168,10 @@ async def test_the_access_log_tells_failures(
     chat.error = NotFound("No.")
     with caplog.at_level(logging.INFO, "llamastead.access"):
         await gateway.http.get(f"{HISTORY}?token=secret")
+        # An error leaves for the caller before its call has ended and can be logged.
+        async with asyncio.timeout(10):
+            while not any(record.name == "llamastead.access" for record in caplog.records):
+                await asyncio.sleep(0.01)
     (line,) = [record.getMessage() for record in caplog.records if record.name == "llamastead.access"]
     assert " NOT_FOUND " in line
     assert "secret" not in line
