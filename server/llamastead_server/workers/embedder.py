@@ -152,7 +152,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=max(1, (os.cpu_count() or 2) - 1))
     arguments = parser.parse_args()
     child.die_with_parent()
-    child.give_way(12)
+    child.give_way(9)
     child.configure_logging()
     asyncio.run(_serve(arguments))
 

@@ -180,7 +180,7 @@ def main() -> None:
     child.die_with_parent()
     # On a busy machine the server passes tokens on, and answers others, before more are made. At 5 steps, one of
     # thousands of liveness probes still took over 50 ms (tests/soak/liveness.py).
-    child.give_way(10)
+    child.give_way(8)
     child.configure_logging()
     parser = argparse.ArgumentParser(description="Serves one model to the Llamastead server.")
     parser.add_argument("--socket", type=Path, required=True)

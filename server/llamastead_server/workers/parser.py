@@ -26,7 +26,7 @@ from llamastead_server.workers.text_files import Unreadable
 HEADER = struct.Struct("!I")
 # A frame the server takes in one gulp; small, since its event loop decodes it.
 _FRAME_CHARACTERS = 64_000
-_PATIENCE = 15
+_PATIENCE = 12
 
 
 def answer(reader: Reader, request: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
