@@ -39,7 +39,7 @@ class Database:
     def __init__(self, url: str, *, for_server: bool = False) -> None:
         try:
             self._url = sa.make_url(url)
-        except sa.exc.ArgumentError:
+        except (sa.exc.ArgumentError, ValueError):
             raise Conflict(
                 "LLAMASTEAD_DATABASE_URL is no URL: write postgresql://user:password@host/database, and in the "
                 "password %40 for @, %3A for : and %2F for /."
@@ -47,6 +47,7 @@ class Database:
         self._is_postgres = self._url.get_backend_name() == "postgresql"
         self._for_server = for_server
         self._alone = False
+        self._fails = False
         self._engine: sa.Engine | None = None
         self._only: postgres.OnlyServer | None = None
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="database-writer")
@@ -133,19 +134,31 @@ class Database:
 
     @contextlib.contextmanager
     def _worded(self) -> Iterator[None]:
-        """Turns what is said of a disk that fails, or of a Postgres that is away, into words for whoever asked."""
+        """Turns what is said of a disk that fails, or of a Postgres that is away, into words for whoever asked.
+
+        The log has it once: what asks again every second need not say so.
+        """
         try:
             yield
         except sa.exc.DBAPIError as error:
-            if self._is_postgres and _is_passing(error):
-                _log.error("the database does not answer: %s", " ".join(str(error.orig).split()))
-                raise Unavailable("The database does not answer; try again shortly.", retry_after=2.0) from error
-            if getattr(error.orig, "sqlite_errorcode", 0) & 0xFF not in _DISK_TROUBLE:
+            if self._is_postgres:
+                if not _is_passing(error):
+                    raise
+                message = "The database can't be used at the moment; the server's log tells why. Try again shortly."
+            elif getattr(error.orig, "sqlite_errorcode", 0) & 0xFF in _DISK_TROUBLE:
+                message = (
+                    f"The database can't be used ({error.orig}): its disk may be full or read-only. Put that right, "
+                    "then try again."
+                )
+            else:
                 raise
-            raise Unavailable(
-                f"The database can't be used ({error.orig}): its disk may be full or read-only. Put that right, then "
-                "try again."
-            ) from error
+            if not self._fails:
+                _log.error("the database can't be used: %s", " ".join(str(error.orig).split()))
+            self._fails = True
+            raise Unavailable(message, retry_after=2.0) from error
+        if self._fails:
+            self._fails = False
+            _log.info("the database can be used again")
 
 
 def _is_passing(error: sa.exc.DBAPIError) -> bool:
