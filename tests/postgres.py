@@ -49,12 +49,12 @@ class Postgres:
         self.run(f"CREATE SCHEMA {name}")
         return f"{self.url}?options={quote(f'-csearch_path={name}')}"
 
-    def run(self, statement: str) -> list[Any]:
-        """Runs a statement, and gives the rows it returns."""
+    def run(self, statement: str, url: str | None = None) -> list[Any]:
+        """Runs a statement, in a schema if its URL is given, and gives the rows it returns."""
         # Imported here, because a machine that runs the GPU's tests alone need not have it.
         import psycopg
 
-        with psycopg.connect(self.url, autocommit=True) as connection:
+        with psycopg.connect(url or self.url, autocommit=True) as connection:
             cursor = connection.execute(statement)  # type: ignore[call-overload]
             return cursor.fetchall() if cursor.description else []
 
