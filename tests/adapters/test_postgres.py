@@ -132,6 +132,9 @@ async def test_a_postgres_that_can_t_be_used_is_named_at_the_start(postgres: Pos
     assert 'role "nobody" does not exist' in await refusal(postgres.url.replace("postgres@", "nobody:secret@"))
     assert "secret" not in await refusal(postgres.url.replace("postgres@", "nobody:secret@"))
     assert "is no URL" in await refusal("postgresql://user:p@ss:word@host:x/y")
+    assert "no schema has been selected" in await refusal(f"{postgres.url}?options=-csearch_path%3Dnowhere")
+    postgres.run("CREATE ROLE guest LOGIN")
+    assert "permission denied for schema" in await refusal(postgres.url.replace("postgres@", "guest@"))
     postgres.run("CREATE DATABASE latin ENCODING 'LATIN1' LOCALE 'C' TEMPLATE template0")
     assert "encoded in LATIN1" in await refusal(f"{postgres.url.rpartition('/')[0]}/latin")
 

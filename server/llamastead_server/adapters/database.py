@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import logging
 import sqlite3
+import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -48,6 +49,7 @@ class Database:
         self._for_server = for_server
         self._alone = False
         self._fails = False
+        self._one_at_a_time = threading.Lock()
         self._engine: sa.Engine | None = None
         self._only: postgres.OnlyServer | None = None
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="database-writer")
@@ -152,13 +154,16 @@ class Database:
                 )
             else:
                 raise
-            if not self._fails:
+            if self._turned(fails=True):
                 _log.error("the database can't be used: %s", " ".join(str(error.orig).split()))
-            self._fails = True
             raise Unavailable(message, retry_after=2.0) from error
-        if self._fails:
-            self._fails = False
+        if self._turned(fails=False):
             _log.info("the database can be used again")
+
+    def _turned(self, *, fails: bool) -> bool:
+        with self._one_at_a_time:
+            before, self._fails = self._fails, fails
+        return before != fails
 
 
 def _is_passing(error: sa.exc.DBAPIError) -> bool:

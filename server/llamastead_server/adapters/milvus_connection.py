@@ -56,8 +56,11 @@ class MilvusConnection:
         """Connects, after the start of the embedded server; raises `Unavailable` and leaves nothing running."""
         try:
             await self._in_thread(self._open)
-        except BaseException:
+        except BaseException as error:
             await self.close()
+            if self._lite is None and isinstance(error, Unavailable):
+                reason = getattr(error.__cause__, "message", None) or error.__cause__
+                raise Unavailable(f"The vector store of LLAMASTEAD_MILVUS_URI can't be used: {reason}") from error
             raise
 
     async def close(self) -> None:

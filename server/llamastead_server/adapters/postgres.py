@@ -25,8 +25,11 @@ _WAIT_SECONDS = 3.0
 _POLL_SECONDS = 0.1
 # By schema: servers whose URLs name schemas of their own share nothing. Steps of the schema take a lock of their own,
 # because `llamastead tokens` runs them beside a server.
-_MINE = sa.text("SELECT pg_try_advisory_lock(hashtextextended('llamastead server ' || current_schema(), 0))")
-_STEPS = sa.text("SELECT pg_advisory_xact_lock(hashtextextended('llamastead schema ' || current_schema(), 0))")
+_KEY = "(hashtextextended('llamastead {} ' || coalesce(current_schema(), ''), 0))"
+_MINE = sa.text(f"SELECT pg_try_advisory_lock{_KEY.format('server')}")
+_STEPS = sa.text(f"SELECT pg_advisory_xact_lock{_KEY.format('schema')}")
+# Postgres looks after two hours, by itself, whether an idle session's host still lives.
+_SHORT_LIFE = ("tcp_keepalives_idle = 30", "tcp_keepalives_interval = 5", "tcp_keepalives_count = 3")
 
 
 def open_engine(url: sa.URL, *, connections: int) -> sa.Engine:
@@ -92,6 +95,8 @@ class OnlyServer:
                     return
                 self._give_up()
             connection = self._connect()
+            for setting in _SHORT_LIFE:
+                connection.execute(sa.text(f"SET {setting}"))
             # That of a server which was just killed may take a moment to go.
             deadline = time.monotonic() + _WAIT_SECONDS
             while not connection.execute(_MINE).scalar():
