@@ -14,14 +14,15 @@ from typing import Any
 import httpx
 import pytest
 
+from llamastead_server.adapters.database import Database
 from tests.postgres import Postgres
-from tests.running_server import RunningServer, free_port, running
+from tests.running_server import RunningServer, running
 
 CHAT = "/v1/projects/default/quickstart/chat/completions"
 HELLO = {"messages": [{"role": "user", "content": "Hello!"}], "max_tokens": 8, "temperature": 0}
 DATASETS = "/v1/projects/default/quickstart/datasets"
-TEXT = "The {0} barn keeps its hay in the {0} loft. " * 200
-FILES = 12
+TEXT = "The {0} barn keeps its hay in the {0} loft. " * 80
+FILES = 6
 
 
 def settings(url: str) -> dict[str, str]:
@@ -152,12 +153,9 @@ def test_a_postgres_that_is_away_is_told_and_then_found_again(tmp_path: Path, ow
         assert server.log.count("the database can't be used") <= 3
 
 
-def test_a_second_server_over_the_same_postgres_is_refused_clearly(tmp_path: Path, postgres: Postgres) -> None:
+async def test_a_second_server_over_the_same_postgres_is_refused_clearly(tmp_path: Path, postgres: Postgres) -> None:
     url = postgres.schema()
-    with running(tmp_path / "one", settings=settings(url)):
-        (tmp_path / "two").mkdir()
-        two = RunningServer(tmp_path / "two", settings(url))
-        two.port, two.grpc_port = free_port(), free_port()
+    async with Database(url, for_server=True):
         with pytest.raises(AssertionError, match="Another server uses the Postgres database"):
-            two.start()
-        assert "Traceback" not in two.log
+            RunningServer(tmp_path, settings(url)).start()
+    assert "Traceback" not in (tmp_path / "server.log").read_text()
