@@ -69,8 +69,8 @@ class Settings(BaseSettings):
     )
     milvus_uri: str | None = Field(
         None,
-        description="URI of a Milvus cluster, as https://host:19530; untested. Default: Milvus Lite in the data "
-        "folder.",
+        description="URI of a Milvus cluster, as https://host:19530; tested only with Milvus Lite on a port. Default: "
+        "Milvus Lite in the data folder.",
     )
     milvus_token: str | None = Field(None, description="Token for the Milvus cluster.")
     embedding_model: str = Field(

@@ -53,7 +53,7 @@ class MilvusStore:
 
     @classmethod
     def cluster(cls, uri: str, token: str | None = None) -> MilvusStore:
-        """A store in a Milvus cluster. Written by its documentation: the tests run the embedded server only."""
+        """A store in a Milvus cluster. Written by its documentation: in the tests the embedded server stands for it."""
         return cls(None, uri=uri, token=token or "")
 
     async def __aenter__(self) -> MilvusStore:
