@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import httpx
 import pytest
 
+from tests.postgres import Postgres
 from tests.running_server import RunningServer, running
 
 
@@ -43,3 +45,19 @@ def redis_url(shared_redis: str) -> Iterator[str]:
     yield shared_redis
     with redis.Redis.from_url(shared_redis) as client:
         client.flushall()
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[Postgres]:
+    """A Postgres for the tests."""
+    with Postgres() as server:
+        yield server
+
+
+@pytest.fixture(params=["sqlite", "postgres"])
+def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """URL of an empty database, once of each kind."""
+    if request.param == "sqlite":
+        return f"sqlite:///{tmp_path / 'llamastead.db'}"
+    server: Postgres = request.getfixturevalue("postgres")
+    return server.schema()

@@ -14,7 +14,7 @@ from llamastead_server.adapters.stream_leases import RedisStreams
 from llamastead_server.adapters.token_store import SqlTokenStore
 from llamastead_server.domain.access.limits import LimitRules, Limits
 from llamastead_server.domain.access.tokens import Tokens
-from llamastead_server.domain.errors import Conflict
+from llamastead_server.domain.errors import Conflict, Unavailable
 from llamastead_server.settings import Settings
 
 _log = logging.getLogger("llamastead")
@@ -41,6 +41,9 @@ async def open_tokens(stack: AsyncExitStack, settings: Settings, database: Datab
             await asyncio.sleep(_TOKENS_INTERVAL)
             try:
                 await tokens.refresh()
+            except Unavailable:
+                # The database has said so already.
+                continue
             except Exception:
                 _log.exception("the tokens can't be brought up to date")
 

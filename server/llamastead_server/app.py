@@ -113,7 +113,9 @@ async def start(
     if example is not None:
         await catalogue.get(example)
     url = settings.database_url
-    database = await stack.enter_async_context(Database(url) if url else Database.in_folder(settings.data_dir))
+    database = await stack.enter_async_context(
+        Database(url, for_server=True) if url else Database.in_folder(settings.data_dir)
+    )
     tokens = await access.open_tokens(stack, settings, database)
     limits, redis = access.open_limits(stack, settings)
     catalog, meters = model_catalog(settings), PrometheusMeters()

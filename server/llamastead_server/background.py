@@ -34,5 +34,5 @@ def background(
 
     runs = BatchRuns(store, content, lines, lambda: models.has_room, wake, time.time)
     functions = {PROCESS_DATASET: ingestion.run_task, REINDEX_DATABASE: reindexing.run_task, RUN_BATCHES: runs.run}
-    tasks = TaskRunner(SqlTaskStore(database), functions, time.time, alone=settings.database_url is None)
+    tasks = TaskRunner(SqlTaskStore(database), functions, time.time, alone=database.alone)
     return tasks, Batches(store, content, wake, time.time)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -10,6 +11,7 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from llamastead_server.domain.models.gpu_settings import CacheKind, GpuSettings
 
+_DATABASE_URL = re.compile(r"postgresql(\+psycopg)?://.|sqlite(\+pysqlite)?:///(?!:memory:)[^?]")
 _LOOPBACK = frozenset({"127.0.0.1", "::1", "localhost"})
 
 
@@ -61,10 +63,14 @@ class Settings(BaseSettings):
     log_format: Literal["text", "json"] = Field("text", description="Log lines for people or for machines.")
 
     database_url: str | None = Field(
-        None, description="SQLAlchemy URL of the database. Default: SQLite in the data folder."
+        None,
+        description="Database for this server alone, as postgresql://user:password@host/database (the extra "
+        "`postgres`) or sqlite:///file. Default: SQLite in the data folder.",
     )
     milvus_uri: str | None = Field(
-        None, description="URI of a Milvus cluster. Default: Milvus Lite in the data folder."
+        None,
+        description="URI of a Milvus cluster, as https://host:19530; tested only with Milvus Lite on a port. Default: "
+        "Milvus Lite in the data folder.",
     )
     milvus_token: str | None = Field(None, description="Token for the Milvus cluster.")
     embedding_model: str = Field(
@@ -123,6 +129,21 @@ class Settings(BaseSettings):
     def _known_scheme(cls, value: str | None) -> str | None:
         if value is not None and not value.startswith(("redis://", "rediss://", "redis+unix://")):
             raise ValueError("use redis://, rediss:// or redis+unix://")
+        return value
+
+    @field_validator("database_url", mode="after")
+    @classmethod
+    def _known_database(cls, value: str | None) -> str | None:
+        if value is not None and not _DATABASE_URL.match(value):
+            raise ValueError("use postgresql://user:password@host/database or sqlite:///file")
+        return value
+
+    @field_validator("milvus_uri", mode="after")
+    @classmethod
+    def _known_cluster(cls, value: str | None) -> str | None:
+        # A file's name would make the client start an embedded server of its own, which nothing looks after.
+        if value is not None and not re.match(r"(https?|tcp)://[^/\s]", value):
+            raise ValueError("use http://host:port or https://host:port")
         return value
 
     @field_validator("gpu_split", mode="before")

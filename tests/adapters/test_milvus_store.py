@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import fcntl
 import os
 import signal
+import socket
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Sequence
+import time
+from collections.abc import AsyncIterator, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -17,11 +21,13 @@ import pytest_asyncio
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from llamastead_server.adapters import milvus_lite
 from llamastead_server.adapters.milvus_lite import MilvusLite
 from llamastead_server.adapters.milvus_store import MilvusStore
 from llamastead_server.domain.errors import InvalidRequest, Unavailable
 from llamastead_server.domain.names import ProjectRef
 from llamastead_server.domain.ports import Chunk, Collection
+from tests.running_server import free_port
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 DIMENSION = 8
@@ -398,7 +404,59 @@ async def test_data_is_there_after_a_restart(tmp_path: Path) -> None:
         assert [match.chunk_id for match in await second.search_keyword(kept, "llama", 5, {})] == ["c0001"]
 
 
-async def test_a_cluster_that_does_not_answer_is_a_clear_error() -> None:
-    with pytest.raises(Unavailable, match="vector store"):
-        async with MilvusStore.cluster("http://127.0.0.1:1"):
+@pytest.mark.parametrize("port", ["1", "wrong"])
+async def test_a_cluster_that_does_not_answer_is_a_clear_error(port: str) -> None:
+    with pytest.raises(Unavailable, match=r"LLAMASTEAD_MILVUS_URI can't be used: .*(connect|Port)"):
+        async with MilvusStore.cluster(f"http://127.0.0.1:{port}"):
             pass
+
+
+async def test_a_cluster_that_goes_away_is_told_and_found_again(tmp_path: Path) -> None:
+    port = free_port()
+    kept = Collection(REF, "kept", DIMENSION)
+    # The embedded server stands for a cluster: on a port it speaks the same protocol.
+    with serving_milvus(tmp_path, port):
+        opened = MilvusStore.cluster(f"http://127.0.0.1:{port}")
+        await opened.__aenter__()
+        await opened.create(kept)
+        await opened.upsert(kept, [chunk(1, "a llama")], [vector(1)])
+        assert await opened.size_bytes(REF, "kept") > 0
+    try:
+        with pytest.raises(Unavailable, match="does not answer"):
+            await opened.search_vector(kept, vector(1), 5, {})
+        with serving_milvus(tmp_path, port):
+            async with asyncio.timeout(60):
+                while True:
+                    with contextlib.suppress(Unavailable):
+                        assert await opened.count(REF, "kept") == 1
+                        break
+                    await asyncio.sleep(0.1)
+            assert [match.chunk_id for match in await opened.search_keyword(kept, "llama", 5, {})] == ["c0001"]
+            await opened.upsert(kept, [chunk(2, "another llama")], [vector(2)])
+            assert await opened.count(REF, "kept") == 2
+    finally:
+        await opened.__aexit__(None, None, None)
+
+
+@contextlib.contextmanager
+def serving_milvus(folder: Path, port: int) -> Iterator[None]:
+    libraries = milvus_lite._library_folder()
+    lifeline = (folder / "lifeline").open("a")
+    fcntl.lockf(lifeline, fcntl.LOCK_EX)
+    with (
+        lifeline,
+        subprocess.Popen(
+            [libraries / "milvus", folder / "milvus.db", f"127.0.0.1:{port}", "ERROR", folder / "lifeline"],
+            env={**os.environ, "LD_LIBRARY_PATH": str(libraries)},
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        ) as process,
+    ):
+        try:
+            for _ in range(600):
+                with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port)):
+                    break
+                time.sleep(0.05)
+            yield
+        finally:
+            process.terminate()

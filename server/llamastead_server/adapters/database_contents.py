@@ -51,7 +51,8 @@ class SqlDatabaseContents:
             .group_by(chunks.c.file_hash)
             .order_by(sa.func.min(files.c.filename), chunks.c.file_hash)
             .limit(limit)
-            .offset(offset)
+            # Postgres reads a plain one as of 31 bits.
+            .offset(sa.literal(offset, sa.BigInteger))
         )
 
         def work(connection: sa.Connection) -> Sequence[Document]:

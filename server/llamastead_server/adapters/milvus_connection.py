@@ -56,8 +56,11 @@ class MilvusConnection:
         """Connects, after the start of the embedded server; raises `Unavailable` and leaves nothing running."""
         try:
             await self._in_thread(self._open)
-        except BaseException:
+        except BaseException as error:
             await self.close()
+            if self._lite is None and isinstance(error, Unavailable):
+                reason = getattr(error.__cause__, "message", None) or error.__cause__
+                raise Unavailable(f"The vector store of LLAMASTEAD_MILVUS_URI can't be used: {reason}") from error
             raise
 
     async def close(self) -> None:
@@ -102,7 +105,7 @@ class MilvusConnection:
         """Whether the embedded server is dead, or was and has been started again by another thread."""
         if self._lite is None:
             return False
-        killed = _timed_out(error) and self._kill_if_hung(self._lite, client)
+        killed = timed_out(error) and self._kill_if_hung(self._lite, client)
         if self._client is not client:
             return True
         broken = killed or getattr(error, "code", None) == _CONNECTION_FAILED or not self._lite.alive
@@ -115,7 +118,7 @@ class MilvusConnection:
         except Exception as error:
             # Under the lock: another thread may just have put a new server in its place.
             with self._opening:
-                if _timed_out(error) and self._client is client:
+                if timed_out(error) and self._client is client:
                     _log.error("the embedded vector store hangs; killing it")
                     lite.kill()
                     return True
@@ -149,7 +152,7 @@ class MilvusConnection:
     def _worded(self, error: Exception) -> Exception:
         if isinstance(error, LlamasteadError):
             return error
-        if getattr(error, "code", None) == _CONNECTION_FAILED:
+        if getattr(error, "code", None) == _CONNECTION_FAILED or timed_out(error):
             return Unavailable("The vector store does not answer; try again shortly.", retry_after=2.0)
         if self._lite is not None and self._lite.is_short_of_space:
             return Unavailable("The vector store failed: its disk is full. Make room, then try again.")
@@ -168,5 +171,6 @@ def _import_client() -> None:
             importlib.import_module(name)
 
 
-def _timed_out(error: Exception) -> bool:
+def timed_out(error: Exception) -> bool:
+    """Whether no answer came in time."""
     return isinstance(error, grpc.Call) and error.code() is grpc.StatusCode.DEADLINE_EXCEEDED

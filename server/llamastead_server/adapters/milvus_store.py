@@ -12,7 +12,7 @@ from types import TracebackType
 from typing import Any, TypeVar
 
 from llamastead_server.adapters import milvus_schema
-from llamastead_server.adapters.milvus_connection import CALL_SECONDS, MilvusConnection
+from llamastead_server.adapters.milvus_connection import CALL_SECONDS, MilvusConnection, timed_out
 from llamastead_server.adapters.milvus_filter import encode, render
 from llamastead_server.adapters.milvus_lite import MilvusLite
 from llamastead_server.domain.errors import InvalidRequest
@@ -53,7 +53,7 @@ class MilvusStore:
 
     @classmethod
     def cluster(cls, uri: str, token: str | None = None) -> MilvusStore:
-        """A store in a Milvus cluster. Written by its documentation: the tests run the embedded server only."""
+        """A store in a Milvus cluster. Written by its documentation: in the tests the embedded server stands for it."""
         return cls(None, uri=uri, token=token or "")
 
     async def __aenter__(self) -> MilvusStore:
@@ -169,9 +169,9 @@ class MilvusStore:
                     name, data=[data], anns_field=field, filter=condition, limit=max(1, min(limit, _LARGEST_LIMIT)),
                     search_params={"metric_type": metric, "params": {}}, timeout=CALL_SECONDS,
                 )[0]  # fmt: skip
-            except Exception:
+            except Exception as error:
                 # BM25 divides by the number of chunks: Milvus fails on a collection that never held one.
-                if _count(client, name):
+                if timed_out(error) or _count(client, name):
                     raise
                 return []
             return [Match(hit["id"], float(hit["distance"])) for hit in hits]

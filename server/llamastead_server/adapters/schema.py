@@ -2,9 +2,45 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import sqlalchemy as sa
 
+from llamastead_server.adapters import postgres
 from llamastead_server.domain.errors import Conflict
+
+
+class _Words(sa.types.TypeDecorator[str]):
+    """Text that Postgres keeps as SQLite does: of any length, compared by its characters' codes, NUL and all.
+
+    Postgres' text has no NUL, so there a pair of noncharacters stands for it, and another for the first of them.
+    """
+
+    impl = sa.Text
+    cache_ok = True
+    _PAIRS = (("\ufdd0", "\ufdd0\ufdd1"), ("\x00", "\ufdd0\ufdd0"))
+
+    def __init__(self, length: int | None = None) -> None:
+        super().__init__(length)
+        self._length = length
+
+    def load_dialect_impl(self, dialect: sa.Dialect) -> sa.types.TypeEngine[Any]:
+        if dialect.name == "postgresql":
+            return dialect.type_descriptor(sa.Text(collation="C"))
+        return dialect.type_descriptor(sa.Text() if self._length is None else sa.String(self._length))
+
+    def process_bind_param(self, value: str | None, dialect: sa.Dialect) -> str | None:
+        if value is not None and dialect.name == "postgresql":
+            for plain, kept in self._PAIRS:
+                value = value.replace(plain, kept)
+        return value
+
+    def process_result_value(self, value: str | None, dialect: sa.Dialect) -> str | None:
+        if value is not None and dialect.name == "postgresql":
+            for plain, kept in reversed(self._PAIRS):
+                value = value.replace(kept, plain)
+        return value
+
 
 metadata = sa.MetaData()
 
@@ -13,22 +49,22 @@ _version = sa.Table("schema_version", metadata, sa.Column("version", sa.Integer,
 files = sa.Table(
     "files",
     metadata,
-    sa.Column("namespace", sa.String(100), primary_key=True),
-    sa.Column("project", sa.String(100), primary_key=True),
-    sa.Column("dataset", sa.String(100), primary_key=True),
-    sa.Column("hash", sa.String(64), primary_key=True),
-    sa.Column("filename", sa.String(255), nullable=False),
-    sa.Column("mime_type", sa.String(255), nullable=False),
+    sa.Column("namespace", _Words(100), primary_key=True),
+    sa.Column("project", _Words(100), primary_key=True),
+    sa.Column("dataset", _Words(100), primary_key=True),
+    sa.Column("hash", _Words(64), primary_key=True),
+    sa.Column("filename", _Words(255), nullable=False),
+    sa.Column("mime_type", _Words(255), nullable=False),
     sa.Column("size", sa.BigInteger, nullable=False),
     sa.Column("uploaded_at", sa.Float, nullable=False),
     # uploaded, processing, processed, failed, deleting
-    sa.Column("status", sa.String(20), nullable=False),
-    sa.Column("error", sa.Text),
-    sa.Column("parser", sa.String(100)),
+    sa.Column("status", _Words(20), nullable=False),
+    sa.Column("error", _Words()),
+    sa.Column("parser", _Words(100)),
     sa.Column("chunk_count", sa.Integer, nullable=False, default=0),
     sa.Column("chunk_size", sa.Integer),
-    sa.Column("embedding_model", sa.String(255)),
-    sa.Column("processed_with", sa.String(64)),
+    sa.Column("embedding_model", _Words(255)),
+    sa.Column("processed_with", _Words(64)),
     sa.Column("parser_overrides", sa.JSON(none_as_null=True)),
     sa.Column("extractors", sa.JSON(none_as_null=True)),
     sa.Column("facts", sa.JSON(none_as_null=True)),
@@ -38,14 +74,14 @@ files = sa.Table(
 chunks = sa.Table(
     "chunks",
     metadata,
-    sa.Column("id", sa.String(64), primary_key=True),
-    sa.Column("namespace", sa.String(100), nullable=False),
-    sa.Column("project", sa.String(100), nullable=False),
-    sa.Column("database", sa.String(100), nullable=False),
-    sa.Column("dataset", sa.String(100), nullable=False),
-    sa.Column("file_hash", sa.String(64), nullable=False),
+    sa.Column("id", _Words(64), primary_key=True),
+    sa.Column("namespace", _Words(100), nullable=False),
+    sa.Column("project", _Words(100), nullable=False),
+    sa.Column("database", _Words(100), nullable=False),
+    sa.Column("dataset", _Words(100), nullable=False),
+    sa.Column("file_hash", _Words(64), nullable=False),
     sa.Column("ordinal", sa.Integer, nullable=False),
-    sa.Column("text", sa.Text, nullable=False),
+    sa.Column("text", _Words(), nullable=False),
     sa.Column("page", sa.Integer),
     sa.Column("metadata", sa.JSON, nullable=False),
     sa.Index("chunks_by_file", "namespace", "project", "dataset", "file_hash", "ordinal"),
@@ -55,20 +91,20 @@ chunks = sa.Table(
 databases = sa.Table(
     "databases",
     metadata,
-    sa.Column("namespace", sa.String(100), primary_key=True),
-    sa.Column("project", sa.String(100), primary_key=True),
-    sa.Column("name", sa.String(100), primary_key=True),
-    sa.Column("embedding_model", sa.String(255), nullable=False),
+    sa.Column("namespace", _Words(100), primary_key=True),
+    sa.Column("project", _Words(100), primary_key=True),
+    sa.Column("name", _Words(100), primary_key=True),
+    sa.Column("embedding_model", _Words(255), nullable=False),
     sa.Column("dimension", sa.Integer, nullable=False),
-    sa.Column("metric", sa.String(20), nullable=False),
+    sa.Column("metric", _Words(20), nullable=False),
 )
 
 sessions = sa.Table(
     "sessions",
     metadata,
-    sa.Column("namespace", sa.String(100), primary_key=True),
-    sa.Column("project", sa.String(100), primary_key=True),
-    sa.Column("id", sa.String(128), primary_key=True),
+    sa.Column("namespace", _Words(100), primary_key=True),
+    sa.Column("project", _Words(100), primary_key=True),
+    sa.Column("id", _Words(128), primary_key=True),
     sa.Column("used_at", sa.Float, nullable=False),
     sa.Index("sessions_by_use", "used_at"),
 )
@@ -76,12 +112,12 @@ sessions = sa.Table(
 messages = sa.Table(
     "messages",
     metadata,
-    sa.Column("number", sa.Integer, primary_key=True, autoincrement=True),
-    sa.Column("namespace", sa.String(100), nullable=False),
-    sa.Column("project", sa.String(100), nullable=False),
-    sa.Column("session_id", sa.String(128), nullable=False),
-    sa.Column("role", sa.String(20), nullable=False),
-    sa.Column("content", sa.Text, nullable=False),
+    sa.Column("number", sa.BigInteger().with_variant(sa.Integer, "sqlite"), primary_key=True, autoincrement=True),
+    sa.Column("namespace", _Words(100), nullable=False),
+    sa.Column("project", _Words(100), nullable=False),
+    sa.Column("session_id", _Words(128), nullable=False),
+    sa.Column("role", _Words(20), nullable=False),
+    sa.Column("content", _Words(), nullable=False),
     sa.Column("extra", sa.JSON, nullable=False),
     sa.ForeignKeyConstraint(
         ["namespace", "project", "session_id"],
@@ -94,19 +130,19 @@ messages = sa.Table(
 tasks = sa.Table(
     "tasks",
     metadata,
-    sa.Column("id", sa.String(64), primary_key=True),
-    sa.Column("namespace", sa.String(100), nullable=False),
-    sa.Column("project", sa.String(100), nullable=False),
-    sa.Column("kind", sa.String(50), nullable=False),
+    sa.Column("id", _Words(64), primary_key=True),
+    sa.Column("namespace", _Words(100), nullable=False),
+    sa.Column("project", _Words(100), nullable=False),
+    sa.Column("kind", _Words(50), nullable=False),
     sa.Column("arguments", sa.JSON, nullable=False),
     # PENDING, STARTED, RETRY, SUCCESS, FAILURE
-    sa.Column("state", sa.String(20), nullable=False),
+    sa.Column("state", _Words(20), nullable=False),
     sa.Column("meta", sa.JSON, nullable=False),
     sa.Column("result", sa.JSON),
-    sa.Column("error", sa.Text),
-    sa.Column("traceback", sa.Text),
+    sa.Column("error", _Words()),
+    sa.Column("traceback", _Words()),
     sa.Column("attempt", sa.Integer, nullable=False, default=0),
-    sa.Column("owner", sa.String(64)),
+    sa.Column("owner", _Words(64)),
     sa.Column("lease_until", sa.Float, nullable=False, default=0.0),
     sa.Column("cancelled", sa.Boolean, nullable=False, default=False),
     sa.Column("created_at", sa.Float, nullable=False),
@@ -118,12 +154,12 @@ tasks = sa.Table(
 tokens = sa.Table(
     "tokens",
     metadata,
-    sa.Column("name", sa.String(100), primary_key=True),
-    sa.Column("digest", sa.String(64), nullable=False, unique=True),
+    sa.Column("name", _Words(100), primary_key=True),
+    sa.Column("digest", _Words(64), nullable=False, unique=True),
     # read, write, admin
-    sa.Column("scope", sa.String(20), nullable=False),
+    sa.Column("scope", _Words(20), nullable=False),
     # namespace/project or namespace/*
-    sa.Column("projects", sa.String(201)),
+    sa.Column("projects", _Words(201)),
     sa.Column("created_at", sa.Float, nullable=False),
     sa.Column("expires_at", sa.Float),
 )
@@ -132,35 +168,35 @@ tokens = sa.Table(
 batch_files = sa.Table(
     "batch_files",
     metadata,
-    sa.Column("id", sa.String(64), primary_key=True),
-    sa.Column("filename", sa.String(255), nullable=False),
+    sa.Column("id", _Words(64), primary_key=True),
+    sa.Column("filename", _Words(255), nullable=False),
     # batch, batch_output
-    sa.Column("purpose", sa.String(20), nullable=False),
+    sa.Column("purpose", _Words(20), nullable=False),
     sa.Column("size", sa.BigInteger, nullable=False),
     sa.Column("created_at", sa.Float, nullable=False),
     # Null: made before owners were kept.
-    sa.Column("owner", sa.String(200)),
+    sa.Column("owner", _Words(200)),
     sa.Index("batch_files_by_time", "created_at", "id"),
 )
 
 batches = sa.Table(
     "batches",
     metadata,
-    sa.Column("id", sa.String(64), primary_key=True),
-    sa.Column("endpoint", sa.String(100), nullable=False),
-    sa.Column("input_file_id", sa.String(64), nullable=False),
-    sa.Column("output_file_id", sa.String(64), nullable=False),
-    sa.Column("error_file_id", sa.String(64), nullable=False),
+    sa.Column("id", _Words(64), primary_key=True),
+    sa.Column("endpoint", _Words(100), nullable=False),
+    sa.Column("input_file_id", _Words(64), nullable=False),
+    sa.Column("output_file_id", _Words(64), nullable=False),
+    sa.Column("error_file_id", _Words(64), nullable=False),
     sa.Column("created_at", sa.Float, nullable=False),
     sa.Column("expires_at", sa.Float, nullable=False),
-    sa.Column("status", sa.String(20), nullable=False),
+    sa.Column("status", _Words(20), nullable=False),
     sa.Column("times", sa.JSON, nullable=False),
     sa.Column("total", sa.Integer, nullable=False),
     sa.Column("completed", sa.Integer, nullable=False),
     sa.Column("failed", sa.Integer, nullable=False),
     sa.Column("errors", sa.JSON, nullable=False),
     sa.Column("labels", sa.JSON, nullable=False),
-    sa.Column("owner", sa.String(200)),
+    sa.Column("owner", _Words(200)),
     sa.Index("batches_by_time", "created_at", "id"),
     sa.Index("batches_by_status", "status"),
 )
@@ -210,6 +246,8 @@ def migrate(engine: sa.Engine) -> None:
         Conflict: A newer server wrote this database.
     """
     with engine.begin() as connection:
+        if engine.dialect.name == "postgresql":
+            postgres.alone_in_schema(connection)
         _version.create(connection, checkfirst=True)
         current = connection.execute(sa.select(sa.func.max(_version.c.version))).scalar() or 0
         if current > len(_STEPS):

@@ -14,8 +14,8 @@ from tests.fake_clock import FakeClock
 
 
 @pytest.fixture
-async def store(tmp_path: Path) -> AsyncIterator[SqlTokenStore]:
-    async with Database.in_folder(tmp_path) as database:
+async def store(database_url: str) -> AsyncIterator[SqlTokenStore]:
+    async with Database(database_url) as database:
         yield SqlTokenStore(database)
 
 
@@ -28,13 +28,14 @@ async def test_a_token_is_recognised_by_its_secret_alone(store: SqlTokenStore) -
     assert [tokens.recognise(wrong) for wrong in ("", "ci", secret[:-1], secret + "x", token.digest)] == [None] * 5
 
 
-async def test_secrets_are_long_random_and_kept_nowhere(store: SqlTokenStore, tmp_path: Path) -> None:
-    tokens = Tokens(store, FakeClock())
-    made = [(await tokens.create(f"t{number}", Scope.READ))[1] for number in range(20)]
-    assert len(set(made)) == 20
-    assert all(len(secret) >= 43 for secret in made)
-    on_disk = b"".join(file.read_bytes() for file in tmp_path.rglob("*") if file.is_file())
-    assert not [secret for secret in made if secret.encode() in on_disk]
+async def test_secrets_are_long_random_and_kept_nowhere(tmp_path: Path) -> None:
+    async with Database.in_folder(tmp_path) as database:
+        tokens = Tokens(SqlTokenStore(database), FakeClock())
+        made = [(await tokens.create(f"t{number}", Scope.READ))[1] for number in range(20)]
+        assert len(set(made)) == 20
+        assert all(len(secret) >= 43 for secret in made)
+        on_disk = b"".join(file.read_bytes() for file in tmp_path.rglob("*") if file.is_file())
+        assert not [secret for secret in made if secret.encode() in on_disk]
 
 
 async def test_a_token_ends_when_its_time_is_over(store: SqlTokenStore) -> None:

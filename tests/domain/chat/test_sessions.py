@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
-from pathlib import Path
 
 import pytest
 
@@ -32,8 +31,8 @@ def clock() -> FakeClock:
 
 
 @pytest.fixture
-async def sessions(tmp_path: Path, clock: FakeClock) -> AsyncIterator[Sessions]:
-    async with Database.in_folder(tmp_path) as database:
+async def sessions(database_url: str, clock: FakeClock) -> AsyncIterator[Sessions]:
+    async with Database(database_url) as database:
         yield Sessions(SqlSessionStore(database), ttl=1800, clock=clock)
 
 
@@ -203,11 +202,11 @@ async def test_hostile_ids_are_refused(sessions: Sessions, session_id: str) -> N
         await say(sessions, session_id, "one")
 
 
-async def test_histories_survive_a_restart(tmp_path: Path) -> None:
+async def test_histories_survive_a_restart(database_url: str) -> None:
     for number in range(2):
-        async with Database.in_folder(tmp_path) as database:
+        async with Database(database_url) as database:
             await say(Sessions(SqlSessionStore(database)), "s", str(number))
-    async with Database.in_folder(tmp_path) as database:
+    async with Database(database_url) as database:
         assert await texts(Sessions(SqlSessionStore(database)), "s") == ["0", "re 0", "1", "re 1"]
 
 

@@ -89,8 +89,8 @@ class Stack:
 
 
 @pytest.fixture
-async def stack(tmp_path: Path) -> AsyncIterator[Stack]:
-    async with Database.in_folder(tmp_path) as database:
+async def stack(tmp_path: Path, database_url: str) -> AsyncIterator[Stack]:
+    async with Database(database_url) as database:
         yield Stack(tmp_path, database)
 
 

@@ -11,7 +11,6 @@ import time
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -31,9 +30,9 @@ QUICK = TaskRules(lease=1.0, poll=0.05, first_pause=0.01)
 
 @asynccontextmanager
 async def running(
-    folder: Path, function: TaskFunction, *, alone: bool = True, rules: TaskRules = QUICK
+    database_url: str, function: TaskFunction, *, alone: bool = True, rules: TaskRules = QUICK
 ) -> AsyncIterator[TaskRunner]:
-    async with Database.in_folder(folder) as database:
+    async with Database(database_url) as database:
         runner = TaskRunner(SqlTaskStore(database), {"job": function}, time.time, alone=alone, rules=rules)
         await runner.start()
         try:
@@ -49,12 +48,12 @@ async def end_of(runner: TaskRunner, task: Task) -> Task:
     return last
 
 
-async def test_a_task_runs_reports_and_returns_its_result(tmp_path: Path) -> None:
+async def test_a_task_runs_reports_and_returns_its_result(database_url: str) -> None:
     async def job(ref: ProjectRef, arguments: Mapping[str, Any], progress: TaskProgress) -> Mapping[str, Any]:
         await progress.report(1, 2, "half way", [{"index": 0}])
         return {"sum": sum(arguments["numbers"]), "of": str(ref)}
 
-    async with running(tmp_path, job) as runner:
+    async with running(database_url, job) as runner:
         task = await runner.submit(REF, "job", {"numbers": [1, 2]})
         assert (task.state, task.attempt) == ("PENDING", 0)
         task = await end_of(runner, task)
@@ -62,7 +61,7 @@ async def test_a_task_runs_reports_and_returns_its_result(tmp_path: Path) -> Non
     assert task.meta == {"current": 1, "total": 2, "message": "half way", "files": [{"index": 0}]}
 
 
-async def test_progress_can_be_watched(tmp_path: Path) -> None:
+async def test_progress_can_be_watched(database_url: str) -> None:
     goes_on = asyncio.Event()
 
     async def job(ref: ProjectRef, arguments: Mapping[str, Any], progress: TaskProgress) -> Mapping[str, Any]:
@@ -70,7 +69,7 @@ async def test_progress_can_be_watched(tmp_path: Path) -> None:
         await goes_on.wait()
         return {}
 
-    async with running(tmp_path, job) as runner:
+    async with running(database_url, job) as runner:
         task = await runner.submit(REF, "job", {})
         seen = []
         async for state in runner.watch(REF, task.id, every=0.02):
@@ -81,11 +80,11 @@ async def test_progress_can_be_watched(tmp_path: Path) -> None:
     assert seen[-1] == ("SUCCESS", 1)
 
 
-async def test_an_unknown_task_and_another_projects_task_are_not_found(tmp_path: Path) -> None:
+async def test_an_unknown_task_and_another_projects_task_are_not_found(database_url: str) -> None:
     async def job(ref: ProjectRef, arguments: Mapping[str, Any], progress: TaskProgress) -> Mapping[str, Any]:
         return {}
 
-    async with running(tmp_path, job) as runner:
+    async with running(database_url, job) as runner:
         task = await runner.submit(REF, "job", {})
         with pytest.raises(NotFound):
             await runner.get(REF, "absent")
@@ -93,7 +92,7 @@ async def test_an_unknown_task_and_another_projects_task_are_not_found(tmp_path:
             await runner.get(ProjectRef("my-org", "other"), task.id)
 
 
-async def test_passing_failures_are_retried_and_then_given_up(tmp_path: Path) -> None:
+async def test_passing_failures_are_retried_and_then_given_up(database_url: str) -> None:
     starts = []
 
     async def job(ref: ProjectRef, arguments: Mapping[str, Any], progress: TaskProgress) -> Mapping[str, Any]:
@@ -102,7 +101,7 @@ async def test_passing_failures_are_retried_and_then_given_up(tmp_path: Path) ->
             raise Unavailable("The embedder is restarting.")
         return {}
 
-    async with running(tmp_path, job) as runner:
+    async with running(database_url, job) as runner:
         recovered = await runner.submit(REF, "job", {"until": 3})
         hopeless = await runner.submit(REF, "job", {"until": 100})
         recovered, hopeless = await end_of(runner, recovered), await end_of(runner, hopeless)
@@ -111,11 +110,11 @@ async def test_passing_failures_are_retried_and_then_given_up(tmp_path: Path) ->
     assert (hopeless.error, hopeless.traceback) == ("The embedder is restarting.", None)
 
 
-async def test_an_expected_failure_is_final_and_a_defect_has_a_traceback(tmp_path: Path) -> None:
+async def test_an_expected_failure_is_final_and_a_defect_has_a_traceback(database_url: str) -> None:
     async def job(ref: ProjectRef, arguments: Mapping[str, Any], progress: TaskProgress) -> Mapping[str, Any]:
         raise InvalidRequest("No.") if arguments["expected"] else ZeroDivisionError("oops")
 
-    async with running(tmp_path, job, rules=replace(QUICK, attempts=2)) as runner:
+    async with running(database_url, job, rules=replace(QUICK, attempts=2)) as runner:
         refused = await end_of(runner, await runner.submit(REF, "job", {"expected": True}))
         broken = await end_of(runner, await runner.submit(REF, "job", {"expected": False}))
     assert (refused.state, refused.attempt, refused.error, refused.traceback) == ("FAILURE", 1, "No.", None)
@@ -123,7 +122,7 @@ async def test_an_expected_failure_is_final_and_a_defect_has_a_traceback(tmp_pat
     assert "test_tasks.py" in (broken.traceback or "")
 
 
-async def test_no_more_tasks_run_at_once_than_allowed(tmp_path: Path) -> None:
+async def test_no_more_tasks_run_at_once_than_allowed(database_url: str) -> None:
     now, most = 0, 0
 
     async def job(ref: ProjectRef, arguments: Mapping[str, Any], progress: TaskProgress) -> Mapping[str, Any]:
@@ -134,13 +133,13 @@ async def test_no_more_tasks_run_at_once_than_allowed(tmp_path: Path) -> None:
         now -= 1
         return {}
 
-    async with running(tmp_path, job) as runner:
+    async with running(database_url, job) as runner:
         tasks = [await runner.submit(REF, "job", {}) for _ in range(6)]
         assert {(await end_of(runner, task)).state for task in tasks} == {"SUCCESS"}
     assert most == QUICK.concurrency
 
 
-async def test_a_stopped_server_gives_its_task_back_and_the_next_one_finishes_it(tmp_path: Path) -> None:
+async def test_a_stopped_server_gives_its_task_back_and_the_next_one_finishes_it(database_url: str) -> None:
     started = asyncio.Event()
 
     async def endless(ref: ProjectRef, arguments: Mapping[str, Any], progress: TaskProgress) -> Mapping[str, Any]:
@@ -151,19 +150,19 @@ async def test_a_stopped_server_gives_its_task_back_and_the_next_one_finishes_it
     async def job(ref: ProjectRef, arguments: Mapping[str, Any], progress: TaskProgress) -> Mapping[str, Any]:
         return {"done": True}
 
-    async with running(tmp_path, endless) as runner:
+    async with running(database_url, endless) as runner:
         task = await runner.submit(REF, "job", {})
         await started.wait()
-    async with Database.in_folder(tmp_path) as database:
+    async with Database(database_url) as database:
         waiting = await SqlTaskStore(database).get(REF, task.id)
         assert waiting is not None
         assert (waiting.state, waiting.attempt) == ("PENDING", 0)
-    async with running(tmp_path, job, alone=False) as runner:
+    async with running(database_url, job, alone=False) as runner:
         task = await end_of(runner, task)
     assert (task.state, task.result, task.attempt) == ("SUCCESS", {"done": True}, 1)
 
 
-async def test_cancelling_stops_a_running_task_and_keeps_a_queued_one_from_running(tmp_path: Path) -> None:
+async def test_cancelling_stops_a_running_task_and_keeps_a_queued_one_from_running(database_url: str) -> None:
     started, stopped = asyncio.Event(), asyncio.Event()
     runs = 0
 
@@ -177,7 +176,7 @@ async def test_cancelling_stops_a_running_task_and_keeps_a_queued_one_from_runni
             stopped.set()
         return {}
 
-    async with running(tmp_path, job, rules=replace(QUICK, concurrency=1)) as runner:
+    async with running(database_url, job, rules=replace(QUICK, concurrency=1)) as runner:
         first, second = await runner.submit(REF, "job", {}), await runner.submit(REF, "job", {})
         await started.wait()
         assert (await runner.cancel(REF, second.id)).done
@@ -194,7 +193,7 @@ async def test_cancelling_stops_a_running_task_and_keeps_a_queued_one_from_runni
     assert runs == 2
 
 
-async def test_deleting_a_project_stops_and_removes_its_tasks(tmp_path: Path) -> None:
+async def test_deleting_a_project_stops_and_removes_its_tasks(database_url: str) -> None:
     started, stopped = asyncio.Event(), asyncio.Event()
 
     async def job(ref: ProjectRef, arguments: Mapping[str, Any], progress: TaskProgress) -> Mapping[str, Any]:
@@ -205,7 +204,7 @@ async def test_deleting_a_project_stops_and_removes_its_tasks(tmp_path: Path) ->
             stopped.set()
         return {}
 
-    async with running(tmp_path, job) as runner:
+    async with running(database_url, job) as runner:
         task = await runner.submit(REF, "job", {})
         await started.wait()
         await runner.delete_project(REF)
@@ -214,8 +213,8 @@ async def test_deleting_a_project_stops_and_removes_its_tasks(tmp_path: Path) ->
             await runner.get(REF, task.id)
 
 
-async def test_finished_tasks_are_swept_after_their_time(tmp_path: Path) -> None:
-    async with Database.in_folder(tmp_path) as database:
+async def test_finished_tasks_are_swept_after_their_time(database_url: str) -> None:
+    async with Database(database_url) as database:
         store = SqlTaskStore(database)
         await store.add(Task("old", REF, "job", {}, 0.0))
         await store.add(Task("waiting", REF, "job", {}, 0.0))
@@ -227,36 +226,48 @@ async def test_finished_tasks_are_swept_after_their_time(tmp_path: Path) -> None
         assert await store.get(REF, claimed.id) is None
 
 
-async def test_a_database_that_takes_no_writes_for_a_while_stops_no_runner(tmp_path: Path) -> None:
+FULL = {
+    "sqlite": [
+        "CREATE TRIGGER no_room BEFORE UPDATE ON tasks WHEN NEW.state = 'SUCCESS' "
+        "BEGIN SELECT RAISE(ABORT, 'the disk is full'); END"
+    ],
+    "postgresql": [
+        "CREATE FUNCTION fail() RETURNS trigger AS $$ BEGIN RAISE EXCEPTION 'the disk is full' USING ERRCODE = "
+        "'disk_full'; END $$ LANGUAGE plpgsql",
+        "CREATE TRIGGER no_room BEFORE UPDATE ON tasks FOR EACH ROW WHEN (NEW.state = 'SUCCESS') "
+        "EXECUTE FUNCTION fail()",
+    ],
+}
+HAS_ROOM = {"sqlite": ["DROP TRIGGER no_room"], "postgresql": ["DROP TRIGGER no_room ON tasks"]}
+
+
+async def test_a_database_that_takes_no_writes_for_a_while_stops_no_runner(database_url: str) -> None:
     async def job(ref: ProjectRef, arguments: Mapping[str, Any], progress: TaskProgress) -> Mapping[str, Any]:
         return {}
 
-    async with Database.in_folder(tmp_path) as database:
+    async with Database(database_url) as database:
 
-        async def execute(statement: str) -> None:
-            await database.write(lambda connection: connection.execute(sa.text(statement)))
+        async def execute(*statements: str) -> None:
+            await database.write(lambda connection: [connection.execute(sa.text(each)) for each in statements])
 
         rules = replace(QUICK, lease=0.3, concurrency=2)
         runner = TaskRunner(SqlTaskStore(database), {"job": job}, time.time, alone=True, rules=rules)
         await runner.start()
         try:
-            await execute(
-                "CREATE TRIGGER full BEFORE UPDATE ON tasks WHEN NEW.state = 'SUCCESS' "
-                "BEGIN SELECT RAISE(ABORT, 'the disk is full'); END"
-            )
+            await execute(*FULL[database_url.partition(":")[0]])
             # More than there are runners: each meets the trouble.
             tasks = [await runner.submit(REF, "job", {}) for _ in range(4)]
             for task in tasks:
                 while (await runner.get(REF, task.id)).attempt < 1:
                     await asyncio.sleep(0.02)
-            await execute("DROP TRIGGER full")
+            await execute(*HAS_ROOM[database_url.partition(":")[0]])
             assert [(await end_of(runner, task)).state for task in tasks] == ["SUCCESS"] * 4
         finally:
             await runner.stop()
 
 
-async def test_a_task_is_claimed_once_and_only_its_owner_can_change_it(tmp_path: Path) -> None:
-    async with Database.in_folder(tmp_path) as database:
+async def test_a_task_is_claimed_once_and_only_its_owner_can_change_it(database_url: str) -> None:
+    async with Database(database_url) as database:
         store = SqlTaskStore(database)
         await store.add(Task("one", REF, "job", {}, 0.0))
         claims = await asyncio.gather(*(store.claim(f"owner-{n}", ["job"], 1.0, 5.0) for n in range(8)))
@@ -270,7 +281,7 @@ async def test_a_task_is_claimed_once_and_only_its_owner_can_change_it(tmp_path:
 
 
 CRASHING = textwrap.dedent("""
-    import asyncio, pathlib, sys, time
+    import asyncio, sys, time
     from llamastead_server.adapters.database import Database
     from llamastead_server.adapters.task_store import SqlTaskStore
     from llamastead_server.domain.names import ProjectRef
@@ -282,7 +293,7 @@ CRASHING = textwrap.dedent("""
         await asyncio.sleep(3600)
 
     async def main():
-        async with Database.in_folder(pathlib.Path(sys.argv[1])) as database:
+        async with Database(sys.argv[1]) as database:
             runner = TaskRunner(SqlTaskStore(database), {"job": job}, time.time, alone=True)
             await runner.start()
             print((await runner.submit(ProjectRef("my-org", "shop"), "job", {"x": 1})).id, flush=True)
@@ -293,8 +304,8 @@ CRASHING = textwrap.dedent("""
 
 
 @pytest.mark.parametrize("alone", [True, False])
-async def test_a_task_survives_kill_9_of_its_server(tmp_path: Path, alone: bool) -> None:
-    with subprocess.Popen([sys.executable, "-c", CRASHING, str(tmp_path)], stdout=subprocess.PIPE, text=True) as server:
+async def test_a_task_survives_kill_9_of_its_server(database_url: str, alone: bool) -> None:
+    with subprocess.Popen([sys.executable, "-c", CRASHING, database_url], stdout=subprocess.PIPE, text=True) as server:
         assert server.stdout is not None
         lines = {server.stdout.readline().strip() for _ in range(2)}
         server.send_signal(signal.SIGKILL)
@@ -304,7 +315,7 @@ async def test_a_task_survives_kill_9_of_its_server(tmp_path: Path, alone: bool)
     async def job(ref: ProjectRef, arguments: Mapping[str, Any], progress: TaskProgress) -> Mapping[str, Any]:
         return dict(arguments)
 
-    async with Database.in_folder(tmp_path) as database:
+    async with Database(database_url) as database:
         store = SqlTaskStore(database)
         stuck = await store.get(REF, task_id)
         assert stuck is not None
@@ -318,11 +329,11 @@ async def test_a_task_survives_kill_9_of_its_server(tmp_path: Path, alone: bool)
     assert (task.state, task.result, task.attempt) == ("SUCCESS", {"x": 1}, 2)
 
 
-async def test_a_task_that_came_to_no_good_end_fails_with_its_result(tmp_path: Path) -> None:
+async def test_a_task_that_came_to_no_good_end_fails_with_its_result(database_url: str) -> None:
     async def job(ref: ProjectRef, arguments: Mapping[str, Any], progress: TaskProgress) -> Mapping[str, Any]:
         raise TaskFailed("Nothing could be read.", {"failed_files": 2})
 
-    async with running(tmp_path, job) as runner:
+    async with running(database_url, job) as runner:
         task = await end_of(runner, await runner.submit(REF, "job", {}))
     assert (task.state, task.error, task.attempt) == ("FAILURE", "Nothing could be read.", 1)
     assert (task.result, task.traceback) == ({"failed_files": 2}, None)

@@ -180,8 +180,10 @@ class TaskRunner:
             self._submitted.clear()
             try:
                 task = await self._claim()
-            except Exception:
-                _log.exception("looking for tasks failed")
+            except Exception as error:
+                # What is away for a while has been said where it was noticed.
+                if not isinstance(error, Unavailable):
+                    _log.exception("looking for tasks failed")
                 task = None
                 await asyncio.sleep(self._rules.poll)
             if task is not None:
