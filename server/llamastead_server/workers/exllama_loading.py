@@ -25,6 +25,8 @@ _LEAST_OUTPUT = 16
 _LONGEST_WARM_UP = 16384
 """Tokens; a step's memory grows with what came before it."""
 _ATTEMPTS = 3
+_SHORT_OF_MEMORY = ("out of memory", "Insufficient VRAM", "ALLOC_FAILED")
+"""What PyTorch, ExLlamaV2 and CUDA's libraries say; an illegal memory access is another matter."""
 
 
 class CannotLoad(Exception):
@@ -138,14 +140,17 @@ class _Parts:
 def _on_gpus(source: Source, settings: GpuSettings, plan: Plan, vocabulary: int, report: Report) -> _Parts:
     """Loads with the planned cache, or with less if the estimate was wrong and the size is ours to choose."""
     for attempt in range(_ATTEMPTS):
+        parts = None
         try:
             parts = _attempt(source, settings, plan, report)
             report(1.0, "warming up")
             _warm_up(parts, settings, vocabulary)
             return parts
         except RuntimeError as error:
-            if "memory" not in str(error) and "VRAM" not in str(error):
+            if not any(each in str(error) for each in _SHORT_OF_MEMORY):
                 raise
+            # What did not fit would take the next attempt's place.
+            parts = None
             smaller = exllama_memory.smaller(plan, settings)
             if smaller is None or attempt == _ATTEMPTS - 1:
                 raise NoRoom(f"a cache of {plan.cache_tokens} tokens leaves too little GPU memory: {error}") from None
