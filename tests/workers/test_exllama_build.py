@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import subprocess
 import sys
 import threading
@@ -23,7 +25,8 @@ if (place / "lock").exists():
 (place / "lock").touch()
 (place / "build.ninja").write_text("build a.o: compile a\\nbuild b.o: compile b\\nbuild x.so: link a.o b.o\\n")
 with (place / "runs").open("a") as runs:
-    runs.write(os.environ["MAX_JOBS"] + "\\n")
+    runs.write(os.environ["MAX_JOBS"] + (" after another" if (place / "b.o").exists() else "") + "\\n")
+(place / "pid").write_text(str(os.getpid()))
 (place / "a.o").touch()
 time.sleep({pause})
 (place / "b.o").touch()
@@ -55,22 +58,34 @@ def test_a_failure_says_why_and_the_next_attempt_starts_over(tmp_path: Path) -> 
     assert runs(tmp_path / "k") == 2
 
 
-def test_the_lock_of_a_killed_build_does_not_hold_the_next_one(tmp_path: Path) -> None:
+def kill_a_worker_that_builds(place: Path, pause: float) -> int:
+    """Returns the compiler's process."""
     source = (
         "import sys, pathlib\n"
         "from llamastead_server.workers.exllama_build import build\n"
-        f"build(pathlib.Path({str(tmp_path / 'k')!r}), lambda *_: None, {compiler(pause=60.0)!r})\n"
+        f"build(pathlib.Path({str(place)!r}), lambda *_: None, {compiler(pause=pause)!r})\n"
     )
     with subprocess.Popen([sys.executable, "-c", source]) as first:
         deadline = time.monotonic() + 60
-        while not (tmp_path / "k" / NAME / "a.o").exists():
+        while not (place / NAME / "a.o").exists():
             assert time.monotonic() < deadline
             time.sleep(0.02)
         first.kill()
-    assert (tmp_path / "k" / NAME / "lock").exists()
-    assert not (tmp_path / "k" / "ready").exists()
+    assert (place / NAME / "lock").exists()
+    assert not (place / "ready").exists()
+    return int((place / NAME / "pid").read_text())
+
+
+def test_the_lock_of_a_killed_build_does_not_hold_the_next_one(tmp_path: Path) -> None:
+    os.kill(kill_a_worker_that_builds(tmp_path / "k", 60.0), signal.SIGKILL)
     build(tmp_path / "k", lambda *_: None, compiler())
     assert runs(tmp_path / "k") == 2
+
+
+def test_a_compiler_that_outlives_its_worker_is_waited_for(tmp_path: Path) -> None:
+    kill_a_worker_that_builds(tmp_path / "k", 2.0)
+    build(tmp_path / "k", lambda *_: None, compiler())
+    assert (tmp_path / "k" / NAME / "runs").read_text().endswith(" after another\n")
 
 
 def test_two_workers_build_once(tmp_path: Path) -> None:

@@ -1,8 +1,9 @@
 """ExLlamaV2's CUDA extension: compiled once into a folder that stays, then loaded from there.
 
 The package compiles on its first import, into a cache that a killed build leaves locked for ever. Here one build runs
-at a time under a lock that dies with its process, so whatever an earlier one left is known to be stale; a build
-counts only once the result has been loaded. `python -m llamastead_server.workers.exllama_build FOLDER` builds ahead.
+at a time under a lock that dies with its process, so whatever an earlier one left is known to be stale; one that
+outlives the worker that began it is waited for. A build counts only once the result has been loaded.
+`python -m llamastead_server.workers.exllama_build FOLDER` builds ahead.
 """
 
 from __future__ import annotations
@@ -102,17 +103,18 @@ def build(place: Path, report: Report, command: list[str] | None = None) -> None
                 environment |= cuda_toolkit.environment()
             except cuda_toolkit.NoToolkit as error:
                 raise BuildFailed(str(error)) from None
-        _compile(target, environment, command or [sys.executable, "-c", _BUILD], report)
+        _compile(target, environment, command or [sys.executable, "-c", _BUILD], lock.fileno(), report)
         ready = place / f"{_READY}.part"
         ready.touch()
         ready.replace(place / _READY)
 
 
-def _compile(target: Path, environment: dict[str, str], command: list[str], report: Report) -> None:
+def _compile(target: Path, environment: dict[str, str], command: list[str], lock: int, report: Report) -> None:
     log = target.parent / "build.log"
     with log.open("wb") as output:
+        # It keeps the lock if this process is killed: two compilers would write the same files.
         child = subprocess.Popen(
-            command, env=environment, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT
+            command, env=environment, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, pass_fds=[lock]
         )
         try:
             while (status := _wait(child)) is None:
