@@ -151,6 +151,8 @@ def _environment(place: Path) -> dict[str, str]:
     # Next to the interpreter is where `ninja` was installed, whether or not that is on the path.
     environment["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
     environment.setdefault("MAX_JOBS", str(_jobs()))
+    # Images name every GPU that PyTorch knows; without it, those that are here are compiled for.
+    environment.pop("TORCH_CUDA_ARCH_LIST", None)
     return environment
 
 
