@@ -72,6 +72,20 @@ class Job(ExLlamaV2DynamicJob):  # type: ignore[misc]
         self._now: tuple[torch.Tensor, list[tuple[int, float]]] | None = None
         self.chosen: deque[Chosen] = deque()
 
+    def prefill(self, results: list[dict[str, Any]]) -> None:
+        """Processes a chunk of the prompt, or waits while others' have the step; called by the generator."""
+        if self.generator.prefilled >= self.generator.max_chunk_size and not self.is_prefill_done():
+            return
+        before = self._processed
+        super().prefill(results)
+        self.generator.prefilled += self._processed - before
+
+    @property
+    def _processed(self) -> int:
+        """Tokens that were not found in the cache."""
+        found = self.cached_pages * self.generator.page_size + self.cached_tokens
+        return int(self.sequences[0].kv_position - found)
+
     def receive_logits(self, logits: torch.Tensor) -> Any:
         """Samples; called by the generator, for several jobs at once."""
         row = logits[0, 0, : self._vocabulary]
