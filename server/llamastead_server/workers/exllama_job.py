@@ -69,6 +69,8 @@ class Job(ExLlamaV2DynamicJob):  # type: ignore[misc]
         self._cut = cut
         self._alternatives = alternatives
         self._vocabulary = vocabulary
+        # Most are, and looking at each would be a third of the work in Python with a token.
+        self._as_it_is = alternatives is None and adjustments == Adjustments() and (bool(filters) or cut == Cut())
         self._now: tuple[torch.Tensor, list[tuple[int, float]]] | None = None
         self.chosen: deque[Chosen] = deque()
 
@@ -88,6 +90,8 @@ class Job(ExLlamaV2DynamicJob):  # type: ignore[misc]
 
     def receive_logits(self, logits: torch.Tensor) -> Any:
         """Samples; called by the generator, for several jobs at once."""
+        if self._as_it_is:
+            return super().receive_logits(logits)
         row = logits[0, 0, : self._vocabulary]
         if self._alternatives is not None:
             self._now = log_probabilities(row, self._alternatives)
