@@ -107,6 +107,15 @@ def test_memory_that_was_overestimated_costs_half_the_cache(
         )
 
 
+def test_a_packed_cache_that_the_kernels_could_not_move_is_refused(tmp_path: Path, patch: pytest.MonkeyPatch) -> None:
+    make_model(tmp_path / "narrow", **{**SHAPE, "hidden_size": 384, "num_attention_heads": 6, "num_key_value_heads": 3})
+    source = Source(tmp_path / "narrow", None, tmp_path, tmp_path / "private")
+    settings = GpuSettings(context_length=512, slots=2, chunk=256, margin=0.01)
+    with pytest.raises(CannotLoad, match="192 wide: set `cache: fp16`"):
+        load(source, settings.model_copy(update={"cache": "q8"}), lambda *_: None)
+    assert load(source, settings, lambda *_: None).window == 512
+
+
 def test_a_fault_of_the_gpu_is_no_lack_of_memory(folder: Path, tmp_path: Path, patch: pytest.MonkeyPatch) -> None:
     def fail(*_: Any) -> None:
         raise RuntimeError("CUDA error: an illegal memory access was encountered")

@@ -24,6 +24,8 @@ _QUERIES_PER_SLOT = 8
 _LEAST_OUTPUT = 16
 _LONGEST_WARM_UP = 16384
 """Tokens; a step's memory grows with what came before it."""
+_PACKED_WIDTH = 128
+"""Widths of keys whose packed pages the engine's kernel moves; of others it would read numbers out of line."""
 _ATTEMPTS = 3
 _SHORT_OF_MEMORY = ("out of memory", "Insufficient VRAM", "ALLOC_FAILED")
 """What PyTorch, ExLlamaV2 and CUDA's libraries say; an illegal memory access is another matter."""
@@ -107,6 +109,12 @@ def _load(source: Source, settings: GpuSettings, report: Report) -> Loaded:
     kind = paged_attention.install(importlib.import_module("exllamav2.attn"))
     free = [torch.cuda.mem_get_info(index)[0] for index in range(torch.cuda.device_count())]
     shape = Shape.of(config)
+    for each in (shape, *(draft[:1] if draft else ())):
+        if settings.cache != "fp16" and each.key_width % _PACKED_WIDTH:
+            raise CannotLoad(
+                f"A {settings.cache} cache takes keys whose width is a multiple of {_PACKED_WIDTH}, and those of "
+                f"{source.folder.name!r} or its draft are {each.key_width} wide: set `cache: fp16`."
+            )
     chosen = exllama_memory.plan(settings, shape, exllama_memory.weight_bytes(source.folder), free, draft)
     vocabulary = min(tokenizer.size, shape.vocabulary)
     parts = _on_gpus(source, settings, chosen, vocabulary, report)
