@@ -49,7 +49,8 @@ def install(attention: Any) -> str:
     Returns:
         What is used: `flash-attn`, `torch varlen` or `torch gather`.
     """
-    if attention.has_flash_attn_with_paged:
+    supplied = getattr(attention, "flash_attn_with_kvcache", None) is flash_attn_with_kvcache
+    if attention.has_flash_attn_with_paged and not supplied:
         return "flash-attn"
     attention.flash_attn_with_kvcache = flash_attn_with_kvcache
     attention.has_flash_attn_with_paged = True
