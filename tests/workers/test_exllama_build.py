@@ -120,6 +120,24 @@ def test_what_is_built_is_loaded_by_itself(tmp_path: Path, monkeypatch: pytest.M
     assert load_extension(tmp_path, lambda *_: None) is built
 
 
+@pytest.mark.parametrize(
+    ("source", "reason"), [("here = 1", ""), ("raise ImportError('undefined symbol')", "undefined")]
+)
+def test_what_came_compiled_with_the_package_is_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: str, reason: str
+) -> None:
+    monkeypatch.setitem(sys.modules, NAME, ModuleType(NAME))
+    monkeypatch.delitem(sys.modules, NAME)
+    (tmp_path / f"{NAME}.py").write_text(source)
+    monkeypatch.syspath_prepend(tmp_path)
+    if reason:
+        with pytest.raises(BuildFailed, match=reason):
+            load_extension(tmp_path / "k", lambda *_: None)
+    else:
+        assert load_extension(tmp_path / "k", lambda *_: None).here == 1
+    assert not (tmp_path / "k").exists()
+
+
 def test_a_library_that_does_not_load_is_built_anew_next_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delitem(sys.modules, NAME, raising=False)
     place = tmp_path / fingerprint()

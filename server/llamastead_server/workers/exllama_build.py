@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import fcntl
 import hashlib
+import importlib
 import importlib.metadata
 import importlib.util
 import os
@@ -49,6 +50,8 @@ def load_extension(folder: Path, report: Report) -> ModuleType:
     """
     if (known := sys.modules.get(NAME)) is not None:
         return known
+    if importlib.util.find_spec(NAME) is not None:
+        return _installed()
     place = folder / fingerprint()
     library = place / NAME / f"{NAME}.so"
     if not (place / _READY).exists():
@@ -160,6 +163,19 @@ def _jobs() -> int:
     """Compilers at once: each takes up to three gigabytes."""
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     return max(1, min(len(os.sched_getaffinity(0)), memory // (3 << 30)))
+
+
+def _installed() -> ModuleType:
+    """The extension that a wheel of the package brought; with it the package itself compiles nothing."""
+    import torch  # noqa: F401  # the extension links against its libraries
+
+    try:
+        return importlib.import_module(NAME)
+    except (ImportError, OSError) as error:
+        raise BuildFailed(
+            f"The extension that came with the package exllamav2 does not load: {error}. Install the package for this "
+            "PyTorch, or from PyPI, whose extension is compiled here."
+        ) from None
 
 
 def _load(library: Path) -> ModuleType:
