@@ -188,7 +188,10 @@ def _converted(model: Path, bits: float) -> Path:
     target = model.with_name(f"{model.name}-exl2-{bits:g}")
     if not (target / "config.json").exists():
         print(f"converting {model.name} to {bits:g} bits", flush=True)
-        exl2.convert(model, target, bits, _EXTENSIONS)
+        try:
+            exl2.convert(model, target, bits, _EXTENSIONS)
+        except subprocess.CalledProcessError as error:
+            sys.exit(f"the conversion failed: {error.stdout[-4000:]}")
     return target
 
 

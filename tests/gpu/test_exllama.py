@@ -310,7 +310,10 @@ async def test_unloading_gives_the_memory_back(registry: LocalModelRegistry) -> 
     during = await GpuHost().free_bytes() or 0
     assert before - during > 100 << 20
     await registry.unload("tiny")
-    assert before - (await GpuHost().free_bytes() or 0) < 64 << 20
+    # The driver may count a moment longer.
+    async with asyncio.timeout(20):
+        while before - (await GpuHost().free_bytes() or 0) >= 64 << 20:
+            await asyncio.sleep(0.2)
 
 
 async def test_a_worker_killed_in_a_stream_fails_it_and_serves_the_next(

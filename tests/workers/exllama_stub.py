@@ -71,7 +71,8 @@ def sample_basic(
     assert top_p in (0.0, 1.0)
     assert (top_a, min_p, tfs, typical, post_temperature) == (0.0, 0.0, 0.0, 0.0, 1.0)
     assert top_k in (0, 1)
-    if temperature < 0.01:
+    # Compared there as a number of 32 bits with one of 64.
+    if float(torch.tensor(temperature)) < 0.01:
         temperature, top_k = 1.0, 1
     row = logits[0, 0].clone()
     if not allowed.is_meta:

@@ -222,6 +222,25 @@ async def test_more_requests_than_slots_wait_their_turn(start: Start) -> None:
     assert texts == [await running.text(prompt) for prompt in PROMPTS]
 
 
+async def test_many_prompts_share_one_chunk_of_each_step(running: Running) -> None:
+    ends = dict.fromkeys(running.model._ready().ends, -100.0)
+    first = asyncio.create_task(running.text("a", max_tokens=100, sampling={**GREEDY, "logit_bias": ends}))
+    chunks = running.loader.models[0].chunks
+    while not chunks:
+        await asyncio.sleep(0)
+    prompts = [await running.model.encode_text(f"{index} once upon a time " * 60) for index in range(7)]
+    texts = await asyncio.gather(*(running.text(prompt, max_tokens=4) for prompt in prompts))
+    await first
+    assert sum(tokens for _, tokens in chunks if tokens > 1) > 7 * 256
+    between, most = 0, 0
+    for _, tokens in chunks:
+        between = between + tokens if tokens > 1 else 0
+        most = max(most, between)
+    # The last to get some of a chunk may take a whole one.
+    assert 256 <= most < 2 * 256
+    assert texts == [await running.text(prompt, max_tokens=4) for prompt in prompts]
+
+
 async def test_more_requests_than_it_takes_are_refused_before_they_start(start: Start) -> None:
     running = await start(slots=1).ready()
     results = await asyncio.gather(*(running.text("Once") for _ in range(8)), return_exceptions=True)

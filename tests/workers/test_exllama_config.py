@@ -164,6 +164,9 @@ def test_several_ends_are_all_kept_and_each_once() -> None:
         ({"head_dim": 16, "num_key_value_heads": 2}, "heads is 16"),
         ({"head_dim": 512}, "512 wide"),
         ({"num_attention_heads": None}, "num_attention_heads"),
+        ({"quantization_config": {"quant_method": "awq", "bits": 4}}, "'awq'"),
+        ({"quantization_config": {"quant_method": "exl3", "bits": 4.0}}, "'exl3'"),
+        ({"quantization_config": {"quant_method": "gptq", "bits": 8}}, "GPTQ weights have 8 bits"),
     ],
 )
 def test_what_would_run_other_than_it_was_trained_is_refused(change: dict[str, Any], reason: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import weakref
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
@@ -79,9 +80,13 @@ def test_memory_that_was_overestimated_costs_half_the_cache(
 ) -> None:
     warm_up = exllama_loading._warm_up
     tried: list[int] = []
+    models: list[weakref.ref[Any]] = []
 
     def short(parts: Any, *rest: Any) -> None:
         tried.append(parts.plan.cache_tokens)
+        # What did not fit is gone before it is tried again.
+        assert all(model() is None for model in models)
+        models.append(weakref.ref(parts.model))
         if len(tried) == 1:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate")
         warm_up(parts, *rest)
@@ -93,10 +98,33 @@ def test_memory_that_was_overestimated_costs_half_the_cache(
     assert loaded.window == 2048
     patch.setattr(exllama_loading, "_warm_up", lambda *_: short(*_) or tried.clear())
     tried.clear()
+    models.clear()
     with pytest.raises(CannotLoad, match="a cache of 2048 tokens leaves too little GPU memory"):
         load(
             Source(folder, None, tmp_path, tmp_path / "other"),
             settings.model_copy(update={"cache_tokens": 2048}),
+            lambda *_: None,
+        )
+
+
+def test_a_packed_cache_that_the_kernels_could_not_move_is_refused(tmp_path: Path, patch: pytest.MonkeyPatch) -> None:
+    make_model(tmp_path / "narrow", **{**SHAPE, "hidden_size": 384, "num_attention_heads": 6, "num_key_value_heads": 3})
+    source = Source(tmp_path / "narrow", None, tmp_path, tmp_path / "private")
+    settings = GpuSettings(context_length=512, slots=2, chunk=256, margin=0.01)
+    with pytest.raises(CannotLoad, match="192 wide: set `cache: fp16`"):
+        load(source, settings.model_copy(update={"cache": "q8"}), lambda *_: None)
+    assert load(source, settings, lambda *_: None).window == 512
+
+
+def test_a_fault_of_the_gpu_is_no_lack_of_memory(folder: Path, tmp_path: Path, patch: pytest.MonkeyPatch) -> None:
+    def fail(*_: Any) -> None:
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    patch.setattr(exllama_loading, "_warm_up", fail)
+    with pytest.raises(RuntimeError, match="illegal memory access"):
+        load(
+            Source(folder, None, tmp_path, tmp_path / "private"),
+            GpuSettings(slots=2, chunk=256, margin=0.01),
             lambda *_: None,
         )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,26 @@ def test_bytes_of_a_cached_token() -> None:
     assert kinds == sorted(kinds, reverse=True)
 
 
+def test_packed_weights_and_caches_are_unpacked_on_every_gpu() -> None:
+    packed = replace(LLAMA_8B, quantised=True)
+    # The widest matrix is the one behind the logits.
+    assert packed.scratch == 2 * 4096 * 128256
+    assert (LLAMA_8B.scratch, replace(packed, vocabulary=10**6).scratch) == (0, GIGABYTE)
+    assert packed.workspace(2048, 8192, 8, 0) - LLAMA_8B.workspace(2048, 8192, 8, 0) == packed.scratch
+    assert LLAMA_8B.bytes_per_token("fp16", 2) == LLAMA_8B.bytes_per_token("fp16")
+    assert LLAMA_8B.bytes_per_token("q4", 2) - LLAMA_8B.bytes_per_token("q4") == 2 * 1024 * 2
+    assert Shape.of({"num_attention_heads": 4, "hidden_size": 256, "num_hidden_layers": 1,
+                     "quantization_config": {"quant_method": "exl2"}}).quantised  # fmt: skip
+
+
+def test_what_many_slots_gather_is_bounded() -> None:
+    chunk = 256
+    few, many, more = (LLAMA_8B.workspace(chunk, 8192, slots, 0) for slots in (1, 16, 256))
+    logits = 6 * LLAMA_8B.vocabulary
+    assert few < many - 15 * logits
+    assert more - many == 240 * logits
+
+
 def test_with_plenty_of_memory_every_slot_gets_a_full_window() -> None:
     chosen = plan(settings(slots=8), LLAMA_8B, WEIGHTS, [80 * GIGABYTE])
     assert (chosen.window, chosen.cache_tokens, chosen.chunk) == (8192, 8 * 8192, 2048)
@@ -52,8 +73,10 @@ def test_with_little_the_window_shrinks_unless_it_was_asked_for() -> None:
     assert chosen.window == chosen.cache_tokens
     with pytest.raises(NoRoom, match="8192 tokens it needs about"):
         plan(settings(slots=1, context_length=8192), LLAMA_8B, WEIGHTS, free)
-    with pytest.raises(NoRoom, match="MiB of GPU memory are free"):
-        plan(settings(), LLAMA_8B, WEIGHTS, [WEIGHTS])
+    with pytest.raises(NoRoom, match="MiB of GPU memory are free") as refusal:
+        plan(settings(), LLAMA_8B, WEIGHTS, [WEIGHTS + GIGABYTE])
+    needed, there = map(int, re.findall(r"(\d+) MiB", str(refusal.value)))
+    assert needed > there
 
 
 def test_several_gpus_add_up_each_with_its_margin() -> None:

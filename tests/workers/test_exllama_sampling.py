@@ -108,6 +108,14 @@ def test_the_lowest_temperatures_draw_the_likeliest_of_a_flat_choice(given: dict
     assert draws({"temperature": 0.02, **given}, logits, 50)[7] == 1.0
 
 
+def test_only_a_temperature_of_zero_is_greedy() -> None:
+    logits = torch.full((WORDS,), -20.0)
+    logits[7], logits[8] = 0.001, 0.0
+    assert draws({"temperature": 0.0}, logits, 50)[7] == 1.0
+    for temperature in (1e-6, 0.01):
+        assert 0.4 < draws({"temperature": temperature}, logits, 50)[8] < 0.5
+
+
 def test_a_nucleus_wider_than_usual_is_found() -> None:
     logits = torch.randn(8192, generator=torch.Generator().manual_seed(0)) * 0.1
     order = logits.argsort(descending=True)

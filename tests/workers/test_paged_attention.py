@@ -69,6 +69,26 @@ def test_scattered_pages_of_several_sequences(heads: int, key_heads: int, tokens
     assert changed <= 6
 
 
+def test_a_long_sequence_among_short_ones_is_gathered_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    k_cache, v_cache = pages(2, 32)
+    q, k, v = torch.randn(3, 1, 4, 32), *torch.randn(2, 3, 1, 2, 32)
+    options: dict[str, Any] = {"cache_seqlens": LENGTHS, "block_table": TABLE, "softmax_scale": 0.3}
+    whole = flash_attn_with_kvcache(q, k_cache, v_cache, k, v, **options)
+    gathered = paged_attention._gathered
+    sizes: list[int] = []
+
+    def noting(q: torch.Tensor, *rest: Any) -> torch.Tensor:
+        sizes.append(len(q))
+        return gathered(q, *rest)
+
+    monkeypatch.setattr(paged_attention, "_gathered", noting)
+    for most, parts in ((6 * PAGE, [2, 1]), (1, [1, 1, 1])):
+        monkeypatch.setattr(paged_attention, "MOST_GATHERED", most)
+        sizes.clear()
+        assert torch.allclose(flash_attn_with_kvcache(q, k_cache, v_cache, k, v, **options), whole, atol=1e-6)
+        assert sizes == parts
+
+
 def test_keys_that_are_in_the_cache_already_are_not_written_again() -> None:
     k_cache, v_cache = pages(2, 32)
     q = torch.randn(1, 30, 4, 32)
@@ -100,10 +120,20 @@ def test_an_installed_flash_attn_is_left_alone() -> None:
 
 def test_the_missing_function_is_supplied_with_all_that_is_asked_of_it() -> None:
     attention = SimpleNamespace(has_flash_attn_with_paged=False)
-    assert paged_attention.install(attention) == "torch gather"
+    for _ in range(2):
+        assert paged_attention.install(attention) == "torch gather"
     assert attention.flash_attn_with_kvcache is flash_attn_with_kvcache
     assert attention.has_flash_attn_with_window
     assert attention.has_flash_attn_with_softcap
+
+
+def test_on_a_gpu_no_attention_that_plans_anew_for_each_shape_is_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
+    allowed: list[bool] = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.backends.cuda, "enable_cudnn_sdp", allowed.append)
+    monkeypatch.setattr(paged_attention, "_choose_kernel", lambda device: None)
+    paged_attention.install(SimpleNamespace(has_flash_attn_with_paged=False))
+    assert allowed == [False]
 
 
 def test_a_kernel_that_disagrees_or_fails_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,8 +1,9 @@
 """ExLlamaV2's CUDA extension: compiled once into a folder that stays, then loaded from there.
 
 The package compiles on its first import, into a cache that a killed build leaves locked for ever. Here one build runs
-at a time under a lock that dies with its process, so whatever an earlier one left is known to be stale; a build
-counts only once the result has been loaded. `python -m llamastead_server.workers.exllama_build FOLDER` builds ahead.
+at a time under a lock that dies with its process, so whatever an earlier one left is known to be stale; one that
+outlives the worker that began it is waited for. A build counts only once the result has been loaded.
+`python -m llamastead_server.workers.exllama_build FOLDER` builds ahead.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import argparse
 import fcntl
 import hashlib
+import importlib
 import importlib.metadata
 import importlib.util
 import os
@@ -48,6 +50,8 @@ def load_extension(folder: Path, report: Report) -> ModuleType:
     """
     if (known := sys.modules.get(NAME)) is not None:
         return known
+    if importlib.util.find_spec(NAME) is not None:
+        return _installed()
     place = folder / fingerprint()
     library = place / NAME / f"{NAME}.so"
     if not (place / _READY).exists():
@@ -102,17 +106,18 @@ def build(place: Path, report: Report, command: list[str] | None = None) -> None
                 environment |= cuda_toolkit.environment()
             except cuda_toolkit.NoToolkit as error:
                 raise BuildFailed(str(error)) from None
-        _compile(target, environment, command or [sys.executable, "-c", _BUILD], report)
+        _compile(target, environment, command or [sys.executable, "-c", _BUILD], lock.fileno(), report)
         ready = place / f"{_READY}.part"
         ready.touch()
         ready.replace(place / _READY)
 
 
-def _compile(target: Path, environment: dict[str, str], command: list[str], report: Report) -> None:
+def _compile(target: Path, environment: dict[str, str], command: list[str], lock: int, report: Report) -> None:
     log = target.parent / "build.log"
     with log.open("wb") as output:
+        # It keeps the lock if this process is killed: two compilers would write the same files.
         child = subprocess.Popen(
-            command, env=environment, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT
+            command, env=environment, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, pass_fds=[lock]
         )
         try:
             while (status := _wait(child)) is None:
@@ -149,6 +154,8 @@ def _environment(place: Path) -> dict[str, str]:
     # Next to the interpreter is where `ninja` was installed, whether or not that is on the path.
     environment["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
     environment.setdefault("MAX_JOBS", str(_jobs()))
+    # Images name every GPU that PyTorch knows; without it, those that are here are compiled for.
+    environment.pop("TORCH_CUDA_ARCH_LIST", None)
     return environment
 
 
@@ -156,6 +163,19 @@ def _jobs() -> int:
     """Compilers at once: each takes up to three gigabytes."""
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     return max(1, min(len(os.sched_getaffinity(0)), memory // (3 << 30)))
+
+
+def _installed() -> ModuleType:
+    """The extension that a wheel of the package brought; with it the package itself compiles nothing."""
+    import torch  # noqa: F401  # the extension links against its libraries
+
+    try:
+        return importlib.import_module(NAME)
+    except (ImportError, OSError) as error:
+        raise BuildFailed(
+            f"The extension that came with the package exllamav2 does not load: {error}. Install the package for this "
+            "PyTorch, or from PyPI, whose extension is compiled here."
+        ) from None
 
 
 def _load(library: Path) -> ModuleType:

@@ -68,6 +68,7 @@ def repaired(config: Mapping[str, Any], generation: Mapping[str, Any]) -> dict[s
     Raises:
         Unsupported: It would be run other than it was trained.
     """
+    _check_weights(config)
     fixed = dict(config)
     fixed["architectures"] = [_architecture(config)]
     _repair_rope(fixed)
@@ -127,6 +128,16 @@ def _repair_rope(config: dict[str, Any]) -> None:
     if missing := [name for name in needed if not isinstance(rope.get(name), int | float)]:
         raise Unsupported(f"its {kind} rope scaling lacks {', '.join(missing)}.")
     config["rope_scaling"] = {**rope, "rope_type": kind}
+
+
+def _check_weights(config: Mapping[str, Any]) -> None:
+    """Refuses quantised weights that would be taken for others of the same names."""
+    packed = config.get("quantization_config") or {}
+    method, bits = packed.get("quant_method"), packed.get("bits")
+    if method not in (None, "exl2", "gptq"):
+        raise Unsupported(f"its weights are quantised by {method!r}, and only EXL2 and GPTQ are run here.")
+    if method == "gptq" and bits not in (None, 4):
+        raise Unsupported(f"its GPTQ weights have {bits} bits, and only 4 are run here.")
 
 
 def _check_shape(config: Mapping[str, Any]) -> None:

@@ -9,7 +9,21 @@ from exllamav2.generator import ExLlamaV2DynamicGenerator
 
 
 class Generator(ExLlamaV2DynamicGenerator):  # type: ignore[misc]
-    """Proposes tokens from repetitions in texts of any length: the engine fails every request beside a short one."""
+    """Shares a chunk of each step among all prompts, and proposes tokens from repetitions in texts of any length.
+
+    The engine itself takes a chunk of every prompt that came, before anyone gets another token, and fails every
+    request beside one that is too short for its proposals.
+
+    Attributes:
+        prefilled: Prompt tokens processed in this step; its jobs count them.
+    """
+
+    prefilled = 0
+
+    def iterate_start_jobs(self, results: list[dict[str, Any]]) -> None:
+        """Begins a step; called by the generator."""
+        self.prefilled = 0
+        super().iterate_start_jobs(results)
 
     def iterate_ngram_gen(self, results: list[dict[str, Any]]) -> torch.Tensor | None:
         """Proposes tokens for each job that decodes; called by the generator."""

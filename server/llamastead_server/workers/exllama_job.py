@@ -69,11 +69,29 @@ class Job(ExLlamaV2DynamicJob):  # type: ignore[misc]
         self._cut = cut
         self._alternatives = alternatives
         self._vocabulary = vocabulary
+        # Most are, and looking at each would be a third of the work in Python with a token.
+        self._as_it_is = alternatives is None and adjustments == Adjustments() and (bool(filters) or cut == Cut())
         self._now: tuple[torch.Tensor, list[tuple[int, float]]] | None = None
         self.chosen: deque[Chosen] = deque()
 
+    def prefill(self, results: list[dict[str, Any]]) -> None:
+        """Processes a chunk of the prompt, or waits while others' have the step; called by the generator."""
+        if self.generator.prefilled >= self.generator.max_chunk_size and not self.is_prefill_done():
+            return
+        before = self._processed
+        super().prefill(results)
+        self.generator.prefilled += self._processed - before
+
+    @property
+    def _processed(self) -> int:
+        """Tokens that were not found in the cache."""
+        found = self.cached_pages * self.generator.page_size + self.cached_tokens
+        return int(self.sequences[0].kv_position - found)
+
     def receive_logits(self, logits: torch.Tensor) -> Any:
         """Samples; called by the generator, for several jobs at once."""
+        if self._as_it_is:
+            return super().receive_logits(logits)
         row = logits[0, 0, : self._vocabulary]
         if self._alternatives is not None:
             self._now = log_probabilities(row, self._alternatives)

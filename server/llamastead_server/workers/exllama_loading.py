@@ -24,7 +24,11 @@ _QUERIES_PER_SLOT = 8
 _LEAST_OUTPUT = 16
 _LONGEST_WARM_UP = 16384
 """Tokens; a step's memory grows with what came before it."""
+_PACKED_WIDTH = 128
+"""Widths of keys whose packed pages the engine's kernel moves; of others it would read numbers out of line."""
 _ATTEMPTS = 3
+_SHORT_OF_MEMORY = ("out of memory", "Insufficient VRAM", "ALLOC_FAILED")
+"""What PyTorch, ExLlamaV2 and CUDA's libraries say; an illegal memory access is another matter."""
 
 
 class CannotLoad(Exception):
@@ -105,6 +109,12 @@ def _load(source: Source, settings: GpuSettings, report: Report) -> Loaded:
     kind = paged_attention.install(importlib.import_module("exllamav2.attn"))
     free = [torch.cuda.mem_get_info(index)[0] for index in range(torch.cuda.device_count())]
     shape = Shape.of(config)
+    for each in (shape, *(draft[:1] if draft else ())):
+        if settings.cache != "fp16" and each.key_width % _PACKED_WIDTH:
+            raise CannotLoad(
+                f"A {settings.cache} cache takes keys whose width is a multiple of {_PACKED_WIDTH}, and those of "
+                f"{source.folder.name!r} or its draft are {each.key_width} wide: set `cache: fp16`."
+            )
     chosen = exllama_memory.plan(settings, shape, exllama_memory.weight_bytes(source.folder), free, draft)
     vocabulary = min(tokenizer.size, shape.vocabulary)
     parts = _on_gpus(source, settings, chosen, vocabulary, report)
@@ -138,14 +148,17 @@ class _Parts:
 def _on_gpus(source: Source, settings: GpuSettings, plan: Plan, vocabulary: int, report: Report) -> _Parts:
     """Loads with the planned cache, or with less if the estimate was wrong and the size is ours to choose."""
     for attempt in range(_ATTEMPTS):
+        parts = None
         try:
             parts = _attempt(source, settings, plan, report)
             report(1.0, "warming up")
             _warm_up(parts, settings, vocabulary)
             return parts
         except RuntimeError as error:
-            if "memory" not in str(error) and "VRAM" not in str(error):
+            if not any(each in str(error) for each in _SHORT_OF_MEMORY):
                 raise
+            # What did not fit would take the next attempt's place.
+            parts = None
             smaller = exllama_memory.smaller(plan, settings)
             if smaller is None or attempt == _ATTEMPTS - 1:
                 raise NoRoom(f"a cache of {plan.cache_tokens} tokens leaves too little GPU memory: {error}") from None

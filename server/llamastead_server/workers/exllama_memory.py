@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from llamastead_server.domain.models.gpu_settings import PAGE, CacheKind, GpuSettings
+from llamastead_server.workers.paged_attention import MOST_GATHERED
 
 _LONGEST_DEFAULT_WINDOW = 8192
 _LEAST_WINDOW = 512
@@ -16,6 +17,8 @@ _BYTES_PER_VALUE: Mapping[CacheKind, float] = {
     "fp16": 2.0, "q8": 1.0 + 1 / 16, "q6": 0.75 + 1 / 16, "q4": 0.5 + 1 / 16,
 }  # fmt: skip
 _WEIGHTS_OVERHEAD = 1.02
+_MOST_UNPACKED = 512 << 20
+"""Weights that the engine unpacks at a time."""
 
 
 class NoRoom(Exception):
@@ -34,6 +37,7 @@ class Shape:
     feed_forward: int
     vocabulary: int
     window: int
+    quantised: bool
 
     @classmethod
     def of(cls, config: Mapping[str, Any]) -> Shape:
@@ -50,22 +54,33 @@ class Shape:
             feed_forward=config.get("intermediate_size") or 4 * config["hidden_size"],
             vocabulary=config.get("vocab_size") or 0,
             window=config.get("max_position_embeddings") or _LONGEST_DEFAULT_WINDOW,
+            quantised="quantization_config" in config,
         )
 
-    def bytes_per_token(self, kind: CacheKind) -> float:
+    @property
+    def scratch(self) -> int:
+        """Memory on each GPU into which packed weights are unpacked, a matrix at a time."""
+        widest = self.hidden * max(self.vocabulary, self.feed_forward)
+        return 2 * min(widest, _MOST_UNPACKED) if self.quantised else 0
+
+    def bytes_per_token(self, kind: CacheKind, gpus: int = 1) -> float:
         """Memory of one token's keys and values in all layers."""
         held = 2 * self.layers * self.key_width * _BYTES_PER_VALUE[kind]
-        # A quantised cache is unpacked, one layer at a time, into a whole one in half precision.
-        return held + (0 if kind == "fp16" else 2 * self.key_width * 2)
+        # A quantised cache is unpacked, one layer at a time, into a whole one in half precision on each GPU.
+        return held + (0 if kind == "fp16" else 2 * self.key_width * 2 * gpus)
 
-    def workspace(self, chunk: int, window: int, rows: int) -> int:
-        """Memory of one step on one GPU: a chunk at the end of a window, and logits of that many rows."""
+    def workspace(self, chunk: int, window: int, slots: int, ahead: int) -> int:
+        """Memory of one step on one GPU: a chunk at the end of a window, or tokens for each slot and their logits."""
         activations = chunk * (8 * self.hidden + 6 * self.feed_forward)
         # Loading runs one chunk through attention that writes its scores down.
         scores = 6 * self.heads * chunk * chunk
-        # Attention that gathers pages holds a copy of a window's, and for each query which of them it sees.
-        gathered = window * (4 * self.key_width + 3 * self.heads // max(1, self.key_heads) * chunk)
-        return activations + max(scores, gathered) + 6 * rows * self.vocabulary
+        # Attention that gathers pages holds copies of them, and for each query which of them it sees.
+        group = self.heads // max(1, self.key_heads)
+        prompt = window * (4 * self.key_width + 3 * group * chunk)
+        keys = min(slots * window, max(window, MOST_GATHERED))
+        decoding = keys * (4 * self.key_width + 3 * group * (1 + ahead))
+        logits = 6 * slots * (1 + ahead) * self.vocabulary
+        return activations + max(scores, prompt, decoding) + logits + self.scratch
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,16 +116,12 @@ def plan(
     ahead = settings.proposed_tokens
     window = min(settings.context_length or _LONGEST_DEFAULT_WINDOW, shape.window)
     chunk = min(settings.chunk, _pages(window))
-    rows = settings.slots * (1 + ahead)
-    per_token = shape.bytes_per_token(settings.cache)
+    per_token = shape.bytes_per_token(settings.cache, len(free))
     if draft is not None:
-        per_token += draft[0].bytes_per_token(settings.cache)
-        weights += draft[1]
-    margin = settings.margin * _GIGABYTE
-    room = (
-        sum(max(0.0, each - margin - shape.workspace(chunk, window, rows)) for each in free)
-        - weights * _WEIGHTS_OVERHEAD
-    )
+        per_token += draft[0].bytes_per_token(settings.cache, len(free))
+        weights += draft[1] + draft[0].scratch
+    taken = settings.margin * _GIGABYTE + shape.workspace(chunk, window, settings.slots, ahead)
+    room = sum(max(0.0, each - taken) for each in free) - weights * _WEIGHTS_OVERHEAD
     affordable = max(0, int(room / per_token)) // PAGE * PAGE
     wanted = settings.cache_tokens or settings.slots * _pages(window + ahead)
     tokens = min(wanted, affordable)
@@ -119,9 +130,10 @@ def plan(
     if settings.cache_tokens is not None and settings.cache_tokens < least:
         raise NoRoom(f"a cache of {settings.cache_tokens} tokens is smaller than one window of {window} tokens.")
     if tokens < least or (settings.cache_tokens is not None and affordable < settings.cache_tokens):
-        needed = int(max(least, settings.cache_tokens or 0) * per_token + weights * _WEIGHTS_OVERHEAD + margin)
+        asked = max(least, settings.cache_tokens or 0)
+        needed = int(asked * per_token + weights * _WEIGHTS_OVERHEAD + taken * len(free))
         raise NoRoom(
-            f"with a cache of {max(least, settings.cache_tokens or 0)} tokens it needs about {needed >> 20} MiB, and "
+            f"with a cache of {asked} tokens it needs about {needed >> 20} MiB, and "
             f"{sum(free) >> 20} MiB of GPU memory are free."
         )
     return _fitted(window, tokens, chunk, ahead)

@@ -33,8 +33,8 @@ _NEUTRAL: Mapping[str, Any] = {
     "xtc_probability": 0.0,
     "cfg_scale": None,
 }
-_LEAST_TEMPERATURE = 0.01
-"""Below it the engine is greedy; only a temperature of 0 shall be."""
+_LEAST_TEMPERATURE = 0.0101
+"""Below 0.01, which 0.01 itself is in 32 bits, the engine is greedy; only a temperature of 0 shall be."""
 _MANY = 1024
 """Tokens among which a nucleus usually lies; sorting the whole vocabulary takes far longer."""
 

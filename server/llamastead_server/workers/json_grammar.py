@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Callable, Hashable, Mapping
 from typing import Any
 
@@ -92,7 +93,8 @@ class JsonGrammar:
         except Exception:
             # An error in here would end the answers of everyone in the batch.
             self.stuck = True
-        mask[torch.tensor(ends if self.stuck else found, dtype=torch.long)] = True
+        # Inside a string nearly every token may follow; torch.tensor takes three times as long for a list.
+        mask[torch.frombuffer(array("q", ends if self.stuck else found), dtype=torch.long)] = True
         return mask
 
 

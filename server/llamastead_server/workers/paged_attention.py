@@ -20,6 +20,8 @@ from torch.nn.functional import pad, scaled_dot_product_attention
 _log = logging.getLogger(__name__)
 _MASKED = -1e30
 _KERNEL_HEAD_WIDTHS = range(8, 257, 8)
+MOST_GATHERED = 1 << 16
+"""Keys that are gathered at a time, but for a longer sequence."""
 
 
 def prepare_environment() -> None:
@@ -47,13 +49,16 @@ def install(attention: Any) -> str:
     Returns:
         What is used: `flash-attn`, `torch varlen` or `torch gather`.
     """
-    if attention.has_flash_attn_with_paged:
+    supplied = getattr(attention, "flash_attn_with_kvcache", None) is flash_attn_with_kvcache
+    if attention.has_flash_attn_with_paged and not supplied:
         return "flash-attn"
     attention.flash_attn_with_kvcache = flash_attn_with_kvcache
     attention.has_flash_attn_with_paged = True
     attention.has_flash_attn_with_window = True
     attention.has_flash_attn_with_softcap = True
     if torch.cuda.is_available():
+        # Newer PyTorch prefers it on newer GPUs, but it plans anew for each shape, and here that changes all the time.
+        torch.backends.cuda.enable_cudnn_sdp(False)
         _choose_kernel(torch.device("cuda"))
     return "torch gather" if _Kernel.call is None else "torch varlen"
 
@@ -99,7 +104,15 @@ def flash_attn_with_kvcache(
     if _Kernel.call is not None and fits and not softcap:
         result = _paged_kernel(q, k_cache, v_cache, cache_seqlens, block_table, softmax_scale, window_size[0])
     else:
-        result = _gathered(q, k_cache, v_cache, cache_seqlens, block_table, softmax_scale, window_size[0], softcap)
+        # All are gathered as long as the longest: at once, a long one among many short ones would take much memory.
+        rows = max(1, MOST_GATHERED // (block_table.shape[1] * k_cache.shape[1]))
+        parts = [
+            _gathered(part, k_cache, v_cache, lengths, table, softmax_scale, window_size[0], softcap)
+            for part, lengths, table in zip(
+                *(torch.split(each, rows) for each in (q, cache_seqlens, block_table)), strict=True
+            )
+        ]
+        result = torch.cat(parts) if len(parts) > 1 else parts[0]
     # The kernels that take it next read it in one piece.
     return result.contiguous()
 
@@ -211,6 +224,7 @@ def _find_kernel() -> Callable[..., Any] | None:
     return varlen_attn if needed <= set(inspect.signature(varlen_attn).parameters) else None
 
 
+@torch.inference_mode()
 def _agrees(device: torch.device) -> bool:
     draw = torch.Generator().manual_seed(0)
 
