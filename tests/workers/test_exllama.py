@@ -17,6 +17,7 @@ import torch
 from llamastead.internal.v1 import engine_pb2
 from llamastead_server.domain.models.generation import Message
 from llamastead_server.domain.models.gpu_settings import GpuSettings
+from llamastead_server.workers import exllama_scheduler
 from llamastead_server.workers.exllama import ExLlama
 from llamastead_server.workers.exllama_loading import CannotLoad, Source
 from llamastead_server.workers.model import Busy, EngineError, Event, Refused
@@ -290,6 +291,19 @@ async def test_a_slow_reader_misses_nothing(running: Running) -> None:
                 await asyncio.sleep(pause)
         assert text_of(events) == expected
         assert last(events)["tokens_predicted"] == 40
+
+
+async def test_text_that_is_not_due_goes_with_what_follows_and_the_end_never_waits(
+    running: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prompt = await running.model.encode_text(PROMPTS[0])
+    expected = await running.text(prompt)
+    monkeypatch.setattr(exllama_scheduler, "_MESSAGE_SECONDS", 1000.0)
+    async with aclosing(running.events(prompt)) as stream:
+        batches = [batch async for batch in stream]
+    assert len(batches) <= 2
+    assert text_of([event for batch in batches for event in batch]) == expected
+    assert last(batches[-1])["stop"]
 
 
 async def test_stop_strings_end_the_text_and_free_the_slot_at_once(running: Running) -> None:

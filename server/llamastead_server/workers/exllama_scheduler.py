@@ -19,6 +19,12 @@ from llamastead_server.workers.model import Busy, EngineError, Event, Refused
 _log = logging.getLogger(__name__)
 _MOST_FAILURES = 3
 """Failures in a row after which a new generator is not tried any more."""
+_MESSAGE_SECONDS = 0.001
+"""Seconds that a stream waits with its next text for each stream there is: at most a thousand messages a second.
+
+What a message costs in this process is taken from the generator, which shares its interpreter, and a GPU gives many
+streams more tokens than one server process can pass on one by one.
+"""
 
 
 class Request:
@@ -32,6 +38,7 @@ class Request:
         self.events: list[Event] = []
         self.error: Exception | None = None
         self.done = False
+        self.due = 0.0
         self.arrived = asyncio.Event()
 
 
@@ -63,6 +70,8 @@ class Scheduler:
 
     async def generate(self, build: BuildJob, answer: Answer) -> AsyncGenerator[list[Event], None]:
         """Runs one request; yields events, all that are ready at a time. Closing the iterator cancels it.
+
+        The first come at once, those between at intervals that grow with the number of streams.
 
         Raises:
             Busy: It holds as many as it takes.
@@ -210,11 +219,15 @@ class Scheduler:
             self._call(lambda: self._tell([(request, [], error) for request in requests], [True] * len(requests)))
 
     def _tell(self, told: list[tuple[Request, list[Event], Exception | None]], finished: list[bool]) -> None:
+        now = self._loop.time()
         for (request, events, error), done in zip(told, finished, strict=True):
             request.events.extend(events)
             request.error = request.error or error
             request.done = request.done or done or error is not None
-            request.arrived.set()
+            # What is not due goes with what the next step brings.
+            if request.done or now >= request.due:
+                request.due = now + len(told) * _MESSAGE_SECONDS
+                request.arrived.set()
 
     def _call(self, function: Callable[[], None]) -> None:
         # The loop is closed only when the process ends.
