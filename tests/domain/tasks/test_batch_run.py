@@ -220,6 +220,20 @@ async def test_a_cancelled_batch_answers_no_further_line(stack: Stack, early: bo
     assert stack.answers.asked == ([] if early else ["a"])
 
 
+async def test_a_cancelled_batch_does_not_wait_for_those_before_it(stack: Stack) -> None:
+    long, short = await stack.begin("a", "b"), await stack.begin("c")
+    answer = stack.answers.answer
+
+    async def slow(endpoint: str, body: Mapping[str, Any]) -> LineAnswer:
+        stack.clock.now += 31
+        return await answer(endpoint, body)
+
+    stack.answers.answer = slow  # type: ignore[method-assign]
+    await stack.batches.cancel(ANYONE, short.id)
+    await stack.run()
+    assert ((await stack.now(long)).status, (await stack.now(short)).status) == ("in_progress", "cancelled")
+
+
 async def test_what_a_crash_left_is_swept_and_what_an_open_batch_wrote_is_not(stack: Stack) -> None:
     batch = await stack.begin("a")
     (stack.folder / "incoming").mkdir(exist_ok=True)
