@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, aclosing
 from dataclasses import dataclass, field
@@ -30,6 +31,8 @@ _LONGEST_WRITE = 60.0
 """Seconds a client may take for one message of a stream."""
 _LONGEST_PAUSE = 300.0
 """Seconds until a message of a request must have come; over REST a single message is the whole body."""
+_RECHECK = 1.0
+"""Seconds between two looks whether the caller of a stream may still call."""
 
 Check = Callable[[Message, bool], Awaitable[None]]
 """Looks at a message of a request before the servicer sees it, and raises to refuse the call. The second argument
@@ -49,6 +52,7 @@ class Call:
         principal: Who makes it, once that is known; None where nobody asks.
         headers: What its answer carries, also when it fails.
         checks: What looks at its messages.
+        recheck: Raises when its caller may no longer call; asked while a stream lasts.
         user: The end user it is made for, as the caller names them; None where it does not.
     """
 
@@ -60,6 +64,7 @@ class Call:
     principal: Principal | None = None
     headers: list[tuple[str, str]] = field(default_factory=list)
     checks: list[Check] = field(default_factory=list)
+    recheck: Callable[[], object] = lambda: None
     user: str | None = None
 
     async def check(self, request: Any, *, first: bool = True) -> Any:
@@ -86,6 +91,7 @@ class CallContext:
         self._call = call
         self._headers: list[tuple[str, str | bytes]] = []
         self._sent = False
+        self._rechecked = time.monotonic()
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._context, name)
@@ -107,6 +113,9 @@ class CallContext:
         Otherwise it would hold what the call holds, such as one of the few places in an engine, as long as it likes.
         """
         await self.send_headers()
+        if time.monotonic() - self._rechecked >= _RECHECK:
+            self._call.recheck()
+            self._rechecked = time.monotonic()
         try:
             async with asyncio.timeout(_LONGEST_WRITE):
                 await self._context.write(message)
