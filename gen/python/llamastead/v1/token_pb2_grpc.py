@@ -81,7 +81,7 @@ class TokenServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def RevokeToken(self, request, context):
-        """Revokes a token: calls with it fail from now on, and WebSockets opened with it are closed. A server whose last
+        """Revokes a token: calls with it fail from now on; streams and WebSockets opened with it are ended. A server whose last
         token is revoked stays closed until its next start.
 
         Errors:
