@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import json
+import os
 from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -184,6 +186,27 @@ async def test_a_defect_fails_its_batch_and_the_others_go_on(stack: Stack, caplo
     assert "secret" not in str(failed.errors)
     assert (await stack.now(sound)).status == "completed"
     assert any(record.exc_info for record in caplog.records)
+
+
+async def test_a_full_disk_ends_a_batch_with_the_answers_it_has(stack: Stack, monkeypatch: pytest.MonkeyPatch) -> None:
+    batch = await stack.begin("a", "b", "c")
+    write = os.write
+
+    def full(descriptor: int, data: memoryview) -> int:
+        if b'"custom_id":"b"' not in bytes(data):
+            # What is left of a line that was begun.
+            return write(descriptor, data) if bytes(data).startswith(b"{") else _no_room()
+        return write(descriptor, data[:20])
+
+    monkeypatch.setattr("llamastead_server.adapters.batch_folder.os.write", full)
+    await stack.run()
+    ended = await stack.now(batch)
+    assert (ended.status, ended.total, ended.completed, ended.failed) == ("failed", 3, 1, 0)
+    assert [line["custom_id"] for line in await stack.lines(ended.output_file_id)] == ["a"]
+
+
+def _no_room() -> int:
+    raise OSError(errno.ENOSPC, "No space left on device")
 
 
 async def test_a_batch_whose_time_is_over_ends_with_what_it_has(stack: Stack) -> None:

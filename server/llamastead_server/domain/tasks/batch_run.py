@@ -120,7 +120,8 @@ class BatchRuns:
                 except Exception:
                     _log.exception("batch %s failed", batch.id)
                     errors = [{"code": "internal", "message": "The server failed; its log tells why.", "line": None}]
-                    await self._finish(replace(batch, errors=errors), "failed")
+                    # As it stands by now: the answers that it has stay within reach.
+                    await self._finish(replace(await self._now(batch), errors=errors), "failed")
                     continue
                 if over:
                     return True
