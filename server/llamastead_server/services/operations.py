@@ -86,6 +86,9 @@ class OperationsServicer(pb_grpc.OperationsServiceServicer):
         _log_query(request)
         await context.send_initial_metadata(STREAM_HEADERS)
         empty = True
+        if request.follow:
+            # Headers leave with the first byte, and the first entry may be hours away; JSON may begin with a space.
+            yield LINES.body(b" ")
         async with aclosing(_stream(lines(), LINES)) as bodies:
             async for body in bodies:
                 empty = False
