@@ -260,6 +260,15 @@ async def test_an_answer_that_outlives_the_drain_ends_with_a_clear_error(models:
     await registry.close()
 
 
+async def test_a_model_whose_file_has_gone_can_be_unloaded(registry: LocalModelRegistry, models: Path) -> None:
+    await registry.load("third")
+    (models / "third.gguf").unlink()
+    with pytest.raises(ModelNotFound):
+        await registry.load("third")
+    assert [card.name for card in await registry.unload(registry.active_model)] == ["third"]
+    assert registry.active_model is None
+
+
 async def test_who_asked_to_unload_may_go_away(registry: LocalModelRegistry) -> None:
     async with registry.lease(TINY) as engine:
         pid = engine.worker_pid

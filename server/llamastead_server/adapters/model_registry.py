@@ -171,11 +171,11 @@ class LocalModelRegistry:
             return self._present(engine.card)
 
     async def unload(self, name: str | None, *, drain: float = _DRAIN_SECONDS) -> Sequence[ModelCard]:
-        """Unloads one model, or all; the memory is free when this returns. Returns what was unloaded.
+        """Unloads one model, whose file may have gone, or all, and gives what it unloaded; the memory is free then.
 
         Requests that it is answering get `drain` seconds to end; those that are left then fail with `EngineFailed`.
         """
-        names = list(self._loaded) if name is None else [self._catalog.find(name).card.name]
+        names = list(self._loaded) if name is None else [name if name in self._loaded else self.resolve(name).name]
         cards = []
         for each in names:
             if (loading := self._loading.get(each)) is not None:
