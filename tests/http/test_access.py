@@ -16,7 +16,7 @@ from google.protobuf.descriptor import MethodDescriptor
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
-from llamastead.v1 import chat_pb2, chat_pb2_grpc, dataset_pb2, dataset_pb2_grpc, project_pb2, project_pb2_grpc
+from llamastead.v1 import dataset_pb2, dataset_pb2_grpc, project_pb2, project_pb2_grpc
 from llamastead_server.adapters.database import Database
 from llamastead_server.adapters.project_files import ProjectFiles
 from llamastead_server.adapters.project_templates import ProjectTemplates
@@ -29,7 +29,7 @@ from llamastead_server.services.method_access import access
 from llamastead_server.services.projects import ProjectServicer
 from llamastead_server.services.server import SERVICE_NAMES
 from llamastead_server.services.tokens import TokenServicer
-from tests.gateway import Running, ScriptedChat, ScriptedUploads, running
+from tests.gateway import Running, ScriptedUploads, running
 
 PORTS = pytest.mark.parametrize("port", [0, 1], ids=["gateway", "bare"])
 REFUSED = (grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED)
@@ -270,30 +270,6 @@ async def test_tokens_are_made_listed_and_revoked_over_rest(closed: Closed) -> N
     assert (await http.delete("/v1/tokens/new", headers=admin)).json()["token"]["name"] == "new"
     assert (await http.get("/v1/projects/acme", headers=mine)).status_code == 401
     assert (await http.delete("/v1/tokens/new", headers=admin)).status_code == 404
-
-
-@PORTS
-async def test_a_stream_ends_with_its_token(
-    closed: Closed, chat: ScriptedChat, port: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("llamastead_server.services.interceptors._RECHECK", 0.1)
-    chat.events, chat.pause = 100_000, 0.02
-    request = chat_pb2.CreateChatCompletionRequest(namespace="acme", project="bot")
-    async with (
-        running([chat], layers=[BearerAuth(closed.tokens)]) as started,
-        grpc.aio.insecure_channel(started.addresses[port]) as channel,
-    ):
-        stub = chat_pb2_grpc.ChatServiceStub(channel)
-        call = stub.StreamChatCompletion(request, metadata=tuple(closed.header("read").items()), timeout=20)
-        messages = aiter(call)
-        for _ in range(20):
-            await anext(messages)
-        await closed.tokens.revoke("read")
-        with pytest.raises(grpc.aio.AioRpcError) as raised:
-            async for _ in messages:
-                pass
-    assert raised.value.code() is grpc.StatusCode.UNAUTHENTICATED
-    await chat.ended.wait()
 
 
 @pytest.mark.parametrize(

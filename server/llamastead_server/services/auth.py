@@ -34,7 +34,7 @@ class BearerAuth:
             authorization = call.metadata.all("authorization")
             caller = call.principal = self.identify(authorization, call.address)
             rules.demand_scope(caller)
-            # A stream may outlive its token, and one that follows the log never ends by itself.
+            # A stream that follows the log may outlive its token.
             call.recheck = lambda: self.identify(authorization, call.address)
 
             async def demand(request: Message, first: bool) -> None:

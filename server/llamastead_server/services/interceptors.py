@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, aclosing
 from dataclasses import dataclass, field
@@ -31,8 +30,6 @@ _LONGEST_WRITE = 60.0
 """Seconds a client may take for one message of a stream."""
 _LONGEST_PAUSE = 300.0
 """Seconds until a message of a request must have come; over REST a single message is the whole body."""
-_RECHECK = 1.0
-"""Seconds between two looks whether the caller of a stream may still call."""
 
 Check = Callable[[Message, bool], Awaitable[None]]
 """Looks at a message of a request before the servicer sees it, and raises to refuse the call. The second argument
@@ -52,7 +49,7 @@ class Call:
         principal: Who makes it, once that is known; None where nobody asks.
         headers: What its answer carries, also when it fails.
         checks: What looks at its messages.
-        recheck: Raises when its caller may no longer call; asked while a stream lasts.
+        recheck: Raises when its caller may no longer call.
         user: The end user it is made for, as the caller names them; None where it does not.
     """
 
@@ -91,7 +88,6 @@ class CallContext:
         self._call = call
         self._headers: list[tuple[str, str | bytes]] = []
         self._sent = False
-        self._rechecked = time.monotonic()
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._context, name)
@@ -100,6 +96,10 @@ class CallContext:
     def principal(self) -> Principal | None:
         """Who makes the call."""
         return self._call.principal
+
+    def recheck(self) -> None:
+        """Raises `Unauthenticated` when who makes the call may no longer call."""
+        self._call.recheck()
 
     async def send_initial_metadata(self, initial_metadata: MetadataPairs) -> None:
         """Sets headers; they are sent with the first message."""
@@ -113,9 +113,6 @@ class CallContext:
         Otherwise it would hold what the call holds, such as one of the few places in an engine, as long as it likes.
         """
         await self.send_headers()
-        if time.monotonic() - self._rechecked >= _RECHECK:
-            self._call.recheck()
-            self._rechecked = time.monotonic()
         try:
             async with asyncio.timeout(_LONGEST_WRITE):
                 await self._context.write(message)
@@ -128,6 +125,12 @@ class CallContext:
         if not self._sent:
             self._sent = True
             await self._context.send_initial_metadata((*self._call.headers, *self._headers))
+
+
+def recheck(context: object) -> None:
+    """Raises `Unauthenticated` when who made the call may no longer call: for streams that have no end."""
+    if isinstance(context, CallContext):
+        context.recheck()
 
 
 class CallInterceptor(_ServerInterceptor):
