@@ -179,6 +179,19 @@ async def test_a_model_in_use_is_not_evicted(registry: LocalModelRegistry) -> No
     await registry.load("other-Q8_0")
 
 
+async def test_models_wanted_at_once_do_not_push_each_other_out(models: Path) -> None:
+    registry = LocalModelRegistry(catalog(models), models, EngineOptions(512, 2, threads=1), max_loaded=1)
+    async with asyncio.timeout(60):
+        answers = await asyncio.gather(
+            *(answer(registry, name) for name in (TINY, "third") * 2), return_exceptions=True
+        )
+    assert {type(each) for each in answers} == {str, Overloaded}
+    # That there was no room for it is not its failure.
+    assert {registry.resolve(name).state for name in (TINY, "third")} == {"ready", "available"}
+    assert await answer(registry, "third") == await answer(registry, TINY)
+    await registry.close()
+
+
 async def test_a_model_that_a_project_keeps_makes_no_room_until_it_is_let_go(registry: LocalModelRegistry) -> None:
     async def use(name: str, *, keeps: bool) -> None:
         async with registry.lease(name, keeper=Keeper(PROJECT, name, keeps)):
@@ -245,6 +258,15 @@ async def test_an_answer_that_outlives_the_drain_ends_with_a_clear_error(models:
                 pass
     await unloading
     await registry.close()
+
+
+async def test_a_model_whose_file_has_gone_can_be_unloaded(registry: LocalModelRegistry, models: Path) -> None:
+    await registry.load("third")
+    (models / "third.gguf").unlink()
+    with pytest.raises(ModelNotFound):
+        await registry.load("third")
+    assert [card.name for card in await registry.unload(registry.active_model)] == ["third"]
+    assert registry.active_model is None
 
 
 async def test_who_asked_to_unload_may_go_away(registry: LocalModelRegistry) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import httpx
@@ -38,3 +39,17 @@ def test_401_403_and_429_come_in_the_documented_envelope(tmp_path: Path) -> None
         assert 1 <= int(limited.headers["retry-after"]) <= 60
         healthy = http.get("/api/health_check", headers={"Authorization": f"Bearer {reader}"})
         assert healthy.status_code == 200
+
+
+def test_who_follows_the_log_or_the_metrics_is_shown_no_more_once_the_token_is_revoked(tmp_path: Path) -> None:
+    admin = {"Authorization": "Bearer root"}
+    settings = {"LLAMASTEAD_API_TOKENS": "root", "LLAMASTEAD_RATE_LIMIT_REQUESTS": "0"}
+    with running(tmp_path, settings=settings) as server, httpx.Client(base_url=server.url, timeout=60) as http:
+        for path in ("/api/logs?follow=true", "/api/metrics?stream=true&interval_seconds=0.5"):
+            made = http.post("/v1/tokens", json={"name": "passing", "scope": "admin"}, headers=admin).json()
+            with http.stream("GET", path, headers={"Authorization": f"Bearer {made['secret']}"}) as answer:
+                lines = answer.iter_lines()
+                assert next(lines)
+                assert http.delete("/v1/tokens/passing", headers=admin).status_code == 200
+                *_, last = (line for line in lines if line)
+            assert json.loads(last.removeprefix("data: "))["error"]["code"] == "unauthenticated"

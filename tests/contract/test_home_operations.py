@@ -87,6 +87,12 @@ def test_following_the_log_shows_what_comes(http: httpx.Client, server: RunningS
         assert any(json.loads(entry).get("request_id") == "followed" for entry in entries)
 
 
+def test_following_a_log_that_is_silent_is_answered_at_once(http: httpx.Client, server: RunningServer) -> None:
+    with http.stream("GET", "/api/logs", params={"follow": "true", "level": "CRITICAL"}, timeout=20) as answer:
+        assert answer.status_code == 200
+        assert answer.headers["content-type"] == "application/x-ndjson"
+
+
 @PREFIXES
 def test_metrics_are_given_once_as_json(http: httpx.Client, prefix: str) -> None:
     http.post("/api/process_prompt", json=PROMPT)

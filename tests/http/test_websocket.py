@@ -20,7 +20,7 @@ from llamastead_server.adapters.database import Database
 from llamastead_server.adapters.rate_windows import MemoryWindows
 from llamastead_server.adapters.task_store import SqlTaskStore
 from llamastead_server.adapters.token_store import SqlTokenStore
-from llamastead_server.domain.access.limits import LimitRules, Limits
+from llamastead_server.domain.access.limits import LimitRules, Limits, OwnStreams
 from llamastead_server.domain.access.rights import ProjectPattern, Scope
 from llamastead_server.domain.access.tokens import Tokens
 from llamastead_server.domain.errors import Unavailable
@@ -493,6 +493,21 @@ async def test_requests_and_streams_count_as_everywhere(served: Served) -> None:
         assert fifth["retry_after"] > 1
         async with served.connect(secret) as another:
             assert await closed(another) == 4429
+
+
+async def test_who_has_read_an_end_may_use_the_id_and_the_stream_again_at_once(served: Served) -> None:
+    class Slow(OwnStreams):
+        @contextlib.asynccontextmanager
+        async def hold(self, caller: str, limit: int) -> AsyncIterator[bool]:
+            async with super().hold(caller, limit) as held:
+                yield held
+                await asyncio.sleep(0.1)
+
+    served.limits.rules = LimitRules(streams=1)
+    served.limits._streams = Slow()
+    async with served.connect() as connection:
+        for _ in range(3):
+            assert (await answers(connection, chat("1", no_session=True)))[-1]["type"] == "done"
 
 
 @pytest.mark.parametrize(

@@ -169,10 +169,16 @@ class FileJournal:
 def _append(path: Path, text: bytes) -> None:
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
     try:
+        whole = os.fstat(descriptor).st_size
         view = memoryview(text)
-        while view:
-            view = view[os.write(descriptor, view) :]
-        os.fsync(descriptor)
+        try:
+            while view:
+                view = view[os.write(descriptor, view) :]
+            os.fsync(descriptor)
+        except OSError:
+            # On a full disk a part of it may have found room.
+            os.ftruncate(descriptor, whole)
+            raise
     finally:
         os.close(descriptor)
 

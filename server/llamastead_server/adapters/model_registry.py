@@ -23,7 +23,7 @@ from llamastead_server.adapters.model_catalog import CatalogEntry, ModelCatalog
 from llamastead_server.adapters.model_room import ModelRoom
 from llamastead_server.adapters.supervision import Supervision
 from llamastead_server.adapters.worker_process import WorkerProcess
-from llamastead_server.domain.errors import LlamasteadError, Unavailable
+from llamastead_server.domain.errors import LlamasteadError, Overloaded, Unavailable
 from llamastead_server.domain.models.generation import ModelCard
 from llamastead_server.domain.models.gguf_header import BadGguf, read_header
 from llamastead_server.domain.models.gpu_settings import GpuSettings
@@ -126,8 +126,7 @@ class LocalModelRegistry:
     @property
     def has_room(self) -> bool:
         """Whether every loaded engine has a slot to spare, or is at rest, and nobody waits."""
-        engines = [loaded.engine for loaded in self._loaded.values()]
-        return all(engine.active_requests < max(1, engine.slots - 1) for engine in engines)
+        return all(engine.active_requests < max(1, engine.slots - 1) for engine in self.engines.values())
 
     def list_models(self) -> Sequence[ModelCard]:
         """Every installed model with its present state, the default one first."""
@@ -172,11 +171,11 @@ class LocalModelRegistry:
             return self._present(engine.card)
 
     async def unload(self, name: str | None, *, drain: float = _DRAIN_SECONDS) -> Sequence[ModelCard]:
-        """Unloads one model, or all; the memory is free when this returns. Returns what was unloaded.
+        """Unloads one model, whose file may have gone, or all, and gives what it unloaded; the memory is free then.
 
         Requests that it is answering get `drain` seconds to end; those that are left then fail with `EngineFailed`.
         """
-        names = list(self._loaded) if name is None else [self._catalog.find(name).card.name]
+        names = list(self._loaded) if name is None else [name if name in self._loaded else self.resolve(name).name]
         cards = []
         for each in names:
             if (loading := self._loading.get(each)) is not None:
@@ -223,14 +222,16 @@ class LocalModelRegistry:
                 task = self._loading[name] = asyncio.create_task(self._load(entry), name=f"load-{name}")
                 task.add_done_callback(lambda done: self._loaded_or_failed(name, done))
             # Whoever asked first may go away; the others still wait for this load.
-            await asyncio.shield(task)
+            with self._room.claim(name):
+                await asyncio.shield(task)
         loaded.take()
         loaded.used = next(self._turns)
         return loaded
 
     def _loaded_or_failed(self, name: str, task: asyncio.Task[None]) -> None:
         self._loading.pop(name, None)
-        if not task.cancelled() and (error := task.exception()) is not None:
+        error = None if task.cancelled() else task.exception()
+        if error is not None and not isinstance(error, Overloaded):
             self._failed[name] = str(error)
 
     async def _load(self, entry: CatalogEntry) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections import Counter
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
 
 from llamastead_server.adapters.departures import Departures
 from llamastead_server.adapters.kept_models import KeptModels
@@ -28,6 +30,19 @@ class ModelRoom:
         self._departures = departures
         self._kept = kept
         self._max_loaded = max_loaded
+        self._awaited: Counter[str] = Counter()
+
+    @contextmanager
+    def claim(self, name: str) -> Iterator[None]:
+        """Keeps a model, once it is loaded, for who waits for it while the block runs.
+
+        Without that, two models that are wanted at once would push each other out before anybody got one, for ever.
+        """
+        self._awaited[name] += 1
+        try:
+            yield
+        finally:
+            self._awaited[name] -= 1
 
     async def make(self, card: ModelCard, needed: int, free: Callable[[], Awaitable[int | None]]) -> None:
         """Makes room for a model of `needed` bytes in the memory whose free bytes `free` gives, if it knows them.
@@ -49,7 +64,9 @@ class ModelRoom:
                 if crowded or loaded.engine.card.engine == card.engine
             }
             idle = [
-                (loaded.used, name) for name, loaded in rivals.items() if not loaded.in_use and name not in self._kept
+                (loaded.used, name)
+                for name, loaded in rivals.items()
+                if not loaded.in_use and not self._awaited[name] and name not in self._kept
             ]
             if idle:
                 await self._loaded.pop(min(idle)[1]).worker.stop()

@@ -60,7 +60,8 @@ class RedisLink:
 
     async def ask(self, question: Callable[[], Awaitable[T]]) -> T | None:
         """Gives Redis' answer to a question; None while it can't be reached, and it is tried again every 5 seconds."""
-        if self._away:
+        was_away = self._away
+        if was_away:
             if self._clock() < self._next_try:
                 return None
             # One call tries; the others need not wait for that.
@@ -69,9 +70,11 @@ class RedisLink:
             async with asyncio.timeout(_QUESTION_SECONDS):
                 answer = await question()
         except self._failures as error:
-            self._away = True
             self._next_try = self._clock() + _PAUSE
-            _log.warning("Redis can't be reached, so this server counts alone: %s", error or type(error).__name__)
+            # Of the calls that were asking together, one tells.
+            if self._away == was_away:
+                _log.warning("Redis can't be reached, so this server counts alone: %s", error or type(error).__name__)
+            self._away = True
             return None
         if self._away:
             self._away = False

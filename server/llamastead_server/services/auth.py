@@ -31,8 +31,11 @@ class BearerAuth:
         """Surrounds one call."""
         rules = access(call.method)
         if rules.scope is not None:
-            caller = call.principal = self.identify(call.metadata.all("authorization"), call.address)
+            authorization = call.metadata.all("authorization")
+            caller = call.principal = self.identify(authorization, call.address)
             rules.demand_scope(caller)
+            # A stream that follows the log may outlive its token.
+            call.recheck = lambda: self.identify(authorization, call.address)
 
             async def demand(request: Message, first: bool) -> None:
                 rules.demand_project(caller, request, first=first)

@@ -49,6 +49,7 @@ class Call:
         principal: Who makes it, once that is known; None where nobody asks.
         headers: What its answer carries, also when it fails.
         checks: What looks at its messages.
+        recheck: Raises when its caller may no longer call.
         user: The end user it is made for, as the caller names them; None where it does not.
     """
 
@@ -60,6 +61,7 @@ class Call:
     principal: Principal | None = None
     headers: list[tuple[str, str]] = field(default_factory=list)
     checks: list[Check] = field(default_factory=list)
+    recheck: Callable[[], object] = lambda: None
     user: str | None = None
 
     async def check(self, request: Any, *, first: bool = True) -> Any:
@@ -95,6 +97,10 @@ class CallContext:
         """Who makes the call."""
         return self._call.principal
 
+    def recheck(self) -> None:
+        """Raises `Unauthenticated` when who makes the call may no longer call."""
+        self._call.recheck()
+
     async def send_initial_metadata(self, initial_metadata: MetadataPairs) -> None:
         """Sets headers; they are sent with the first message."""
         if self._sent:
@@ -119,6 +125,12 @@ class CallContext:
         if not self._sent:
             self._sent = True
             await self._context.send_initial_metadata((*self._call.headers, *self._headers))
+
+
+def recheck(context: object) -> None:
+    """Raises `Unauthenticated` when who made the call may no longer call: for streams that have no end."""
+    if isinstance(context, CallContext):
+        context.recheck()
 
 
 class CallInterceptor(_ServerInterceptor):

@@ -26,6 +26,7 @@ from llamastead_server.domain.ports import ModelRegistry
 from llamastead_server.services import operations_messages as messages
 from llamastead_server.services import plain
 from llamastead_server.services.http_body import EVENTS, LINES, STREAM_HEADERS, StreamForm, json_body, late_errors
+from llamastead_server.services.interceptors import recheck
 
 _Context = grpc.aio.ServicerContext[Any, Any]
 _LONGEST_GRACE = 3600.0
@@ -71,7 +72,7 @@ class OperationsServicer(pb_grpc.OperationsServiceServicer):
 
     async def GetLogs(self, request: pb.GetLogsRequest, context: _Context) -> AsyncIterator[pb.GetLogsResponse]:
         """Streams log entries."""
-        async with aclosing(self._entries(request)) as entries:
+        async with aclosing(self._entries(request, context)) as entries:
             async for entry in entries:
                 yield messages.log_entry(entry)
 
@@ -79,13 +80,16 @@ class OperationsServicer(pb_grpc.OperationsServiceServicer):
         """Streams log entries as lines of JSON."""
 
         async def lines() -> AsyncGenerator[httpbody_pb2.HttpBody, None]:
-            async with aclosing(self._entries(request)) as entries:
+            async with aclosing(self._entries(request, context)) as entries:
                 async for entry in entries:
                     yield LINES.event(messages.log_json(entry))
 
         _log_query(request)
         await context.send_initial_metadata(STREAM_HEADERS)
         empty = True
+        if request.follow:
+            # Headers leave with the first byte, and the first entry may be hours away; JSON may begin with a space.
+            yield LINES.body(b" ")
         async with aclosing(_stream(lines(), LINES)) as bodies:
             async for body in bodies:
                 empty = False
@@ -116,6 +120,7 @@ class OperationsServicer(pb_grpc.OperationsServiceServicer):
         while True:
             yield messages.metrics(await self._parts.meters.measurements())
             await asyncio.sleep(interval)
+            recheck(context)
 
     async def GetMetricsHttp(
         self, request: pb.GetMetricsRequest, context: _Context
@@ -127,6 +132,7 @@ class OperationsServicer(pb_grpc.OperationsServiceServicer):
             while True:
                 yield EVENTS.event(plain.to_json(messages.metrics(await self._parts.meters.measurements())))
                 await asyncio.sleep(interval)
+                recheck(context)
 
         if not request.stream:
             yield json_body(plain.to_json(messages.metrics(await self._parts.meters.measurements())))
@@ -186,7 +192,7 @@ class OperationsServicer(pb_grpc.OperationsServiceServicer):
         diagnosis = self._parts.diagnosis
         return messages.diagnostics(report, diagnosis.versions, await diagnosis.devices())
 
-    async def _entries(self, request: pb.GetLogsRequest) -> AsyncGenerator[LogEntry, None]:
+    async def _entries(self, request: pb.GetLogsRequest, context: _Context) -> AsyncGenerator[LogEntry, None]:
         query = _log_query(request)
         if not request.follow:
             for entry in self._parts.log.read(query):
@@ -194,6 +200,7 @@ class OperationsServicer(pb_grpc.OperationsServiceServicer):
             return
         async with aclosing(self._parts.log.follow(query)) as entries:
             async for entry in entries:
+                recheck(context)
                 yield entry
 
 

@@ -14,6 +14,7 @@ from llamastead.v1 import task_pb2_grpc as pb_grpc
 from llamastead_server.domain.names import project_ref
 from llamastead_server.domain.tasks.records import Cancellation, Task
 from llamastead_server.domain.tasks.tasks import TaskRunner
+from llamastead_server.services.interceptors import recheck
 
 
 class TaskServicer(pb_grpc.TaskServiceServicer):
@@ -33,6 +34,7 @@ class TaskServicer(pb_grpc.TaskServiceServicer):
     ) -> AsyncIterator[pb.Task]:
         """Streams a task until it has ended."""
         async for task in self._tasks.watch(project_ref(request.namespace, request.project), request.task_id):
+            recheck(context)
             yield await asyncio.to_thread(task_message, task)
 
     async def CancelTask(

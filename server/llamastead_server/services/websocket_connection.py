@@ -154,7 +154,7 @@ class Conversation:
         """Serves one request, from its checks to its last frame."""
         request_id.REQUEST_ID.set(request_id.adopt(None))
         began = time.monotonic()
-        status, caller = "CANCELLED", None
+        status, caller, last = "CANCELLED", None, None
         try:
             caller = self._identify()
             demand(caller, frame)
@@ -164,7 +164,13 @@ class Conversation:
                     await streams.enter_async_context(self._limits.stream(caller))
                 async with aclosing(self._work.answer(frame)) as stream:
                     async for answer in stream:
-                        await self._send(answer)
+                        if isinstance(answer, frames.Done):
+                            last = answer
+                        else:
+                            await self._send(answer)
+            # Who has read it finds the id, the stream and the engine free.
+            if last is not None:
+                await self._send(last)
             status = "OK"
         except _Gone:
             pass

@@ -93,12 +93,20 @@ async def test_settings_that_a_saved_file_lacks_keep_their_defaults(drawer: Draw
     assert settings.system.request_timeout_seconds == 7
 
 
-@pytest.mark.parametrize("saved", [{"model_settings": {"temperature": 9}}, {"models": 7}, {"models": {"x": {"y": 1}}}])
+@pytest.mark.parametrize(
+    "saved",
+    [
+        {"model_settings": {"temperature": 9}},
+        {"models": 7},
+        {"models": {"x": {"y": 1}}},
+        {"modles": {"x": {"top_k": 1}}},
+    ],
+)
 async def test_a_file_broken_by_hand_is_refused_at_the_start(
     drawer: Drawer, settings: RuntimeSettings, saved: dict[str, Any]
 ) -> None:
     drawer.saved = saved
-    with pytest.raises(Conflict, match="broken"):
+    with pytest.raises(Conflict, match=r"settings\.yaml in the data folder, is broken"):
         await settings.restore()
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import json
+import os
 from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -186,6 +188,27 @@ async def test_a_defect_fails_its_batch_and_the_others_go_on(stack: Stack, caplo
     assert any(record.exc_info for record in caplog.records)
 
 
+async def test_a_full_disk_ends_a_batch_with_the_answers_it_has(stack: Stack, monkeypatch: pytest.MonkeyPatch) -> None:
+    batch = await stack.begin("a", "b", "c")
+    write = os.write
+
+    def full(descriptor: int, data: memoryview) -> int:
+        if b'"custom_id":"b"' not in bytes(data):
+            # What is left of a line that was begun.
+            return write(descriptor, data) if bytes(data).startswith(b"{") else _no_room()
+        return write(descriptor, data[:20])
+
+    monkeypatch.setattr("llamastead_server.adapters.batch_folder.os.write", full)
+    await stack.run()
+    ended = await stack.now(batch)
+    assert (ended.status, ended.total, ended.completed, ended.failed) == ("failed", 3, 1, 0)
+    assert [line["custom_id"] for line in await stack.lines(ended.output_file_id)] == ["a"]
+
+
+def _no_room() -> int:
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
 async def test_a_batch_whose_time_is_over_ends_with_what_it_has(stack: Stack) -> None:
     batch = await stack.begin("a", "b")
     answer = stack.answers.answer
@@ -218,6 +241,20 @@ async def test_a_cancelled_batch_answers_no_further_line(stack: Stack, early: bo
         await running
     assert (await stack.now(batch)).status == "cancelled"
     assert stack.answers.asked == ([] if early else ["a"])
+
+
+async def test_a_cancelled_batch_does_not_wait_for_those_before_it(stack: Stack) -> None:
+    long, short = await stack.begin("a", "b"), await stack.begin("c")
+    answer = stack.answers.answer
+
+    async def slow(endpoint: str, body: Mapping[str, Any]) -> LineAnswer:
+        stack.clock.now += 31
+        return await answer(endpoint, body)
+
+    stack.answers.answer = slow  # type: ignore[method-assign]
+    await stack.batches.cancel(ANYONE, short.id)
+    await stack.run()
+    assert ((await stack.now(long)).status, (await stack.now(short)).status) == ("in_progress", "cancelled")
 
 
 async def test_what_a_crash_left_is_swept_and_what_an_open_batch_wrote_is_not(stack: Stack) -> None:

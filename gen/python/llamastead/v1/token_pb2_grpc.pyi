@@ -47,8 +47,8 @@ class TokenServiceStub:
     ListTokens: _grpc.UnaryUnaryMultiCallable[_token_pb2.ListTokensRequest, _token_pb2.ListTokensResponse]
     """Lists the tokens, expired ones too. Those of the settings have no names and are not among them."""
     RevokeToken: _grpc.UnaryUnaryMultiCallable[_token_pb2.RevokeTokenRequest, _token_pb2.RevokeTokenResponse]
-    """Revokes a token: calls with it fail from now on, and WebSockets opened with it are closed. A server whose last
-    token is revoked stays closed until its next start.
+    """Revokes a token: calls with it fail from now on, and WebSockets and streams of logs, metrics and tasks opened with it
+    are ended. A server whose last token is revoked stays closed until its next start.
 
     Errors:
     - 404: There is no such token.
@@ -73,8 +73,8 @@ class TokenServiceAsyncStub(TokenServiceStub):
     ListTokens: _aio.UnaryUnaryMultiCallable[_token_pb2.ListTokensRequest, _token_pb2.ListTokensResponse]  # type: ignore[assignment]
     """Lists the tokens, expired ones too. Those of the settings have no names and are not among them."""
     RevokeToken: _aio.UnaryUnaryMultiCallable[_token_pb2.RevokeTokenRequest, _token_pb2.RevokeTokenResponse]  # type: ignore[assignment]
-    """Revokes a token: calls with it fail from now on, and WebSockets opened with it are closed. A server whose last
-    token is revoked stays closed until its next start.
+    """Revokes a token: calls with it fail from now on, and WebSockets and streams of logs, metrics and tasks opened with it
+    are ended. A server whose last token is revoked stays closed until its next start.
 
     Errors:
     - 404: There is no such token.
@@ -114,8 +114,8 @@ class TokenServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _token_pb2.RevokeTokenRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_token_pb2.RevokeTokenResponse, _abc.Awaitable[_token_pb2.RevokeTokenResponse]]:
-        """Revokes a token: calls with it fail from now on, and WebSockets opened with it are closed. A server whose last
-        token is revoked stays closed until its next start.
+        """Revokes a token: calls with it fail from now on, and WebSockets and streams of logs, metrics and tasks opened with it
+        are ended. A server whose last token is revoked stays closed until its next start.
 
         Errors:
         - 404: There is no such token.

@@ -255,8 +255,8 @@ export const TokenService: GenService<{
     output: typeof ListTokensResponseSchema;
   },
   /**
-   * Revokes a token: calls with it fail from now on, and WebSockets opened with it are closed. A server whose last
-   * token is revoked stays closed until its next start.
+   * Revokes a token: calls with it fail from now on, and WebSockets and streams of logs, metrics and tasks opened with it
+   * are ended. A server whose last token is revoked stays closed until its next start.
    *
    * Errors:
    * - 404: There is no such token.

@@ -170,6 +170,7 @@ class RuntimeSettings:
             self._put(self._defaults)
             return
         merged = {
+            **saved,
             "model_settings": {**self._defaults.model_settings.model_dump(), **_mapping(saved, "model_settings")},
             "system_settings": {**self._defaults.system_settings.model_dump(), **_mapping(saved, "system_settings")},
             "models": _mapping(saved, "models"),
@@ -177,9 +178,7 @@ class RuntimeSettings:
         try:
             restored = Configuration.model_validate(merged)
         except ValidationError as error:
-            raise Conflict(
-                f"The saved configuration is broken: {summary(reasons(error))}. Correct or remove it."
-            ) from None
+            raise _broken(summary(reasons(error))) from None
         default = restored.model_settings.default_model
         try:
             if default is not None:
@@ -250,8 +249,14 @@ class RuntimeSettings:
 def _mapping(saved: Mapping[str, Any], key: str) -> Mapping[str, Any]:
     found = saved.get(key) or {}
     if not isinstance(found, Mapping):
-        raise Conflict(f"The saved configuration is broken: {key} must be a mapping. Correct or remove it.")
+        raise _broken(f"{key} must be a mapping")
     return found
+
+
+def _broken(reason: str) -> Conflict:
+    return Conflict(
+        f"The saved configuration, settings.yaml in the data folder, is broken: {reason}. Correct or remove it."
+    )
 
 
 def _changed(settings: _Model, change: Mapping[str, Any], prefix: str) -> _Model:
