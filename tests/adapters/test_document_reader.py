@@ -162,6 +162,15 @@ async def test_every_kind_is_read(reader: KreuzbergReader, tmp_path: Path, name:
 
 
 @pytest.mark.asyncio(loop_scope="module")
+@pytest.mark.parametrize("text", ["👩‍👩‍👧‍👦", "می\u200cخواهم", "\u200fשלום\u200e", "co\u00adop"], ids=ascii)
+async def test_letters_that_only_join_or_turn_others_are_text(
+    reader: KreuzbergReader, tmp_path: Path, text: str
+) -> None:
+    document = await read(reader, tmp_path, "notes.txt", text.encode())
+    assert document.text == text
+
+
+@pytest.mark.asyncio(loop_scope="module")
 async def test_chunks_of_a_pdf_know_their_page_and_its_author(reader: KreuzbergReader, tmp_path: Path) -> None:
     document = await read(reader, tmp_path, "handbook.pdf", pdf(FACT * 30, "Second page."))
     assert [piece.page for piece in document.pieces] == [1, 1, 2]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+import unicodedata
 
 from llamastead_server.domain.datasets.reading import ReadSettings
 
@@ -39,8 +40,9 @@ def decoded(content: bytes, filename: str, settings: ReadSettings) -> str:
         except UnicodeDecodeError:
             text = content.decode("cp1252", errors="replace")
     sample = text[:65536]
-    unprintable = sum(not (letter.isprintable() or letter.isspace()) or letter == "�" for letter in sample)
-    if unprintable > len(sample) // 50:
+    # Not all that is unprintable: joiners and marks of direction are part of Persian, Hebrew and emoji.
+    strange = sum((unicodedata.category(letter) == "Cc" and not letter.isspace()) or letter == "�" for letter in sample)
+    if strange > len(sample) // 50:
         raise Unreadable("The content is not text, and its kind is not one that can be read.")
     return text
 
