@@ -399,6 +399,32 @@ MARKDOWN = (
 )
 
 
+WHOLE_PAGE = (
+    "<html><head><title>Gates &amp; barns</title><meta name=author content=Ann></head><body><div>Bare text<div>inner"
+    "</div></div><blockquote>quoted</blockquote><ul><li>item<ul><li>item below</ul></ul><dl><dt>term<dd>meaning</dl>"
+    "<section>section</section><figure><img src='data:image/png;base64,AAAA' alt=''><figcaption>caption</figcaption>"
+    "</figure><h2>Heading</h2><table><tr><td>cell<td>b<tr><td>a cell that is wider<td>c</table></body></html>"
+)
+
+
+@pytest.mark.asyncio(loop_scope="module")
+async def test_a_page_is_read_whole_whatever_its_text_stands_in(reader: KreuzbergReader, tmp_path: Path) -> None:
+    settings = settings_of("auto", "HeadingExtractor")
+    document = await read(reader, tmp_path, "a.html", WHOLE_PAGE.encode(), settings)
+    for words in (
+        "Bare text", "inner", "quoted", "item\n", "item below", "term", "meaning", "section", "caption", "| cell | b |",
+    ):  # fmt: skip
+        assert words in document.text, words
+    assert "base64" not in document.text
+    assert (document.metadata["title"], document.facts["headings"]) == ("Gates & barns", ["Heading"])
+
+
+@pytest.mark.asyncio(loop_scope="module")
+async def test_markdown_is_read_as_it_stands(reader: KreuzbergReader, tmp_path: Path) -> None:
+    text = "- item\n  - item below\n\n<div>block</div>\n\nNoted[^1].\n\n[^1]: The note.\n"
+    assert (await read(reader, tmp_path, "a.md", text.encode())).text == text
+
+
 @pytest.mark.asyncio(loop_scope="module")
 async def test_markdown_is_cut_at_its_headings(reader: KreuzbergReader, tmp_path: Path) -> None:
     settings = settings_of("MarkdownParser_Python", "HeadingExtractor")

@@ -8,6 +8,7 @@ import re
 import secrets
 import time
 from collections.abc import Iterator
+from html import unescape
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,9 @@ from llamastead_server.workers.reading import Part, Reading, described
 from llamastead_server.workers.text_files import Unreadable, decoded, reason, unwrapped
 
 _MOST_PAGES = 20_000
+_NOT_TEXT = ["title", "meta", "img", "svg"]
+_PADDING = re.compile(r" +(?= \|)|(?<=-{3})-+")
+"""What fills the columns of a table up to their widest cell."""
 
 
 class Reader:
@@ -121,20 +125,33 @@ class Reader:
             if options.get("clean_text"):
                 text = re.sub(r"\n{3,}", "\n\n", re.sub(r"[^\S\n]+\n", "\n", re.sub(r"[^\S\n]{2,}", " ", text)))
             return Reading(parser, [Part(text)], headings=headings(text) if outline else [])
-        media_type = "text/html" if parser == "html" else "text/markdown"
-        if parser == "markdown" and options.get("extract_code_blocks", True) is False:
+        if parser == "html":
+            return self._read_html(text.encode(), outline)
+        reading = self._reading(parser, self._extract(text.encode(), "text/markdown"))
+        if options.get("extract_code_blocks", True) is False:
             text = without_code(text)
-        result = self._extract(text.encode(), media_type)
-        reading = self._reading(parser, result)
-        if parser == "markdown":
+        # As it stands: the library leaves out what has items or blocks of its own, such as an item with a list in it.
+        reading.parts = [Part(text)]
+        reading.headings = headings(text)
+        if strategy in ("sections", "headings"):
+            reading.parts = [
+                Part(body, metadata={"section": trail} if trail else {}) for trail, body in split_sections(text)
+            ]
+        return reading
+
+    def _read_html(self, content: bytes, outline: bool) -> Reading:
+        reading = self._reading("html", self._extract(content, "text/html"))
+        reading.metadata = {
+            key: unescape(value) if isinstance(value, str) else value for key, value in reading.metadata.items()
+        }
+        # Its plain text lacks all that is in no paragraph; as Markdown it is whole.
+        whole = self._extract(
+            content, "text/html", output_format="markdown", html_options={"strip_tags": _NOT_TEXT}
+        ).content
+        text = _PADDING.sub("", whole)
+        reading.parts = [Part(text)]
+        if outline:
             reading.headings = headings(text)
-            if strategy in ("sections", "headings"):
-                reading.parts = [
-                    Part(self._extract(body.encode(), media_type).content, metadata={"section": trail} if trail else {})
-                    for trail, body in split_sections(text)
-                ]
-        elif outline:
-            reading.headings = headings(self._extract(text.encode(), media_type, output_format="markdown").content)
         return reading
 
     def _read_binary(self, parser: str, path: Path, media_type: str, settings: ReadSettings, outline: bool) -> Reading:
