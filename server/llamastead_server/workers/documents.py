@@ -95,6 +95,7 @@ class Reader:
     ) -> Reading:
         with open_mail(parser, path) as mail:
             reading = self._reading(parser, self._extract(mail.own, media_type))
+            reading.parts = [Part("\n\n".join([reading.parts[0].text, *map(self._page, mail.pages)]))]
             self._measure(reading, room)
             if settings.options.get("extract_attachments", True):
                 read_attachments(reading, mail.attachments, settings, outline, room, self._read)
@@ -126,7 +127,7 @@ class Reader:
                 text = re.sub(r"\n{3,}", "\n\n", re.sub(r"[^\S\n]+\n", "\n", re.sub(r"[^\S\n]{2,}", " ", text)))
             return Reading(parser, [Part(text)], headings=headings(text) if outline else [])
         if parser == "html":
-            return self._read_html(text.encode(), outline)
+            return self._read_html(text, outline)
         reading = self._reading(parser, self._extract(text.encode(), "text/markdown"))
         if options.get("extract_code_blocks", True) is False:
             text = without_code(text)
@@ -139,20 +140,21 @@ class Reader:
             ]
         return reading
 
-    def _read_html(self, content: bytes, outline: bool) -> Reading:
-        reading = self._reading("html", self._extract(content, "text/html"))
+    def _read_html(self, page: str, outline: bool) -> Reading:
+        reading = self._reading("html", self._extract(page.encode(), "text/html"))
         reading.metadata = {
             key: unescape(value) if isinstance(value, str) else value for key, value in reading.metadata.items()
         }
-        # Its plain text lacks all that is in no paragraph; as Markdown it is whole.
-        whole = self._extract(
-            content, "text/html", output_format="markdown", html_options={"strip_tags": _NOT_TEXT}
-        ).content
-        text = _PADDING.sub("", whole)
+        text = self._page(page)
         reading.parts = [Part(text)]
         if outline:
             reading.headings = headings(text)
         return reading
+
+    def _page(self, page: str) -> str:
+        """The text of a page, as Markdown: the plain text that the library makes lacks all that is in no paragraph."""
+        options = {"output_format": "markdown", "html_options": {"strip_tags": _NOT_TEXT}}
+        return _PADDING.sub("", self._extract(page.encode(), "text/html", **options).content)
 
     def _read_binary(self, parser: str, path: Path, media_type: str, settings: ReadSettings, outline: bool) -> Reading:
         options = settings.options
