@@ -399,6 +399,12 @@ MARKDOWN = (
 )
 
 
+@pytest.mark.asyncio(loop_scope="module")
+async def test_tabs_part_the_words_of_a_word_file(reader: KreuzbergReader, tmp_path: Path) -> None:
+    content = docx("Gate:</w:t><w:tab/><w:t>21:00")
+    assert (await read(reader, tmp_path, "a.docx", content)).text == "Gate: 21:00"
+
+
 WHOLE_PAGE = (
     "<html><head><title>Gates &amp; barns</title><meta name=author content=Ann></head><body><div>Bare text<div>inner"
     "</div></div><blockquote>quoted</blockquote><ul><li>item<ul><li>item below</ul></ul><dl><dt>term<dd>meaning</dl>"

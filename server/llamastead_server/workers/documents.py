@@ -171,7 +171,8 @@ class Reader:
                 include_headers=both or options.get("extract_headers", False),
                 include_footers=both or options.get("extract_footers", False),
             )
-        result = self._extract(path, media_type, **extra)
+        source = archive.without_tabs(path) if parser == "docx" else path
+        result = self._extract(source, media_type, **extra)
         reading = self._reading(parser, result)
         if parser == "pdf":
             reading.parts = self._pdf_parts(path, result, settings)
@@ -180,7 +181,7 @@ class Reader:
         elif parser in GRIDS:
             reading.parts = list(sheets(result, settings))
         if outline:
-            reading.headings = headings(self._extract(path, media_type, output_format="markdown").content)
+            reading.headings = headings(self._extract(source, media_type, output_format="markdown").content)
         return reading
 
     def _extract(self, source: Path | bytes, media_type: str, **options: Any) -> Any:
