@@ -405,6 +405,18 @@ async def test_tabs_part_the_words_of_a_word_file(reader: KreuzbergReader, tmp_p
     assert (await read(reader, tmp_path, "a.docx", content)).text == "Gate: 21:00"
 
 
+@pytest.mark.asyncio(loop_scope="module")
+@pytest.mark.parametrize(
+    "said", ['<meta charset="windows-1251">', "<meta http-equiv=x content='text/html; charset=cp1251'>"]
+)
+async def test_a_page_is_read_in_the_encoding_it_says(reader: KreuzbergReader, tmp_path: Path, said: str) -> None:
+    page = f"<html><head>{said}</head><body><p>Ворота</p></body></html>"
+    assert (await read(reader, tmp_path, "a.html", page.encode("cp1251"))).text.strip() == "Ворота"
+    assert (await read(reader, tmp_path, "a.html", page.encode())).text.strip() == "Ворота"
+    wrong = page.replace("1251", "none").replace("Ворота", "café")
+    assert (await read(reader, tmp_path, "a.html", wrong.encode("cp1252"))).text.strip() == "café"
+
+
 WHOLE_PAGE = (
     "<html><head><title>Gates &amp; barns</title><meta name=author content=Ann></head><body><div>Bare text<div>inner"
     "</div></div><blockquote>quoted</blockquote><ul><li>item<ul><li>item below</ul></ul><dl><dt>term<dd>meaning</dl>"
