@@ -441,6 +441,8 @@ async def test_a_page_is_read_whole_whatever_its_text_stands_in(reader: Kreuzber
 async def test_markdown_is_read_as_it_stands(reader: KreuzbergReader, tmp_path: Path) -> None:
     text = "- item\n  - item below\n\n<div>block</div>\n\nNoted[^1].\n\n[^1]: The note.\n"
     assert (await read(reader, tmp_path, "a.md", text.encode())).text == text
+    pictured = await read(reader, tmp_path, "a.md", f"{text}![A barn](data:image/png;base64,AAAA)".encode())
+    assert pictured.text == f"{text}![A barn]()"
 
 
 @pytest.mark.asyncio(loop_scope="module")

@@ -25,8 +25,9 @@ from llamastead_server.workers.text_files import Unreadable, decoded, reason, un
 
 _MOST_PAGES = 20_000
 _NOT_TEXT = ["title", "meta", "img", "svg"]
-_PADDING = re.compile(r" +(?= \|)|(?<=-{3})-+")
-"""What fills the columns of a table up to their widest cell."""
+_INLINE_FILE = re.compile(r"data:[\w/+.-]+;base64,[A-Za-z0-9+/=]+")
+_PADDING = re.compile(r"(?<! ) +(?= \|)|(?<=-{3})-+")
+"""What fills the columns of a table; a run is tried from its start only, so that long ones take no time."""
 
 
 class Reader:
@@ -131,6 +132,7 @@ class Reader:
         reading = self._reading(parser, self._extract(text.encode(), "text/markdown"))
         if options.get("extract_code_blocks", True) is False:
             text = without_code(text)
+        text = _INLINE_FILE.sub("", text)
         # As it stands: the library leaves out what has items or blocks of its own, such as an item with a list in it.
         reading.parts = [Part(text)]
         reading.headings = headings(text)
