@@ -162,6 +162,15 @@ async def test_every_kind_is_read(reader: KreuzbergReader, tmp_path: Path, name:
 
 
 @pytest.mark.asyncio(loop_scope="module")
+@pytest.mark.parametrize("text", ["👩‍👩‍👧‍👦", "می\u200cخواهم", "\u200fשלום\u200e", "co\u00adop"], ids=ascii)
+async def test_letters_that_only_join_or_turn_others_are_text(
+    reader: KreuzbergReader, tmp_path: Path, text: str
+) -> None:
+    document = await read(reader, tmp_path, "notes.txt", text.encode())
+    assert document.text == text
+
+
+@pytest.mark.asyncio(loop_scope="module")
 async def test_chunks_of_a_pdf_know_their_page_and_its_author(reader: KreuzbergReader, tmp_path: Path) -> None:
     document = await read(reader, tmp_path, "handbook.pdf", pdf(FACT * 30, "Second page."))
     assert [piece.page for piece in document.pieces] == [1, 1, 2]
@@ -388,6 +397,52 @@ async def test_table_settings_take_effect(reader: KreuzbergReader, tmp_path: Pat
 MARKDOWN = (
     f"Preface.\n\n# Barn\n\n{FACT}\n\n## Gate\n\n```sh\n# not a heading\n```\n\nIt is green.\n\n# Goats\n\nMilked.\n"
 )
+
+
+@pytest.mark.asyncio(loop_scope="module")
+async def test_tabs_part_the_words_of_a_word_file(reader: KreuzbergReader, tmp_path: Path) -> None:
+    content = docx("Gate:</w:t><w:tab/><w:t>21:00")
+    assert (await read(reader, tmp_path, "a.docx", content)).text == "Gate: 21:00"
+
+
+@pytest.mark.asyncio(loop_scope="module")
+@pytest.mark.parametrize(
+    "said", ['<meta charset="windows-1251">', "<meta http-equiv=x content='text/html; charset=cp1251'>"]
+)
+async def test_a_page_is_read_in_the_encoding_it_says(reader: KreuzbergReader, tmp_path: Path, said: str) -> None:
+    page = f"<html><head>{said}</head><body><p>Ворота</p></body></html>"
+    assert (await read(reader, tmp_path, "a.html", page.encode("cp1251"))).text.strip() == "Ворота"
+    assert (await read(reader, tmp_path, "a.html", page.encode())).text.strip() == "Ворота"
+    wrong = page.replace("1251", "none").replace("Ворота", "café")
+    assert (await read(reader, tmp_path, "a.html", wrong.encode("cp1252"))).text.strip() == "café"
+
+
+WHOLE_PAGE = (
+    "<html><head><title>Gates &amp; barns</title><meta name=author content=Ann></head><body><div>Bare text<div>inner"
+    "</div></div><blockquote>quoted</blockquote><ul><li>item<ul><li>item below</ul></ul><dl><dt>term<dd>meaning</dl>"
+    "<section>section</section><figure><img src='data:image/png;base64,AAAA' alt=''><figcaption>caption</figcaption>"
+    "</figure><h2>Heading</h2><table><tr><td>cell<td>b<tr><td>a cell that is wider<td>c</table></body></html>"
+)
+
+
+@pytest.mark.asyncio(loop_scope="module")
+async def test_a_page_is_read_whole_whatever_its_text_stands_in(reader: KreuzbergReader, tmp_path: Path) -> None:
+    settings = settings_of("auto", "HeadingExtractor")
+    document = await read(reader, tmp_path, "a.html", WHOLE_PAGE.encode(), settings)
+    for words in (
+        "Bare text", "inner", "quoted", "item\n", "item below", "term", "meaning", "section", "caption", "| cell | b |",
+    ):  # fmt: skip
+        assert words in document.text, words
+    assert "base64" not in document.text
+    assert (document.metadata["title"], document.facts["headings"]) == ("Gates & barns", ["Heading"])
+
+
+@pytest.mark.asyncio(loop_scope="module")
+async def test_markdown_is_read_as_it_stands(reader: KreuzbergReader, tmp_path: Path) -> None:
+    text = "- item\n  - item below\n\n<div>block</div>\n\nNoted[^1].\n\n[^1]: The note.\n"
+    assert (await read(reader, tmp_path, "a.md", text.encode())).text == text
+    pictured = await read(reader, tmp_path, "a.md", f"{text}![A barn](data:image/png;base64,AAAA)".encode())
+    assert pictured.text == f"{text}![A barn]()"
 
 
 @pytest.mark.asyncio(loop_scope="module")

@@ -280,3 +280,26 @@ async def test_multiparts_without_end_fail_alone(reader: KreuzbergReader, tmp_pa
     with pytest.raises(DocumentError):
         await read(reader, tmp_path, "a.eml", b"Subject: x\r\n" + head + b"\r\ntext\r\n")
     assert (await read(reader, tmp_path, "b.txt", FACT.encode())).pieces
+
+
+LETTER_PAGE = "<div>Dear <b>Bo</b>,<div>caf\u00e9 &amp; barn</div></div>"
+
+
+@pytest.mark.parametrize("said", ["", "  \n", "In plain text."])
+async def test_a_mail_s_page_is_read_as_one_unless_plain_text_says_the_same(
+    reader: KreuzbergReader, tmp_path: Path, said: str
+) -> None:
+    message = letter(text=said)
+    message.add_alternative(LETTER_PAGE, subtype="html", charset="latin-1")
+    document = await read(reader, tmp_path, "a.eml", message.as_bytes())
+    assert ("Dear **Bo**,\n\ncaf\u00e9 & barn" in document.text) == (not said.strip())
+    assert said.strip() in document.text
+
+
+async def test_a_page_with_a_footer_in_plain_text_is_read_with_it(reader: KreuzbergReader, tmp_path: Path) -> None:
+    message = EmailMessage()
+    message.set_content(LETTER_PAGE, subtype="html")
+    message.add_attachment("The list's footer.", disposition="inline")
+    document = await read(reader, tmp_path, "a.eml", message.as_bytes())
+    assert "barn" in document.text
+    assert "The list's footer." in document.text

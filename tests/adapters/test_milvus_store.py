@@ -21,7 +21,7 @@ import pytest_asyncio
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from llamastead_server.adapters import milvus_lite
+from llamastead_server.adapters import milvus_lite, milvus_schema, milvus_store
 from llamastead_server.adapters.milvus_lite import MilvusLite
 from llamastead_server.adapters.milvus_store import MilvusStore
 from llamastead_server.domain.errors import InvalidRequest, Unavailable
@@ -204,6 +204,17 @@ async def test_a_collection_that_never_held_a_chunk_is_empty_and_no_failure(
     assert await store.search_vector(collection, vector(0), 5, {}) == []
     assert await store.search_keyword(collection, "gate", 5, {}) == []
     assert not caplog.records
+
+
+async def test_a_search_that_meets_the_first_chunks_of_a_collection_finds_them(
+    store: MilvusStore, collection: Collection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def filled_meanwhile(client: Any, name: str) -> int:
+        client.upsert(name, [milvus_schema.row(chunk(1, "gate"), vector(1))])
+        return 1
+
+    monkeypatch.setattr(milvus_store, "_count", filled_meanwhile)
+    assert [match.chunk_id for match in await store.search_keyword(collection, "gate", 5, {})] == ["c0001"]
 
 
 async def test_size_grows_with_chunks(store: MilvusStore, collection: Collection) -> None:

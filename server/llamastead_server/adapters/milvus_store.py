@@ -27,6 +27,7 @@ _LARGEST_LIMIT = 16_384
 _WRITE_SECONDS = 120.0
 _ROW_OVERHEAD_BYTES = 1500
 _COUNT_SECONDS = 10.0
+_SEARCH_FAILED = 2000
 
 
 class MilvusStore:
@@ -162,18 +163,25 @@ class MilvusStore:
     ) -> Sequence[Match]:
         name = milvus_schema.collection_name(collection.project, collection.database)
 
+        def found(client: Any) -> Any:
+            return client.search(
+                name, data=[data], anns_field=field, filter=condition, limit=max(1, min(limit, _LARGEST_LIMIT)),
+                search_params={"metric_type": metric, "params": {}}, timeout=CALL_SECONDS,
+            )[0]  # fmt: skip
+
         def search(client: Any) -> list[Match]:
             self._load(client, name)
             try:
-                hits = client.search(
-                    name, data=[data], anns_field=field, filter=condition, limit=max(1, min(limit, _LARGEST_LIMIT)),
-                    search_params={"metric_type": metric, "params": {}}, timeout=CALL_SECONDS,
-                )[0]  # fmt: skip
+                hits = found(client)
             except Exception as error:
                 # BM25 divides by the number of chunks: Milvus fails on a collection that never held one.
-                if timed_out(error) or _count(client, name):
+                if timed_out(error):
                     raise
-                return []
+                if not _count(client, name):
+                    return []
+                if getattr(error, "code", None) != _SEARCH_FAILED:
+                    raise
+                hits = found(client)  # The first chunks came in between, or it fails again.
             return [Match(hit["id"], float(hit["distance"])) for hit in hits]
 
         return await self._read(search, missing=[])

@@ -8,6 +8,7 @@ import re
 import secrets
 import time
 from collections.abc import Iterator
+from html import unescape
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,10 @@ from llamastead_server.workers.reading import Part, Reading, described
 from llamastead_server.workers.text_files import Unreadable, decoded, reason, unwrapped
 
 _MOST_PAGES = 20_000
+_NOT_TEXT = ["title", "meta", "img", "svg"]
+_INLINE_FILE = re.compile(r"data:[\w/+.-]+;base64,[A-Za-z0-9+/=]+")
+_PADDING = re.compile(r"(?<! ) +(?= \|)|(?<=-{3})-+")
+"""What fills the columns of a table; a run is tried from its start only, so that long ones take no time."""
 
 
 class Reader:
@@ -91,6 +96,7 @@ class Reader:
     ) -> Reading:
         with open_mail(parser, path) as mail:
             reading = self._reading(parser, self._extract(mail.own, media_type))
+            reading.parts = [Part("\n\n".join([reading.parts[0].text, *map(self._page, mail.pages)]))]
             self._measure(reading, room)
             if settings.options.get("extract_attachments", True):
                 read_attachments(reading, mail.attachments, settings, outline, room, self._read)
@@ -121,21 +127,36 @@ class Reader:
             if options.get("clean_text"):
                 text = re.sub(r"\n{3,}", "\n\n", re.sub(r"[^\S\n]+\n", "\n", re.sub(r"[^\S\n]{2,}", " ", text)))
             return Reading(parser, [Part(text)], headings=headings(text) if outline else [])
-        media_type = "text/html" if parser == "html" else "text/markdown"
-        if parser == "markdown" and options.get("extract_code_blocks", True) is False:
+        if parser == "html":
+            return self._read_html(text, outline)
+        reading = self._reading(parser, self._extract(text.encode(), "text/markdown"))
+        if options.get("extract_code_blocks", True) is False:
             text = without_code(text)
-        result = self._extract(text.encode(), media_type)
-        reading = self._reading(parser, result)
-        if parser == "markdown":
-            reading.headings = headings(text)
-            if strategy in ("sections", "headings"):
-                reading.parts = [
-                    Part(self._extract(body.encode(), media_type).content, metadata={"section": trail} if trail else {})
-                    for trail, body in split_sections(text)
-                ]
-        elif outline:
-            reading.headings = headings(self._extract(text.encode(), media_type, output_format="markdown").content)
+        text = _INLINE_FILE.sub("", text)
+        # As it stands: the library leaves out what has items or blocks of its own, such as an item with a list in it.
+        reading.parts = [Part(text)]
+        reading.headings = headings(text)
+        if strategy in ("sections", "headings"):
+            reading.parts = [
+                Part(body, metadata={"section": trail} if trail else {}) for trail, body in split_sections(text)
+            ]
         return reading
+
+    def _read_html(self, page: str, outline: bool) -> Reading:
+        reading = self._reading("html", self._extract(page.encode(), "text/html"))
+        reading.metadata = {
+            key: unescape(value) if isinstance(value, str) else value for key, value in reading.metadata.items()
+        }
+        text = self._page(page)
+        reading.parts = [Part(text)]
+        if outline:
+            reading.headings = headings(text)
+        return reading
+
+    def _page(self, page: str) -> str:
+        """The text of a page, as Markdown: the plain text that the library makes lacks all that is in no paragraph."""
+        options = {"output_format": "markdown", "html_options": {"strip_tags": _NOT_TEXT}}
+        return _PADDING.sub("", self._extract(page.encode(), "text/html", **options).content)
 
     def _read_binary(self, parser: str, path: Path, media_type: str, settings: ReadSettings, outline: bool) -> Reading:
         options = settings.options
@@ -152,7 +173,8 @@ class Reader:
                 include_headers=both or options.get("extract_headers", False),
                 include_footers=both or options.get("extract_footers", False),
             )
-        result = self._extract(path, media_type, **extra)
+        source = archive.without_tabs(path) if parser == "docx" else path
+        result = self._extract(source, media_type, **extra)
         reading = self._reading(parser, result)
         if parser == "pdf":
             reading.parts = self._pdf_parts(path, result, settings)
@@ -161,7 +183,7 @@ class Reader:
         elif parser in GRIDS:
             reading.parts = list(sheets(result, settings))
         if outline:
-            reading.headings = headings(self._extract(path, media_type, output_format="markdown").content)
+            reading.headings = headings(self._extract(source, media_type, output_format="markdown").content)
         return reading
 
     def _extract(self, source: Path | bytes, media_type: str, **options: Any) -> Any:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import mimetypes
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from email import message_from_binary_file
 from email.errors import HeaderParseError
@@ -48,10 +48,12 @@ class Mail:
     Attributes:
         own: The mail without what it carries, or the file itself where its reader keeps them apart.
         attachments: What it carries, in order.
+        pages: Its own text that is HTML and stands nowhere in plain text; `own` is without it.
     """
 
     own: bytes | Path
     attachments: Iterator[Attachment]
+    pages: Sequence[str] = ()
 
 
 @contextlib.contextmanager
@@ -72,11 +74,12 @@ def open_mail(parser: str, path: Path) -> Iterator[Mail]:
             if not header.lower().startswith("content-"):
                 text[header] = value
         text.set_payload("")
+    pages = list(_pages(text))
     try:
         own: bytes | Path = _as_bytes(text)
     except Unreadable:
-        own = path  # What can't be written again can still be read.
-    yield Mail(own, map(_attachment, carried))
+        own, pages = path, []  # What can't be written again can still be read.
+    yield Mail(own, map(_attachment, carried), pages)
 
 
 def _keeps(part: Message, carried: list[Message]) -> bool:
@@ -93,6 +96,23 @@ def _keeps(part: Message, carried: list[Message]) -> bool:
         carried.append(part)
         return False
     return True
+
+
+def _pages(part: Message) -> Iterator[str]:
+    """Takes out the HTML that says what no plain text beside it says: the reader of mails glues its words together."""
+    if part.is_multipart():
+        inner = [each for each in part.get_payload() if isinstance(each, Message)]
+        if part.get_content_type() == "multipart/alternative" and any(map(_says_plainly, part.walk())):
+            return
+        for each in inner:
+            yield from _pages(each)
+    elif part.get_content_type() == "text/html":
+        encoding = _known(part.get_content_charset()) or "utf-8"
+        yield _payload(part).decode(encoding, errors="replace")
+
+
+def _says_plainly(part: Message) -> bool:
+    return part.get_content_type() == "text/plain" and bool(str(part.get_payload()).strip())
 
 
 def _attachment(part: Message) -> Attachment:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import codecs
+import contextlib
+import re
+import unicodedata
 
 from llamastead_server.domain.datasets.reading import ReadSettings
 
@@ -17,6 +20,8 @@ _SIGNATURES = (
     (b"MZ", "program"),
     (b"\x1f\x8b", "compressed file"),
 )
+# By pages and XML.
+_SAID_ENCODING = re.compile(rb"""<(?:meta|\?xml)\b[^>]*?(?:charset|encoding)\s*=\s*["']?([\w.:-]+)""", re.IGNORECASE)
 
 
 class Unreadable(Exception):
@@ -24,7 +29,7 @@ class Unreadable(Exception):
 
 
 def decoded(content: bytes, filename: str, settings: ReadSettings) -> str:
-    """The text of a file in the configured encoding, else UTF-8, UTF-16 with its mark, or Windows-1252."""
+    """The text of a file in the configured encoding, else UTF-8, marked UTF-16, what it says, or Windows-1252."""
     encoding = settings.options.get("encoding", "utf-8")
     if codecs.lookup(encoding).name != "utf-8":
         text = content.decode(encoding, errors="replace")
@@ -37,12 +42,21 @@ def decoded(content: bytes, filename: str, settings: ReadSettings) -> str:
         try:
             text = content.decode("utf-8-sig")
         except UnicodeDecodeError:
-            text = content.decode("cp1252", errors="replace")
+            text = _decoded_as_it_says(content)
     sample = text[:65536]
-    unprintable = sum(not (letter.isprintable() or letter.isspace()) or letter == "�" for letter in sample)
-    if unprintable > len(sample) // 50:
+    # Not all that is unprintable: joiners and marks of direction are part of Persian, Hebrew and emoji.
+    strange = sum((unicodedata.category(letter) == "Cc" and not letter.isspace()) or letter == "�" for letter in sample)
+    if strange > len(sample) // 50:
         raise Unreadable("The content is not text, and its kind is not one that can be read.")
     return text
+
+
+def _decoded_as_it_says(content: bytes) -> str:
+    said = _SAID_ENCODING.search(content[:2048])
+    if said is not None:
+        with contextlib.suppress(LookupError, ValueError):  # Not an encoding, or none of texts.
+            return content.decode(said[1].decode(), errors="replace")
+    return content.decode("cp1252", errors="replace")
 
 
 def unwrapped(text: str) -> str:

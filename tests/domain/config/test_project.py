@@ -198,6 +198,8 @@ SERVER = {"name": "s", "transport": "stdio", "command": "run"}
             },
             "rag.databases.0",
         ),
+        ({"rag": {"databases": [{"name": "a", "default_retrieval_strategy": "y"}]}}, "rag.databases.0"),
+        ({"rag": {"databases": [{"name": "a", "default_embedding_strategy": "y"}]}}, "rag.databases.0"),
         ({"datasets": [{"name": "D", "database": "a"}, {"name": "d", "database": "a"}]}, "datasets.1.name"),
         ({**DATABASES, "datasets": [{"name": "d", "database": "b"}]}, "datasets.0.database"),
         (

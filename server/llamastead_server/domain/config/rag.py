@@ -18,6 +18,9 @@ DATABASE_TYPE = "MilvusStore"
 DATABASE_TYPES = (DATABASE_TYPE, "ChromaStore", "QdrantStore", "FAISSStore", "PineconeStore")
 """Types of databases; whatever the type says, the server's Milvus holds them all."""
 
+BUILT_IN_RETRIEVAL = ("vector", "keyword", "hybrid")
+"""Names of the retrieval strategies that every database has."""
+
 _PARSER_COMPONENTS = "rag.components.parsers."
 _METRIC_KEYS = ("distance_metric", "distance_function", "distance")
 _EFFECTIVE = frozenset({*_METRIC_KEYS, "enable_deduplication"})
@@ -57,17 +60,20 @@ class Database(Section):
     @model_validator(mode="after")
     def _defaults_exist(self) -> Database:
         # A reference to a component adds a strategy that is not listed here.
-        for key, wanted, entries, reference in (
-            ("retrieval", self.default_retrieval_strategy, self.retrieval_strategies, self.retrieval_reference),
-            ("embedding", self.default_embedding_strategy, self.embedding_strategies, self.embedding_reference),
-        ):
+        for key, wanted, entries, reference, built_in in (
+            (
+                "retrieval", self.default_retrieval_strategy, self.retrieval_strategies, self.retrieval_reference,
+                BUILT_IN_RETRIEVAL,
+            ),
+            ("embedding", self.default_embedding_strategy, self.embedding_strategies, self.embedding_reference, ()),
+        ):  # fmt: skip
             names = [entry.name for entry in entries]
             if len(names) != len(set(names)):
                 raise ValueError(f"two {key}_strategies have the same name")
-            if names and wanted is not None and wanted not in names and wanted != reference:
-                raise ValueError(
-                    f"default_{key}_strategy {wanted!r} is not one of {key}_strategies: {', '.join(names)}"
-                )
+            known = names or built_in
+            if wanted is not None and wanted not in known and wanted != reference:
+                there = ", ".join(known) or "there are none"
+                raise ValueError(f"default_{key}_strategy {wanted!r} is not one of {key}_strategies: {there}")
         return self
 
     @property

@@ -28,7 +28,7 @@ from llamastead_server.domain.datasets.reading import ReadSettings
 from llamastead_server.domain.errors import LlamasteadError, ValidationFailed
 from llamastead_server.domain.ports import Chunk, Clock, DocumentReader, ParsedDocument, VectorStore
 
-_CHUNKER_VERSION = 3
+_CHUNKER_VERSION = 4
 """Raise it when chunks of the same text change: files are then processed again."""
 
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from llamastead_server.domain.config.rag import Database
+from llamastead_server.domain.config.rag import BUILT_IN_RETRIEVAL, Database
 from llamastead_server.domain.config.retrieval_settings import (
     LARGEST_TOP_K,
     METRICS,
@@ -40,7 +40,6 @@ DEFAULT_TOP_K = 5
 DEFAULT_ALPHA = 0.5
 DEFAULT_STRATEGY = "hybrid"
 
-_BUILT_IN: tuple[str, ...] = ("vector", "keyword", "hybrid")
 _LARGEST_MAX_TOKENS = 8192
 _RERANKED = 30
 
@@ -138,9 +137,9 @@ def _chosen(name: str | None, database: Database) -> tuple[str, Settings]:
     if configured is not None:
         return configured.name, configured.settings
     wanted = name or database.default_retrieval_strategy or DEFAULT_STRATEGY
-    if wanted in _BUILT_IN:
+    if wanted in BUILT_IN_RETRIEVAL:
         return wanted, settings(wanted, {})
-    known = dict.fromkeys([*_BUILT_IN, *(entry.name for entry in database.retrieval_strategies)])
+    known = dict.fromkeys([*BUILT_IN_RETRIEVAL, *(entry.name for entry in database.retrieval_strategies)])
     raise InvalidRequest(
         f"Unknown retrieval strategy {wanted[:100]!r} for database {database.name!r}. Available: {', '.join(known)}.",
         details={"field": "retrieval_strategy"},
