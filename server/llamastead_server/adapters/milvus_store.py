@@ -174,9 +174,9 @@ class MilvusStore:
             try:
                 hits = found(client)
             except Exception as error:
-                # BM25 divides by the number of chunks: Milvus fails on a collection that never held one.
                 if timed_out(error):
                     raise
+                # BM25 divides by the number of chunks: Milvus fails on a collection that never held one.
                 if not _count(client, name):
                     return []
                 if getattr(error, "code", None) != _SEARCH_FAILED:

@@ -270,6 +270,8 @@ class RetrievalServiceServicer:
     def ReindexDatabase(self, request, context):
         """Starts a task that makes a database's vectors anew from its chunks, with the embedding model it now names.
 
+        While it runs, queries find only what it has made so far.
+
         Errors:
         - 400: A name is not valid.
         - 404: The project or the database does not exist.

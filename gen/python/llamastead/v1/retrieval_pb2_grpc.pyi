@@ -149,6 +149,8 @@ class RetrievalServiceStub:
     ReindexDatabase: _grpc.UnaryUnaryMultiCallable[_retrieval_pb2.ReindexDatabaseRequest, _retrieval_pb2.ReindexDatabaseResponse]
     """Starts a task that makes a database's vectors anew from its chunks, with the embedding model it now names.
 
+    While it runs, queries find only what it has made so far.
+
     Errors:
     - 400: A name is not valid.
     - 404: The project or the database does not exist.
@@ -275,6 +277,8 @@ class RetrievalServiceAsyncStub(RetrievalServiceStub):
     """
     ReindexDatabase: _aio.UnaryUnaryMultiCallable[_retrieval_pb2.ReindexDatabaseRequest, _retrieval_pb2.ReindexDatabaseResponse]  # type: ignore[assignment]
     """Starts a task that makes a database's vectors anew from its chunks, with the embedding model it now names.
+
+    While it runs, queries find only what it has made so far.
 
     Errors:
     - 400: A name is not valid.
@@ -477,6 +481,8 @@ class RetrievalServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_retrieval_pb2.ReindexDatabaseResponse, _abc.Awaitable[_retrieval_pb2.ReindexDatabaseResponse]]:
         """Starts a task that makes a database's vectors anew from its chunks, with the embedding model it now names.
+
+        While it runs, queries find only what it has made so far.
 
         Errors:
         - 400: A name is not valid.

@@ -1788,6 +1788,8 @@ export const RetrievalService: GenService<{
   /**
    * Starts a task that makes a database's vectors anew from its chunks, with the embedding model it now names.
    *
+   * While it runs, queries find only what it has made so far.
+   *
    * Errors:
    * - 400: A name is not valid.
    * - 404: The project or the database does not exist.
