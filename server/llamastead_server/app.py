@@ -254,10 +254,11 @@ async def start(
         with_reflection=settings.reflection,
         limits=ServerLimits(message_bytes=2 * settings.max_body_bytes),
     )
-    # In reverse: no new connections, then the running calls' grace, then the connections' end.
+    # In reverse: the end of what has none, no new connections, the running calls' grace, then the connections' end.
     stack.push_async_callback(gateway.stop)
     stack.push_async_callback(_end_calls, server, websocket, models, shutdown)
     stack.push_async_callback(gateway.drain)
+    stack.callback(log.end_following)
     await server.start()
     await websocket.start(websocket_socket)
     await server.set_serving(True)

@@ -213,19 +213,26 @@ class TestAServerThatStops:
     def test_it_answers_first_then_finishes_what_runs_and_ends(self, server: RunningServer) -> None:
         headers = {"Authorization": f"Bearer {self.TOKEN}"}
         children = server.descendants()
-        with httpx.Client(base_url=server.url, timeout=60, headers=headers) as client:
+        with httpx.Client(base_url=server.url, timeout=30, headers=headers) as client:
             log = client.get("/api/logs").text
             assert log
             assert self.TOKEN not in log
             assert_home_error(client.post("/api/shutdown", json={"grace_seconds": -1}), 400)
             body = {"prompt": "Count.", "max_tokens": 60, "temperature": 2}
-            with client.stream("POST", "/api/stream", json=body) as running_answer:
+            with (
+                client.stream("GET", "/api/logs", params={"follow": True, "level": "CRITICAL"}) as log_lines,
+                client.stream("GET", "/api/metrics", params={"stream": True, "interval_seconds": 60}) as measurements,
+                client.stream("POST", "/api/stream", json=body) as running_answer,
+            ):
                 pieces = running_answer.iter_lines()
                 next(pieces)
                 with httpx.Client(base_url=server.url, timeout=60, headers=headers) as other:
-                    answer = other.post("/api/shutdown", json={"grace_seconds": 30})
+                    answer = other.post("/api/shutdown", json={"grace_seconds": 120})
                 assert answer.status_code == 200
                 assert_shape(DONE, answer.json())
+                # What would never end does so, without an error, long before the grace does.
+                assert log_lines.read().strip() == b""
+                assert measurements.read().count(b"data: ") == 1
                 assert [line for line in pieces if line][-1] == "data: [DONE]"
         assert server.process is not None
         assert server.process.wait(60) == 0

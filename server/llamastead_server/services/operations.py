@@ -116,10 +116,10 @@ class OperationsServicer(pb_grpc.OperationsServiceServicer):
         self, request: pb.GetMetricsRequest, context: _Context
     ) -> AsyncIterator[pb.GetMetricsResponse]:
         """Streams the metrics at an interval."""
-        interval = _interval(request)
-        while True:
+        interval, ended = _interval(request), False
+        while not ended:
             yield messages.metrics(await self._parts.meters.measurements())
-            await asyncio.sleep(interval)
+            ended = await self._parts.shutdown.within(interval)
             recheck(context)
 
     async def GetMetricsHttp(
@@ -129,9 +129,10 @@ class OperationsServicer(pb_grpc.OperationsServiceServicer):
         interval = _interval(request)
 
         async def events() -> AsyncGenerator[httpbody_pb2.HttpBody, None]:
-            while True:
+            ended = False
+            while not ended:
                 yield EVENTS.event(plain.to_json(messages.metrics(await self._parts.meters.measurements())))
-                await asyncio.sleep(interval)
+                ended = await self._parts.shutdown.within(interval)
                 recheck(context)
 
         if not request.stream:

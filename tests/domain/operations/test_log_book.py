@@ -74,6 +74,24 @@ async def test_followers_see_what_is_there_and_what_comes_from_any_thread() -> N
     assert not book._followers
 
 
+async def test_followers_see_the_last_entry_and_end_when_following_does() -> None:
+    book = filled(2)
+    async with asyncio.timeout(10):
+        following = asyncio.ensure_future(_followed(book))
+        await asyncio.sleep(0)
+        book.add(entry(7))
+        book.end_following()
+        assert await following == [0, 1, 7]
+        assert await _followed(book) == [0, 1, 7]
+    book.add(entry(8))
+    assert len(book.read(LogQuery())) == 4
+
+
+async def _followed(book: LogBook) -> list[int]:
+    async with aclosing(book.follow(LogQuery())) as entries:
+        return [int(each.time) async for each in entries]
+
+
 async def test_a_slow_follower_holds_nothing_and_misses_what_was_pushed_out() -> None:
     book = LogBook(3)
     async with asyncio.timeout(10), aclosing(book.follow(LogQuery())) as entries:

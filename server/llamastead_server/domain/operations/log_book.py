@@ -92,16 +92,14 @@ class LogBook:
         self._lock = threading.Lock()
         self._count = 0
         self._followers: dict[asyncio.Event, asyncio.AbstractEventLoop] = {}
+        self._followed = True
 
     def add(self, entry: LogEntry) -> None:
         """Appends an entry; the oldest goes when there is no room."""
         with self._lock:
             self._count += 1
             self._entries.append((self._count, entry))
-            followers = list(self._followers.items())
-        for news, loop in followers:
-            if not loop.is_closed():
-                loop.call_soon_threadsafe(news.set)
+        self._wake()
 
     def read(self, query: LogQuery) -> Sequence[LogEntry]:
         """The latest entries that a query means, oldest first."""
@@ -120,12 +118,26 @@ class LogBook:
             while True:
                 for entry in entries:
                     yield entry
+                if not self._followed:
+                    return
                 await news.wait()
                 news.clear()
                 entries, seen = self._since(seen, query)
         finally:
             with self._lock:
                 del self._followers[news]
+
+    def end_following(self) -> None:
+        """Ends what follows it, and what would; entries are still kept."""
+        self._followed = False
+        self._wake()
+
+    def _wake(self) -> None:
+        with self._lock:
+            followers = list(self._followers.items())
+        for news, loop in followers:
+            if not loop.is_closed():
+                loop.call_soon_threadsafe(news.set)
 
     def _read(self, query: LogQuery) -> tuple[Sequence[LogEntry], int]:
         with self._lock:

@@ -6,7 +6,7 @@ import asyncio
 
 
 class Shutdown:
-    """Is waited for by the server's life and by nobody else.
+    """Is waited for by the server's life, and by streams that would have no end.
 
     Args:
         grace: Seconds running answers get to end, unless a request says otherwise.
@@ -26,6 +26,15 @@ class Shutdown:
         if grace is not None and not self.wanted:
             self.grace = grace
         self._wanted.set()
+
+    async def within(self, seconds: float) -> bool:
+        """Whether someone asks in the next seconds; returns when that is known."""
+        try:
+            async with asyncio.timeout(seconds):
+                await self._wanted.wait()
+        except TimeoutError:
+            return False
+        return True
 
     async def wait(self) -> None:
         """Returns when someone has asked."""
