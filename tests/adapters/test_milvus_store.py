@@ -328,7 +328,8 @@ async def test_a_child_that_was_killed_or_hangs_is_replaced_and_nothing_acknowle
     ailment: signal.Signals,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("llamastead_server.adapters.milvus_store.CALL_SECONDS", 3.0)
+    # Short, and yet enough for what has just been started on a busy machine.
+    monkeypatch.setattr("llamastead_server.adapters.milvus_store.CALL_SECONDS", 10.0)
     monkeypatch.setattr("llamastead_server.adapters.milvus_connection._PROBE_SECONDS", 3.0)
     await store.upsert(collection, [chunk(i, "llama") for i in range(100)], [vector(i) for i in range(100)])
     first = lite.pid
