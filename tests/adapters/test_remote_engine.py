@@ -115,6 +115,54 @@ async def test_tools_travel_natively_and_calls_come_back_whole(remote: Remote) -
     ]
 
 
+@pytest.mark.parametrize(
+    "parts",
+    [
+        [{"index": 0, "id": "a"}, {"index": 0, "id": "b"}],
+        [{"id": "a"}, {"id": "b"}],
+        [{}, {}],
+        [{"index": None, "id": ""}, {"index": None, "id": ""}],
+    ],
+    ids=str,
+)
+async def test_calls_that_a_server_does_not_number_stay_apart(remote: Remote, parts: list[dict[str, Any]]) -> None:
+    calls = [{**part, "function": {"name": name, "arguments": "{"}} for part, name in zip(parts, "fg", strict=True)]
+    calls.insert(1, {**parts[0], "function": {"arguments": "}"}})
+    calls.append({**parts[1], "function": {"arguments": "}"}})
+    remote.server.chunks = [{"choices": [{"delta": {"tool_calls": [call]}}]} for call in calls] + [ended("stop")]
+    called = [event.call for event in await remote.events() if isinstance(event, ToolCalled)]
+    assert [(call.name, call.arguments) for call in called] == [("f", "{}"), ("g", "{}")]
+    assert len({call.id for call in called}) == 2
+
+
+async def test_why_a_model_refuses_is_what_it_said(remote: Remote) -> None:
+    remote.server.chunks = [{"choices": [{"delta": {"refusal": "I can't."}}]}, ended("stop")]
+    assert (await remote.events())[1] == Delta("I can't.")
+
+
+@pytest.mark.parametrize("number", ["-Infinity", "NaN", "-1e999", "0.5"])
+async def test_log_probabilities_are_numbers_that_json_knows(remote: Remote, number: str) -> None:
+    chunk = '{"choices": [{"delta": {"content": "a"}, "logprobs": {"content": [{"token": "a", "logprob": %s}]}}]}'
+    remote.server.chunks = [chunk % number, ended("stop")]
+    delta = (await remote.events(top_logprobs=0))[1]
+    assert isinstance(delta, Delta)
+    assert -9999.0 <= delta.logprobs[0].logprob <= 0.0
+
+
+@pytest.mark.parametrize("kind", ["text/html; charset=utf-8", "application/json"])
+async def test_a_page_instead_of_a_stream_is_told_before_anything_is_said(remote: Remote, kind: str) -> None:
+    remote.server.kind = kind
+    remote.server.chunks = []
+    with pytest.raises(Unavailable, match=f"answers with {kind.partition(';')[0]}, not with a stream"):
+        await remote.events()
+
+
+async def test_an_answer_without_end_is_given_up(remote: Remote) -> None:
+    remote.server.chunks = [said("y" * (1 << 20))] * 20
+    with pytest.raises(EngineFailed, match="said more than is read"):
+        await remote.events()
+
+
 async def test_log_probabilities_come_back(remote: Remote) -> None:
     entry = {"token": "a", "logprob": -0.5, "bytes": [97], "top_logprobs": [{"token": "b", "logprob": -1}]}
     remote.server.chunks = [said("a", logprobs={"content": [entry]}), ended("length")]
@@ -160,8 +208,18 @@ async def test_a_host_that_is_down_is_named(remote: Remote) -> None:
 
 @pytest.mark.parametrize(
     "chunks",
-    [[{"error": {"message": "out of memory"}}], ["no json"], [[1]], [{"choices": [5]}], [{"usage": {}}], []],
-    ids=str,
+    [
+        [{"error": {"message": "out of memory"}}],
+        ["no json"],
+        [[1]],
+        [{"choices": [5]}],
+        [{"usage": {}}],
+        [{"usage": {"prompt_tokens": -1, "completion_tokens": 2}}],
+        ['{"usage": {"prompt_tokens": Infinity, "completion_tokens": 2}}'],
+        ["[" * 100_000],
+        [],
+    ],
+    ids=lambda chunks: str(chunks)[:60],
 )
 async def test_what_breaks_in_the_middle_is_a_failure(remote: Remote, chunks: list[Any]) -> None:
     remote.server.chunks = [said("a"), *chunks]

@@ -37,6 +37,8 @@ _CONNECT_TIMEOUT = 10.0
 _CONNECTIONS = 64
 _ERROR_BYTES = 64 << 10
 _ERROR_CHARACTERS = 300
+_NO_STREAM = ("text/html", "application/json")
+"""What a page or a whole answer comes as: a `base_url` that is wrong, or a server that does not stream."""
 # What OpenAI's API does not know is sent only when a request or the project asks for it.
 _OPTIONAL = ("top_k", "min_p", "repeat_penalty", "presence_penalty", "frequency_penalty", "seed")
 
@@ -109,6 +111,9 @@ class RemoteEngine:
             ) as answer:
                 if answer.status_code != 200:
                     raise self._refusal(answer, await _start_of(answer))
+                if (kind := answer.headers.get("content-type", "").partition(";")[0]) in _NO_STREAM:
+                    said = self._clean(_message_of(await _start_of(answer)))
+                    raise Unavailable(f"{self._place} answers with {kind}, not with a stream. {said}".strip())
                 yield Started()
                 async with aclosing(sse_data(answer.aiter_bytes())) as events:
                     async for data in events:
