@@ -304,6 +304,13 @@ async def test_clearing_prompt_caches_loads_models_anew_and_tells_what_it_freed(
     assert await cached() == 0
 
 
+async def test_prompt_caches_are_cleared_by_several_at_once_and_beside_an_unload(registry: LocalModelRegistry) -> None:
+    await registry.load(TINY)
+    await registry.load("third")
+    await asyncio.gather(registry.clear_prompt_caches(), registry.clear_prompt_caches(), registry.unload("third"))
+    assert set(registry.engines) == {TINY}
+
+
 async def test_the_active_model_is_the_one_used_last(registry: LocalModelRegistry) -> None:
     assert registry.active_model is None
     for name in (TINY, "third", TINY):

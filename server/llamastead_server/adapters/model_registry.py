@@ -196,9 +196,11 @@ class LocalModelRegistry:
         freed = 0
         for name, loaded in list(self._loaded.items()):
             before = await loaded.memory_bytes()
-            await self._departures.leave(name, seconds=_DRAIN_SECONDS, force=False)
-            async with self.lease(name):
-                freed += max(0, before - await self._loaded[name].memory_bytes())
+            # One that left meanwhile took its prompts along.
+            if self._loaded.get(name) is loaded:
+                await self._departures.leave(name, seconds=_DRAIN_SECONDS, force=False)
+                async with self.lease(name):
+                    freed += max(0, before - await self._loaded[name].memory_bytes())
         return freed
 
     async def close(self) -> None:
@@ -217,8 +219,7 @@ class LocalModelRegistry:
         while (loaded := self._loaded.get(name)) is None:
             if await self._departures.wait(name):
                 continue
-            task = self._loading.get(name)
-            if task is None:
+            if (task := self._loading.get(name)) is None:
                 task = self._loading[name] = asyncio.create_task(self._load(entry), name=f"load-{name}")
                 task.add_done_callback(lambda done: self._loaded_or_failed(name, done))
             # Whoever asked first may go away; the others still wait for this load.
