@@ -31,7 +31,7 @@ WRONG: dict[str, list[Any]] = {
     "max_tokens": [0, -1, 2.5, "10"],
     "max_completion_tokens": [0, -1],
     "stop": [[""], "", ["a"] * 17, [1], 5],
-    "logit_bias": [{"x": 1}, {"5": 101}, {"5": float("nan")}, {"-1": 1}],
+    "logit_bias": [{"x": 1}, {"5": 101}, {"5": float("nan")}, {"-1": 1}, {-1: 1}, {True: 1}, {"4294967296": 1}],
     "n": [0, 9, -1, 1.5, "2"],
     "top_logprobs": [-1, 21],
     "logprobs": ["yes"],

@@ -94,7 +94,8 @@ class Parameters(BaseModel):
         if not isinstance(value, Mapping):
             return value
         for key in value:
-            if not (isinstance(key, int) or (isinstance(key, str) and key.isascii() and key.isdigit())):
+            digits = str(key) if isinstance(key, int | str) else ""
+            if not (digits.isascii() and digits.isdigit() and len(digits) < 10):
                 raise ValueError(f"{key!r} is not a token id")
         return {int(key): bias for key, bias in value.items()}
 
