@@ -140,6 +140,15 @@ async def test_why_a_model_refuses_is_what_it_said(remote: Remote) -> None:
     assert (await remote.events())[1] == Delta("I can't.")
 
 
+async def test_half_a_character_does_not_end_the_answer(remote: Remote) -> None:
+    remote.server.chunks = [said("a\ud83d"), said("\ude00b \U0001f600"), ended("stop")]
+    assert (await remote.events())[1:3] == [Delta("a?"), Delta("?b \U0001f600")]
+    remote.server.status = 400
+    remote.server.error = {"error": {"message": "no \ud83d"}}
+    with pytest.raises(InvalidRequest, match=r"no \?$"):
+        await remote.events()
+
+
 @pytest.mark.parametrize("number", ["-Infinity", "NaN", "-1e999", "0.5"])
 async def test_log_probabilities_are_numbers_that_json_knows(remote: Remote, number: str) -> None:
     chunk = '{"choices": [{"delta": {"content": "a"}, "logprobs": {"content": [{"token": "a", "logprob": %s}]}}]}'

@@ -206,6 +206,7 @@ class RemoteEngine:
         """Text of the other server, short, in one line, and without the key it may have quoted."""
         if self._model.api_key:
             text = text.replace(self._model.api_key, "***")
+        text = text.encode(errors="replace").decode()
         return " ".join(text.split())[:_ERROR_CHARACTERS]
 
 

@@ -63,6 +63,9 @@ class RemoteStream:
             return
         try:
             chunk = json.loads(data)
+            if "\\ud" in data.lower():
+                # Half a character, which no text can hold, is shown as `?`.
+                chunk = json.loads(json.dumps(chunk, ensure_ascii=False).encode(errors="replace"))
             if error := chunk.get("error"):
                 raise BadStream(str(error.get("message", error) if isinstance(error, dict) else error))
             if usage := chunk.get("usage"):
