@@ -289,6 +289,13 @@ async def test_a_window_is_taken_up_by_loading_anew_unless_the_model_is_in_use(r
     assert (await registry.load(TINY)).context_length == 512
 
 
+async def test_a_window_that_is_asked_for_while_the_model_loads_is_taken_up(registry: LocalModelRegistry) -> None:
+    loading = asyncio.create_task(registry.load(TINY))
+    await asyncio.sleep(0.1)
+    assert (await registry.load(TINY, context_length=256)).context_length == 256
+    await loading
+
+
 async def test_clearing_prompt_caches_loads_models_anew_and_tells_what_it_freed(registry: LocalModelRegistry) -> None:
     prompt = "Once upon a time there was a llama. " * 10
     request = GenerationRequest(prompt=prompt, sampling=GREEDY, max_tokens=4)
