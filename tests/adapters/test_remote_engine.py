@@ -88,6 +88,12 @@ async def test_every_parameter_travels_and_absent_ones_do_not(remote: Remote) ->
     assert set(remote.server.asked[1][2]) == {"model", "messages", "stream", "stream_options"}
 
 
+@pytest.mark.parametrize("strict", [True, False])
+async def test_a_schema_is_as_strict_for_the_other_server_as_it_was_asked_for(remote: Remote, strict: bool) -> None:
+    await remote.events(json_schema="{}", json_strict=strict)
+    assert remote.server.asked[0][2]["response_format"]["json_schema"].get("strict", False) is strict
+
+
 async def test_tools_travel_natively_and_calls_come_back_whole(remote: Remote) -> None:
     remote.server.chunks = [
         called(0, name="weather", arguments=""),

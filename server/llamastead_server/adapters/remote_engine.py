@@ -174,7 +174,8 @@ class RemoteEngine:
             body |= {"tools": list(request.tools), "tool_choice": request.tool_choice}
             body |= {} if request.parallel_tool_calls else {"parallel_tool_calls": False}
         elif request.json_schema:
-            schema = {"name": "answer", "schema": json.loads(request.json_schema)}
+            schema: dict[str, Any] = {"name": "answer", "schema": json.loads(request.json_schema)}
+            schema |= {"strict": True} if request.json_strict else {}
             body["response_format"] = {"type": "json_schema", "json_schema": schema}
         elif request.json_object:
             body["response_format"] = {"type": "json_object"}

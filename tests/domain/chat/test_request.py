@@ -258,3 +258,12 @@ def test_the_requests_values_stand_over_the_models_and_those_over_the_defaults()
 def test_a_wrong_configured_parameter_is_the_projects_fault() -> None:
     with pytest.raises(Conflict, match=r"model_api_parameters is wrong: temperature"):
         parse().parameters({"temperature": 9}, source="model_api_parameters")
+
+
+@pytest.mark.parametrize("strict", [True, False, None])
+def test_what_is_asked_for_strictly_stays_strict(strict: bool | None) -> None:
+    schema = {"name": "x", "schema": {"type": "boolean"}, "strict": strict}
+    request = parse(response_format={"type": "json_schema", "json_schema": schema})
+    assert request.generation((), request.parameters({}, source="")).json_strict is (strict is True)
+    tool = parse(tools=[{"type": "function", "function": {"name": "f", "strict": strict}}]).tools[0]
+    assert tool.plain()["function"].get("strict", False) is (strict is True)

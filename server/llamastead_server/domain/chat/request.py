@@ -268,6 +268,7 @@ class ChatRequest(Parameters):
             stop=tuple(parameters.stop or ()),
             top_logprobs=(self.top_logprobs or 0) if self.logprobs else None,
             json_schema=None if schema is None else json.dumps(schema),
+            json_strict=response_format.is_strict(self.response_format),
             json_object=json_object,
             tools=() if offer.in_prompt else [tool.plain() for tool in offer.tools],
             tool_choice=offer.choice.plain(),
