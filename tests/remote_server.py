@@ -16,6 +16,7 @@ class RemoteServer:
         chunks: The events of its answer; `[DONE]` follows.
         status: Status of its answer; other than 200, `error` is the body.
         pause: Seconds before each event.
+        kind: Content type of an answer of status 200.
         cut: Whether it closes the connection instead of sending `[DONE]`.
         asked: Path, headers and body of each request.
         left: Set when a client closed the connection before the answer's end.
@@ -27,6 +28,7 @@ class RemoteServer:
         self.error: Any = {"error": {"message": "no"}}
         self.headers: dict[str, str] = {}
         self.pause = 0.0
+        self.kind = "text/event-stream"
         self.cut = False
         self.asked: list[tuple[str, dict[str, str], Any]] = []
         self.left = asyncio.Event()
@@ -59,7 +61,7 @@ class RemoteServer:
             writer.write(f"HTTP/1.1 {self.status} X\r\n{more}Content-Length: {len(body)}\r\n\r\n".encode() + body)
             await writer.drain()
             return
-        writer.write(f"HTTP/1.1 200 OK\r\n{more}Content-Type: text/event-stream\r\nConnection: close\r\n\r\n".encode())
+        writer.write(f"HTTP/1.1 200 OK\r\n{more}Content-Type: {self.kind}\r\nConnection: close\r\n\r\n".encode())
         for chunk in [*self.chunks, *([] if self.cut else ["[DONE]"])]:
             await asyncio.sleep(self.pause)
             text = chunk if isinstance(chunk, str) else json.dumps(chunk)

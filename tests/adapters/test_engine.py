@@ -159,6 +159,11 @@ async def test_logit_bias_and_top_k_take_effect(running: Running) -> None:
     )
 
 
+async def test_a_bias_on_a_token_that_the_model_lacks_is_refused(running: Running) -> None:
+    with pytest.raises(InvalidRequest, match="logit_bias names token 99999"):
+        await running.text(prompt="Once", sampling=Sampling(logit_bias={99999: 1.0}))
+
+
 async def test_penalties_take_effect(running: Running) -> None:
     bias = {70: 10.0}
     free = await running.text(prompt="Once", sampling=Sampling(temperature=0, logit_bias=bias))

@@ -289,6 +289,13 @@ async def test_a_window_is_taken_up_by_loading_anew_unless_the_model_is_in_use(r
     assert (await registry.load(TINY)).context_length == 512
 
 
+async def test_a_window_that_is_asked_for_while_the_model_loads_is_taken_up(registry: LocalModelRegistry) -> None:
+    loading = asyncio.create_task(registry.load(TINY))
+    await asyncio.sleep(0.1)
+    assert (await registry.load(TINY, context_length=256)).context_length == 256
+    await loading
+
+
 async def test_clearing_prompt_caches_loads_models_anew_and_tells_what_it_freed(registry: LocalModelRegistry) -> None:
     prompt = "Once upon a time there was a llama. " * 10
     request = GenerationRequest(prompt=prompt, sampling=GREEDY, max_tokens=4)
@@ -302,6 +309,13 @@ async def test_clearing_prompt_caches_loads_models_anew_and_tells_what_it_freed(
     assert await cached() > 0
     assert await registry.clear_prompt_caches() >= 0
     assert await cached() == 0
+
+
+async def test_prompt_caches_are_cleared_by_several_at_once_and_beside_an_unload(registry: LocalModelRegistry) -> None:
+    await registry.load(TINY)
+    await registry.load("third")
+    await asyncio.gather(registry.clear_prompt_caches(), registry.clear_prompt_caches(), registry.unload("third"))
+    assert set(registry.engines) == {TINY}
 
 
 async def test_the_active_model_is_the_one_used_last(registry: LocalModelRegistry) -> None:

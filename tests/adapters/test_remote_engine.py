@@ -88,6 +88,12 @@ async def test_every_parameter_travels_and_absent_ones_do_not(remote: Remote) ->
     assert set(remote.server.asked[1][2]) == {"model", "messages", "stream", "stream_options"}
 
 
+@pytest.mark.parametrize("strict", [True, False])
+async def test_a_schema_is_as_strict_for_the_other_server_as_it_was_asked_for(remote: Remote, strict: bool) -> None:
+    await remote.events(json_schema="{}", json_strict=strict)
+    assert remote.server.asked[0][2]["response_format"]["json_schema"].get("strict", False) is strict
+
+
 async def test_tools_travel_natively_and_calls_come_back_whole(remote: Remote) -> None:
     remote.server.chunks = [
         called(0, name="weather", arguments=""),
@@ -113,6 +119,63 @@ async def test_tools_travel_natively_and_calls_come_back_whole(remote: Remote) -
         {"role": "assistant", "content": None, "tool_calls": [call]},
         {"role": "tool", "content": "rain", "tool_call_id": "c9"},
     ]
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [
+        [{"index": 0, "id": "a"}, {"index": 0, "id": "b"}],
+        [{"id": "a"}, {"id": "b"}],
+        [{}, {}],
+        [{"index": None, "id": ""}, {"index": None, "id": ""}],
+    ],
+    ids=str,
+)
+async def test_calls_that_a_server_does_not_number_stay_apart(remote: Remote, parts: list[dict[str, Any]]) -> None:
+    calls = [{**part, "function": {"name": name, "arguments": "{"}} for part, name in zip(parts, "fg", strict=True)]
+    calls.insert(1, {**parts[0], "function": {"arguments": "}"}})
+    calls.append({**parts[1], "function": {"arguments": "}"}})
+    remote.server.chunks = [{"choices": [{"delta": {"tool_calls": [call]}}]} for call in calls] + [ended("stop")]
+    called = [event.call for event in await remote.events() if isinstance(event, ToolCalled)]
+    assert [(call.name, call.arguments) for call in called] == [("f", "{}"), ("g", "{}")]
+    assert len({call.id for call in called}) == 2
+
+
+async def test_why_a_model_refuses_is_what_it_said(remote: Remote) -> None:
+    remote.server.chunks = [{"choices": [{"delta": {"refusal": "I can't."}}]}, ended("stop")]
+    assert (await remote.events())[1] == Delta("I can't.")
+
+
+async def test_half_a_character_does_not_end_the_answer(remote: Remote) -> None:
+    remote.server.chunks = [said("a\ud83d"), said("\ude00b \U0001f600"), ended("stop")]
+    assert (await remote.events())[1:3] == [Delta("a?"), Delta("?b \U0001f600")]
+    remote.server.status = 400
+    remote.server.error = {"error": {"message": "no \ud83d"}}
+    with pytest.raises(InvalidRequest, match=r"no \?$"):
+        await remote.events()
+
+
+@pytest.mark.parametrize("number", ["-Infinity", "NaN", "-1e999", "0.5"])
+async def test_log_probabilities_are_numbers_that_json_knows(remote: Remote, number: str) -> None:
+    chunk = '{"choices": [{"delta": {"content": "a"}, "logprobs": {"content": [{"token": "a", "logprob": %s}]}}]}'
+    remote.server.chunks = [chunk % number, ended("stop")]
+    delta = (await remote.events(top_logprobs=0))[1]
+    assert isinstance(delta, Delta)
+    assert -9999.0 <= delta.logprobs[0].logprob <= 0.0
+
+
+@pytest.mark.parametrize("kind", ["text/html; charset=utf-8", "application/json"])
+async def test_a_page_instead_of_a_stream_is_told_before_anything_is_said(remote: Remote, kind: str) -> None:
+    remote.server.kind = kind
+    remote.server.chunks = []
+    with pytest.raises(Unavailable, match=f"answers with {kind.partition(';')[0]}, not with a stream"):
+        await remote.events()
+
+
+async def test_an_answer_without_end_is_given_up(remote: Remote) -> None:
+    remote.server.chunks = [said("y" * (1 << 20))] * 20
+    with pytest.raises(EngineFailed, match="said more than is read"):
+        await remote.events()
 
 
 async def test_log_probabilities_come_back(remote: Remote) -> None:
@@ -160,8 +223,18 @@ async def test_a_host_that_is_down_is_named(remote: Remote) -> None:
 
 @pytest.mark.parametrize(
     "chunks",
-    [[{"error": {"message": "out of memory"}}], ["no json"], [[1]], [{"choices": [5]}], [{"usage": {}}], []],
-    ids=str,
+    [
+        [{"error": {"message": "out of memory"}}],
+        ["no json"],
+        [[1]],
+        [{"choices": [5]}],
+        [{"usage": {}}],
+        [{"usage": {"prompt_tokens": -1, "completion_tokens": 2}}],
+        ['{"usage": {"prompt_tokens": Infinity, "completion_tokens": 2}}'],
+        ["[" * 100_000],
+        [],
+    ],
+    ids=lambda chunks: str(chunks)[:60],
 )
 async def test_what_breaks_in_the_middle_is_a_failure(remote: Remote, chunks: list[Any]) -> None:
     remote.server.chunks = [said("a"), *chunks]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import itertools
 import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
@@ -23,7 +22,7 @@ from llamastead_server.adapters.model_catalog import CatalogEntry, ModelCatalog
 from llamastead_server.adapters.model_room import ModelRoom
 from llamastead_server.adapters.supervision import Supervision
 from llamastead_server.adapters.worker_process import WorkerProcess
-from llamastead_server.domain.errors import LlamasteadError, Overloaded, Unavailable
+from llamastead_server.domain.errors import Overloaded, Unavailable
 from llamastead_server.domain.models.generation import ModelCard
 from llamastead_server.domain.models.gguf_header import BadGguf, read_header
 from llamastead_server.domain.models.gpu_settings import GpuSettings
@@ -162,9 +161,10 @@ class LocalModelRegistry:
             Conflict: It is in use with another window.
         """
         card = self._catalog.find(name).card
-        if context_length is not None:
-            loaded = self._loaded.get(card.name)
-            if loaded is not None and self._windows.get(card.name) != context_length:
+        if context_length is not None and self._windows.get(card.name) != context_length:
+            if (loading := self._loading.get(card.name)) is not None:
+                await asyncio.wait([loading])  # It may have taken up another window already.
+            if card.name in self._loaded:
                 await self._departures.leave(card.name, seconds=0, force=False)
             self._windows[card.name] = context_length
         async with self.lease(card.name) as engine:
@@ -196,9 +196,11 @@ class LocalModelRegistry:
         freed = 0
         for name, loaded in list(self._loaded.items()):
             before = await loaded.memory_bytes()
-            await self._departures.leave(name, seconds=_DRAIN_SECONDS, force=False)
-            async with self.lease(name):
-                freed += max(0, before - await self._loaded[name].memory_bytes())
+            # One that left meanwhile took its prompts along.
+            if self._loaded.get(name) is loaded:
+                await self._departures.leave(name, seconds=_DRAIN_SECONDS, force=False)
+                async with self.lease(name):
+                    freed += max(0, before - await self._loaded[name].memory_bytes())
         return freed
 
     async def close(self) -> None:
@@ -206,8 +208,7 @@ class LocalModelRegistry:
         self._closed = True
         for task in list(self._loading.values()):
             task.cancel()
-            with contextlib.suppress(asyncio.CancelledError, LlamasteadError):
-                await asyncio.wait([task])
+            await asyncio.wait([task])
         loaded = list(self._loaded.values())
         self._loaded.clear()
         await asyncio.gather(*(each.worker.stop() for each in loaded), self._departures.close())
@@ -217,8 +218,7 @@ class LocalModelRegistry:
         while (loaded := self._loaded.get(name)) is None:
             if await self._departures.wait(name):
                 continue
-            task = self._loading.get(name)
-            if task is None:
+            if (task := self._loading.get(name)) is None:
                 task = self._loading[name] = asyncio.create_task(self._load(entry), name=f"load-{name}")
                 task.add_done_callback(lambda done: self._loaded_or_failed(name, done))
             # Whoever asked first may go away; the others still wait for this load.

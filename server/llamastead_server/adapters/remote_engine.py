@@ -37,6 +37,8 @@ _CONNECT_TIMEOUT = 10.0
 _CONNECTIONS = 64
 _ERROR_BYTES = 64 << 10
 _ERROR_CHARACTERS = 300
+_NO_STREAM = ("text/html", "application/json")
+"""What a page or a whole answer comes as: a `base_url` that is wrong, or a server that does not stream."""
 # What OpenAI's API does not know is sent only when a request or the project asks for it.
 _OPTIONAL = ("top_k", "min_p", "repeat_penalty", "presence_penalty", "frequency_penalty", "seed")
 
@@ -109,6 +111,9 @@ class RemoteEngine:
             ) as answer:
                 if answer.status_code != 200:
                     raise self._refusal(answer, await _start_of(answer))
+                if (kind := answer.headers.get("content-type", "").partition(";")[0]) in _NO_STREAM:
+                    said = self._clean(_message_of(await _start_of(answer)))
+                    raise Unavailable(f"{self._place} answers with {kind}, not with a stream. {said}".strip())
                 yield Started()
                 async with aclosing(sse_data(answer.aiter_bytes())) as events:
                     async for data in events:
@@ -169,7 +174,8 @@ class RemoteEngine:
             body |= {"tools": list(request.tools), "tool_choice": request.tool_choice}
             body |= {} if request.parallel_tool_calls else {"parallel_tool_calls": False}
         elif request.json_schema:
-            schema = {"name": "answer", "schema": json.loads(request.json_schema)}
+            schema: dict[str, Any] = {"name": "answer", "schema": json.loads(request.json_schema)}
+            schema |= {"strict": True} if request.json_strict else {}
             body["response_format"] = {"type": "json_schema", "json_schema": schema}
         elif request.json_object:
             body["response_format"] = {"type": "json_object"}
@@ -201,6 +207,7 @@ class RemoteEngine:
         """Text of the other server, short, in one line, and without the key it may have quoted."""
         if self._model.api_key:
             text = text.replace(self._model.api_key, "***")
+        text = text.encode(errors="replace").decode()
         return " ".join(text.split())[:_ERROR_CHARACTERS]
 
 

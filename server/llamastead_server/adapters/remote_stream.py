@@ -19,6 +19,9 @@ from llamastead_server.domain.models.generation import (
 
 _LONGEST_LINE = 4 << 20
 _MOST_CALLS = 128
+_MOST_CHARACTERS = 16 << 20
+_LEAST_LOGPROB = -9999.0
+"""Stands for minus infinity, which JSON does not know, as in OpenAI's API."""
 
 
 class BadStream(Exception):
@@ -40,7 +43,9 @@ class RemoteStream:
         self.usage: Usage | None = None
         self.ended = False
         self._texts: list[str] = []
-        self._calls: dict[int, dict[str, str]] = {}
+        self._calls: list[dict[str, str]] = []
+        self._open_calls: dict[int, dict[str, str]] = {}
+        self._characters = 0
 
     @property
     def text(self) -> str:
@@ -58,41 +63,61 @@ class RemoteStream:
             return
         try:
             chunk = json.loads(data)
+            if "\\ud" in data.lower():
+                # Half a character, which no text can hold, is shown as `?`.
+                chunk = json.loads(json.dumps(chunk, ensure_ascii=False).encode(errors="replace"))
             if error := chunk.get("error"):
                 raise BadStream(str(error.get("message", error) if isinstance(error, dict) else error))
             if usage := chunk.get("usage"):
                 details = usage.get("prompt_tokens_details") or {}
-                cached = int(details.get("cached_tokens") or 0)
-                self.usage = Usage(int(usage["prompt_tokens"]), int(usage["completion_tokens"]), cached)
+                cached = details.get("cached_tokens") or 0
+                self.usage = Usage(_count(usage["prompt_tokens"]), _count(usage["completion_tokens"]), _count(cached))
             for choice in chunk.get("choices") or ():
                 yield from self._choice(choice)
-        except (ValueError, TypeError, KeyError, AttributeError):
+        except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError):
             raise BadStream("it sent what is no chat completion") from None
 
     def calls(self) -> Iterator[ToolCalled]:
         """The whole calls, in order."""
-        for _, parts in sorted(self._calls.items()):
+        for parts in self._calls:
             call_id = parts["id"] or f"call_{uuid4().hex[:24]}"
             yield ToolCalled(ToolCall(call_id, parts["name"], parts["arguments"] or "{}"))
 
     def _choice(self, choice: Any) -> Iterator[GenerationEvent]:
         delta = choice.get("delta") or {}
         for part in delta.get("tool_calls") or ():
-            index = int(part.get("index") or 0)
-            call = self._calls.setdefault(index, {"id": "", "name": "", "arguments": ""})
-            if len(self._calls) > _MOST_CALLS:
-                raise BadStream("it called more functions than are read")
             function = part.get("function") or {}
-            call["id"] = call["id"] or str(part.get("id") or "")
-            call["name"] = call["name"] or str(function.get("name") or "")
-            call["arguments"] += str(function.get("arguments") or "")
+            call = self._call(part.get("index"), str(part.get("id") or ""), str(function.get("name") or ""))
+            arguments = str(function.get("arguments") or "")
+            self._measure(arguments)
+            call["arguments"] += arguments
         logprobs = tuple(_logprob(entry) for entry in (choice.get("logprobs") or {}).get("content") or ())
-        text = delta.get("content")
+        # That the model refuses is all that it says then.
+        text = str(delta.get("content") or delta.get("refusal") or "")
         if text or logprobs:
-            self._texts.append(str(text or ""))
+            self._measure(text)
+            self._texts.append(text)
             yield Delta(self._texts[-1], logprobs)
         if reason := choice.get("finish_reason"):
             self.reason = "length" if reason == "length" else "tool_calls" if reason == "tool_calls" else "stop"
+
+    def _call(self, index: Any, call_id: str, name: str) -> dict[str, str]:
+        """The call that a part belongs to. Some servers number all calls 0, or none: another id or name begins one."""
+        place = int(index or 0)
+        call = self._open_calls.get(place)
+        if call is None or (call_id and call["id"] not in ("", call_id)) or (index is None and name and call["name"]):
+            if len(self._calls) == _MOST_CALLS:
+                raise BadStream("it called more functions than are read")
+            call = self._open_calls[place] = {"id": "", "name": "", "arguments": ""}
+            self._calls.append(call)
+        call["id"] = call["id"] or call_id
+        call["name"] = call["name"] or name
+        return call
+
+    def _measure(self, text: str) -> None:
+        self._characters += len(text)
+        if self._characters > _MOST_CHARACTERS:
+            raise BadStream("it said more than is read")
 
 
 async def sse_data(parts: AsyncIterator[bytes]) -> AsyncGenerator[str, None]:
@@ -113,9 +138,17 @@ async def sse_data(parts: AsyncIterator[bytes]) -> AsyncGenerator[str, None]:
         yield pending[5:].strip().decode(errors="replace")
 
 
+def _count(value: Any) -> int:
+    count = int(value)
+    if not 0 <= count < 1 << 31:
+        raise ValueError(f"{count} tokens")
+    return count
+
+
 def _logprob(entry: Any) -> TokenLogprob:
     token = str(entry.get("token") or "")
     known = entry.get("bytes")
     content = token.encode(errors="replace") if known is None else bytes(known)
     top = tuple(_logprob(other) for other in entry.get("top_logprobs") or ())
-    return TokenLogprob(token, float(entry.get("logprob") or 0.0), content, top)
+    logprob = min(0.0, max(_LEAST_LOGPROB, float(entry.get("logprob") or 0.0)))
+    return TokenLogprob(token, logprob, content, top)

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from llamastead.internal.v1 import engine_pb2
-from llamastead_server.workers.model import Refused
+from llamastead_server.workers.model import check_bias
 
 _NEUTRAL: Mapping[str, Any] = {
     "temperature": 1.0,
@@ -145,8 +145,7 @@ class Adjustments:
         Raises:
             Refused: A biased token does not exist.
         """
-        if unknown := [token for token in sampling.logit_bias if token >= vocabulary]:
-            raise Refused(f"logit_bias names token {unknown[0]}, but this model has {vocabulary} tokens.")
+        check_bias(sampling, vocabulary)
         return cls(
             sampling.repeat_penalty if sampling.HasField("repeat_penalty") else 1.0,
             sampling.presence_penalty,

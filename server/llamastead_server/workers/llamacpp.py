@@ -22,7 +22,7 @@ from llamastead.internal.v1 import engine_pb2
 from llamastead_server.domain.models.gguf_header import GgufHeader, read_header
 from llamastead_server.workers.chat_template import ChatTemplate, ControlTokens
 from llamastead_server.workers.llamacpp_http import LlamaHttp, LlamaServerError
-from llamastead_server.workers.model import ModelStatus, Refused, parsed_schema
+from llamastead_server.workers.model import ModelStatus, Refused, check_bias, parsed_schema
 from llamastead_server.workers.prompt_encoder import PromptEncoder
 
 _CONTROL, _USER_DEFINED = 3, 4
@@ -107,6 +107,7 @@ class LlamaCpp(PromptEncoder):
             eos_token=_token_text(header, tokens, "eos"),
         )
         super().__init__(template, control)
+        self._vocabulary = len(tokens)
         self._encoded: OrderedDict[str, list[int]] = OrderedDict()
         self._encoded_size = 0
         self._begin: list[int] | None = None
@@ -123,6 +124,7 @@ class LlamaCpp(PromptEncoder):
             Refused: A parameter is invalid; raised before the first event.
             LlamaServerError: llama.cpp failed.
         """
+        check_bias(request.sampling, self._vocabulary)
         body = {**_sampling(request), "prompt": list(prompt), "stream": True, "return_progress": True}
         if request.json_schema or request.json_object:
             asked = parsed_schema(request.json_schema) if request.json_schema else {"type": "object"}

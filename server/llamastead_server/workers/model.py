@@ -112,3 +112,13 @@ def parsed_schema(text: str) -> dict[str, Any]:
     if not isinstance(schema, dict):
         raise Refused("The JSON schema must be an object.")
     return schema
+
+
+def check_bias(sampling: engine_pb2.Sampling, vocabulary: int) -> None:
+    """Makes sure that a model of so many tokens has those that a request biases.
+
+    Raises:
+        Refused: It lacks one.
+    """
+    if unknown := [token for token in sampling.logit_bias if token >= vocabulary]:
+        raise Refused(f"logit_bias names token {unknown[0]}, but this model has {vocabulary} tokens.")

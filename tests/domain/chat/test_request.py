@@ -31,7 +31,7 @@ WRONG: dict[str, list[Any]] = {
     "max_tokens": [0, -1, 2.5, "10"],
     "max_completion_tokens": [0, -1],
     "stop": [[""], "", ["a"] * 17, [1], 5],
-    "logit_bias": [{"x": 1}, {"5": 101}, {"5": float("nan")}, {"-1": 1}],
+    "logit_bias": [{"x": 1}, {"5": 101}, {"5": float("nan")}, {"-1": 1}, {-1: 1}, {True: 1}, {"4294967296": 1}],
     "n": [0, 9, -1, 1.5, "2"],
     "top_logprobs": [-1, 21],
     "logprobs": ["yes"],
@@ -258,3 +258,12 @@ def test_the_requests_values_stand_over_the_models_and_those_over_the_defaults()
 def test_a_wrong_configured_parameter_is_the_projects_fault() -> None:
     with pytest.raises(Conflict, match=r"model_api_parameters is wrong: temperature"):
         parse().parameters({"temperature": 9}, source="model_api_parameters")
+
+
+@pytest.mark.parametrize("strict", [True, False, None])
+def test_what_is_asked_for_strictly_stays_strict(strict: bool | None) -> None:
+    schema = {"name": "x", "schema": {"type": "boolean"}, "strict": strict}
+    request = parse(response_format={"type": "json_schema", "json_schema": schema})
+    assert request.generation((), request.parameters({}, source="")).json_strict is (strict is True)
+    tool = parse(tools=[{"type": "function", "function": {"name": "f", "strict": strict}}]).tools[0]
+    assert tool.plain()["function"].get("strict", False) is (strict is True)

@@ -405,12 +405,15 @@ class CreateChatCompletionRequest(_message.Message):
 
     @_builtins.property
     def logit_bias(self) -> _containers.ScalarMap[_builtins.str, _builtins.float]:
-        """Bias of single tokens: token id, in decimal, to a value from -100 (never) to 100 (always)."""
+        """Bias of single tokens: token id, in decimal, to a value from -100 (never) to 100 (always). A token that the model
+        lacks is refused.
+        """
 
     @_builtins.property
     def response_format(self) -> _struct_pb2.Struct:
         """Form of the answer: `{"type": "text"}`, `{"type": "json_object"}` or
-        `{"type": "json_schema", "json_schema": {"name", "schema"}}`.
+        `{"type": "json_schema", "json_schema": {"name", "schema", "strict"}}`; `strict` matters to models of other servers
+        only: the engines here always keep to the schema.
         """
 
     @_builtins.property
@@ -676,7 +679,9 @@ class StreamOptions(_message.Message):
 
     INCLUDE_USAGE_FIELD_NUMBER: _builtins.int
     include_usage: _builtins.bool
-    """Whether a last chunk without choices carries `usage`. Default: false."""
+    """Whether the stream tells `usage`: over REST in a last chunk without choices, over gRPC in the chunk that ends the
+    answer. Default: false.
+    """
     def __init__(
         self,
         *,

@@ -373,7 +373,8 @@ export type CreateChatCompletionRequest = Message<"llamastead.v1.CreateChatCompl
   frequencyPenalty?: number | undefined;
 
   /**
-   * Bias of single tokens: token id, in decimal, to a value from -100 (never) to 100 (always).
+   * Bias of single tokens: token id, in decimal, to a value from -100 (never) to 100 (always). A token that the model
+   * lacks is refused.
    *
    * @generated from field: map<string, double> logit_bias = 23;
    */
@@ -395,7 +396,8 @@ export type CreateChatCompletionRequest = Message<"llamastead.v1.CreateChatCompl
 
   /**
    * Form of the answer: `{"type": "text"}`, `{"type": "json_object"}` or
-   * `{"type": "json_schema", "json_schema": {"name", "schema"}}`.
+   * `{"type": "json_schema", "json_schema": {"name", "schema", "strict"}}`; `strict` matters to models of other servers
+   * only: the engines here always keep to the schema.
    *
    * @generated from field: google.protobuf.Struct response_format = 26;
    */
@@ -613,7 +615,8 @@ export const CreateChatCompletionRequestSchema: GenMessage<CreateChatCompletionR
  */
 export type StreamOptions = Message<"llamastead.v1.StreamOptions"> & {
   /**
-   * Whether a last chunk without choices carries `usage`. Default: false.
+   * Whether the stream tells `usage`: over REST in a last chunk without choices, over gRPC in the chunk that ends the
+   * answer. Default: false.
    *
    * @generated from field: optional bool include_usage = 1;
    */

@@ -94,7 +94,8 @@ class Parameters(BaseModel):
         if not isinstance(value, Mapping):
             return value
         for key in value:
-            if not (isinstance(key, int) or (isinstance(key, str) and key.isascii() and key.isdigit())):
+            digits = str(key) if isinstance(key, int | str) else ""
+            if not (digits.isascii() and digits.isdigit() and len(digits) < 10):
                 raise ValueError(f"{key!r} is not a token id")
         return {int(key): bias for key, bias in value.items()}
 
@@ -267,6 +268,7 @@ class ChatRequest(Parameters):
             stop=tuple(parameters.stop or ()),
             top_logprobs=(self.top_logprobs or 0) if self.logprobs else None,
             json_schema=None if schema is None else json.dumps(schema),
+            json_strict=response_format.is_strict(self.response_format),
             json_object=json_object,
             tools=() if offer.in_prompt else [tool.plain() for tool in offer.tools],
             tool_choice=offer.choice.plain(),

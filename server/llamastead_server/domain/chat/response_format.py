@@ -56,6 +56,11 @@ def schema(value: Mapping[str, Any] | None) -> Mapping[str, Any] | None:
     return found
 
 
+def is_strict(value: Mapping[str, Any] | None) -> bool:
+    """Whether a server that only tries to keep to a schema must keep to it; the engines here always do."""
+    return value is not None and value["type"] == "json_schema" and value["json_schema"].get("strict") is True
+
+
 def is_json_object(value: Mapping[str, Any] | None) -> bool:
     """Whether any JSON object is asked for."""
     return value is not None and value["type"] == "json_object"

@@ -32,17 +32,19 @@ class Tool:
         name: 1 to 64 letters, digits, `_`, `-` or `.`.
         description: What it does, for the model.
         parameters: JSON schema of the object it takes.
+        strict: Whether the arguments must satisfy it.
     """
 
     name: str
     description: str = ""
     parameters: Mapping[str, Any] = field(default_factory=lambda: dict(_NO_PARAMETERS))
+    strict: bool = False
 
     def plain(self) -> dict[str, Any]:
         """OpenAI's form, which chat templates read; keys are sorted, so that equal tools make equal prompts."""
         parameters = json.loads(json.dumps(self.parameters, sort_keys=True))
         function = {"name": self.name, "description": self.description, "parameters": parameters}
-        return {"type": "function", "function": function}
+        return {"type": "function", "function": {**function, "strict": True} if self.strict else function}
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,7 +173,7 @@ def checked(functions: Sequence[Mapping[str, Any]]) -> Sequence[Tool]:
             raise ValueError(f"{number}: {error}") from None
         if parameters.get("type", "object") != "object":
             raise ValueError(f"{number}: the parameters of {name!r} must be a schema of type object")
-        tools[name] = Tool(name, description, dict(parameters))
+        tools[name] = Tool(name, description, dict(parameters), function.get("strict") is True)
     found = list(tools.values())
     if len(json.dumps([tool.plain() for tool in found])) > _MAX_CHARACTERS:
         raise ValueError(f"all tools together may have {_MAX_CHARACTERS} characters")

@@ -78,6 +78,7 @@ class GenerationRequest:
         stop: Strings that end the answer.
         top_logprobs: Alternatives reported with each token; `None` reports no log probabilities.
         json_schema: Schema the answer must satisfy, as JSON.
+        json_strict: Whether it must also at another server, which may only try to otherwise.
         json_object: Whether the answer must be any JSON object.
         tools: Functions in OpenAI's form, which the model's chat template shows to the model.
         tool_choice: OpenAI's `tool_choice`; an engine without `native_tool_calls` gets a `json_schema` for it.
@@ -92,6 +93,7 @@ class GenerationRequest:
     stop: Sequence[str] = ()
     top_logprobs: int | None = None
     json_schema: str | None = None
+    json_strict: bool = False
     json_object: bool = False
     tools: Sequence[Mapping[str, Any]] = ()
     tool_choice: Any = None
