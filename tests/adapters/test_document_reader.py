@@ -405,6 +405,59 @@ async def test_tabs_part_the_words_of_a_word_file(reader: KreuzbergReader, tmp_p
     assert (await read(reader, tmp_path, "a.docx", content)).text == "Gate: 21:00"
 
 
+TEXT_BOX = "<w:txbxContent><w:p><w:r><w:t>In the</w:t></w:r></w:p><w:p><w:r><w:t>box.</w:t></w:r></w:p></w:txbxContent>"
+
+
+@pytest.mark.parametrize(
+    "box",
+    [
+        f"<w:pict>{TEXT_BOX}</w:pict>",
+        f'<mc:AlternateContent xmlns:mc="http://schemas.openxmlformats.org/markup-compatibility/2006"><mc:Choice>'
+        f"<w:drawing>{TEXT_BOX}</w:drawing></mc:Choice><mc:Fallback><w:pict>{TEXT_BOX}</w:pict></mc:Fallback>"
+        "</mc:AlternateContent>",
+    ],
+)
+@pytest.mark.asyncio(loop_scope="module")
+async def test_a_text_box_hides_no_text_of_its_paragraph(reader: KreuzbergReader, tmp_path: Path, box: str) -> None:
+    content = docx(f"Before.</w:t></w:r><w:r>{box}</w:r><w:r><w:t>After.")
+    assert (await read(reader, tmp_path, "a.docx", content)).text.split() == ["Before.", "In", "the", "box.", "After."]
+
+
+@pytest.mark.asyncio(loop_scope="module")
+async def test_an_opendocument_text_keeps_spans_in_spans_and_parts_the_lines_of_a_cell(
+    reader: KreuzbergReader, tmp_path: Path
+) -> None:
+    body = (
+        "<text:p>Gates <text:span>close <text:span>at nine</text:span></text:span></text:p><table:table><table:table-row>"
+        "<table:table-cell><text:p>North</text:p><text:p>South</text:p></table:table-cell></table:table-row></table:table>"
+    )
+    schema = "urn:oasis:names:tc:opendocument:xmlns"
+    spaces = " ".join(f'xmlns:{name}="{schema}:{name}:1.0"' for name in ("office", "text", "table"))
+    path = tmp_path / "a.odt"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("mimetype", "application/vnd.oasis.opendocument.text")
+        archive.writestr(
+            "content.xml",
+            f"<office:document-content {spaces}><office:body><office:text>{body}</office:text></office:body>"
+            "</office:document-content>",
+        )
+    document = await reader.read(path, "a.odt", ReadSettings(), with_text=True)
+    assert document.text.split() == ["Gates", "close", "at", "nine", "North", "South"]
+
+
+@pytest.mark.asyncio(loop_scope="module")
+async def test_hyphens_of_words_stay_and_soft_ones_go(reader: KreuzbergReader, tmp_path: Path) -> None:
+    content = docx("well</w:t><w:noBreakHyphen/><w:t>known co</w:t><w:softHyphen/><w:t>operation")
+    assert (await read(reader, tmp_path, "a.docx", content)).text == "well-known cooperation"
+    assert (await read(reader, tmp_path, "a.html", b"<p>co&shy;operation")).text.strip() == "cooperation"
+
+
+@pytest.mark.asyncio(loop_scope="module")
+async def test_a_page_that_is_one_form_is_read(reader: KreuzbergReader, tmp_path: Path) -> None:
+    content = b"<form action=x><h1>Gates</h1><p>They close at 21:00.</p><input value=q></form>"
+    assert (await read(reader, tmp_path, "a.html", content)).text.split("\n\n") == ["# Gates", "They close at 21:00.\n"]
+
+
 @pytest.mark.asyncio(loop_scope="module")
 @pytest.mark.parametrize(
     "said", ['<meta charset="windows-1251">', "<meta http-equiv=x content='text/html; charset=cp1251'>"]

@@ -303,3 +303,14 @@ async def test_a_page_with_a_footer_in_plain_text_is_read_with_it(reader: Kreuzb
     document = await read(reader, tmp_path, "a.eml", message.as_bytes())
     assert "barn" in document.text
     assert "The list's footer." in document.text
+
+
+@pytest.mark.parametrize(
+    ("said", "charset"),
+    [("日本語の手紙", "iso-2022-jp"), ("日本語", "shift_jis"), ("中文信件", "gb2312"), ("한국어", "euc-kr")],
+)
+async def test_mails_are_read_in_the_encoding_they_say(
+    reader: KreuzbergReader, tmp_path: Path, said: str, charset: str
+) -> None:
+    head = f"Subject: x\nContent-Type: text/plain; charset={charset}\n\n"
+    assert said in (await read(reader, tmp_path, "a.eml", head.encode() + said.encode(charset))).text

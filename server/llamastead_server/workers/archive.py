@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import io
+import re
 import struct
 import zipfile
 import zlib
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import BinaryIO
 
@@ -14,7 +16,10 @@ _MOST_BYTES = 512 << 20
 _BLOCK = 1 << 18
 _LOCAL_HEADER = 30
 _MOST_COPIED = 64 << 20
-_TAB, _SPACE = b"<w:tab/>", b'<w:t xml:space="preserve"> </w:t>'
+_BOX = re.compile(rb"<(mc:AlternateContent|w:pict)\b(?:(?!<\1\b).)*?</\1>", re.DOTALL)
+_BOX_TEXT = re.compile(rb"<w:txbxContent>(.*?)</w:txbxContent>", re.DOTALL)
+_LINES = re.compile(rb"<w:t(?: [^>]*)?>[^<]*</w:t>|<w:(?:br|tab)/>|</w:p>")
+_ODT_SPANS = re.compile(rb"</?text:span\b[^>]*>")
 
 
 class Bomb(Exception):
@@ -40,22 +45,51 @@ def check(path: Path) -> None:
                 _expand(file, entry)
 
 
-def without_tabs(path: Path) -> Path | bytes:
-    """The text of a Word file with spaces for tabs: its reader drops tabs, which glues words together.
+def readable(path: Path, parser: str) -> Path | bytes:
+    """The text of a Word or OpenDocument file without what makes its reader lose words or glue them together.
 
-    A file that is damaged or very long is given back as it is.
+    Another file, and one that is damaged or very long, is given back as it is.
     """
+    rewrite = _REWRITES.get(parser)
+    if rewrite is None:
+        return path
     copied = io.BytesIO()
     try:
         with zipfile.ZipFile(path) as archive, zipfile.ZipFile(copied, "w") as copy:
-            parts = [entry for entry in archive.infolist() if entry.filename.endswith((".xml", ".rels"))]
+            parts = [entry for entry in archive.infolist() if entry.filename.endswith((".xml", ".rels", "mimetype"))]
             if sum(entry.file_size for entry in parts) > _MOST_COPIED:
                 return path
             for part in parts:
-                copy.writestr(part.filename, archive.read(part).replace(_TAB, _SPACE))
+                copy.writestr(part.filename, rewrite(archive.read(part)))
     except (zipfile.BadZipFile, NotImplementedError, ValueError, OSError, RuntimeError, EOFError, zlib.error):
         return path
     return copied.getvalue()
+
+
+def _word(part: bytes) -> bytes:
+    """Tabs as spaces, hyphens that hold lines together as such, and text boxes as lines of the paragraph they hang on.
+
+    Its reader drops the former, and what a paragraph says before its text box.
+    """
+    part = part.replace(b"<w:tab/>", b'<w:t xml:space="preserve"> </w:t>')
+    return _BOX.sub(_box_lines, part.replace(b"<w:noBreakHyphen/>", b"<w:t>-</w:t>"))
+
+
+def _box_lines(box: re.Match[bytes]) -> bytes:
+    drawn, _, fallback = box[0].partition(b"<mc:Fallback")
+    texts = _BOX_TEXT.findall(drawn) or _BOX_TEXT.findall(fallback)
+    if not texts:
+        return box[0]
+    lines = b"".join(b"<w:br/>" if found[0] == b"</w:p>" else found[0] for found in _LINES.finditer(b"".join(texts)))
+    return b"<w:br/>" + lines
+
+
+def _open_text(part: bytes) -> bytes:
+    """Without spans, whose reader drops those in others, and with a space between the paragraphs of a cell."""
+    return _ODT_SPANS.sub(b"", part).replace(b"</text:p>", b" </text:p>")
+
+
+_REWRITES: Mapping[str, Callable[[bytes], bytes]] = {"docx": _word, "odt": _open_text}
 
 
 def _expand(file: BinaryIO, entry: zipfile.ZipInfo) -> None:

@@ -24,7 +24,8 @@ from llamastead_server.workers.reading import Part, Reading, described
 from llamastead_server.workers.text_files import Unreadable, decoded, reason, unwrapped
 
 _MOST_PAGES = 20_000
-_NOT_TEXT = ["title", "meta", "img", "svg"]
+# Some pages are one form as a whole.
+_HTML = {"strip_tags": ["title", "meta", "img", "svg"], "preprocessing": {"remove_forms": False}}
 _INLINE_FILE = re.compile(r"data:[\w/+.-]+;base64,[A-Za-z0-9+/=]+")
 _PADDING = re.compile(r"(?<! ) +(?= \|)|(?<=-{3})-+")
 """What fills the columns of a table; a run is tried from its start only, so that long ones take no time."""
@@ -155,7 +156,7 @@ class Reader:
 
     def _page(self, page: str) -> str:
         """The text of a page, as Markdown: the plain text that the library makes lacks all that is in no paragraph."""
-        options = {"output_format": "markdown", "html_options": {"strip_tags": _NOT_TEXT}}
+        options = {"output_format": "markdown", "html_options": _HTML}
         return _PADDING.sub("", self._extract(page.encode(), "text/html", **options).content)
 
     def _read_binary(self, parser: str, path: Path, media_type: str, settings: ReadSettings, outline: bool) -> Reading:
@@ -173,7 +174,7 @@ class Reader:
                 include_headers=both or options.get("extract_headers", False),
                 include_footers=both or options.get("extract_footers", False),
             )
-        source = archive.without_tabs(path) if parser == "docx" else path
+        source = archive.readable(path, parser)
         result = self._extract(source, media_type, **extra)
         reading = self._reading(parser, result)
         if parser == "pdf":

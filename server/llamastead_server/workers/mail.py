@@ -6,6 +6,7 @@ mail by the standard library and of Outlook's files by olefile.
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import mimetypes
 from collections.abc import Callable, Iterator, Sequence
@@ -95,7 +96,18 @@ def _keeps(part: Message, carried: list[Message]) -> bool:
     if part.get_content_disposition() == "attachment" or _filename(part) or part.get_content_type() not in _OWN_TEXT:
         carried.append(part)
         return False
+    _to_utf8(part)
     return True
+
+
+def _to_utf8(part: Message) -> None:
+    """Its text in UTF-8: the reader of mails knows few encodings, of Chinese, Japanese and Korean none."""
+    encoding = _known(part.get_content_charset())
+    if encoding is not None and codecs.lookup(encoding).name not in ("utf-8", "ascii"):
+        with contextlib.suppress(ValueError, LookupError):
+            text = _payload(part).decode(encoding, errors="replace").encode(errors="replace")
+            del part["Content-Transfer-Encoding"]
+            part.set_payload(text, "utf-8")
 
 
 def _pages(part: Message) -> Iterator[str]:

@@ -73,7 +73,8 @@ def answer(reader: Reader, request: Mapping[str, Any]) -> Iterator[Mapping[str, 
 
 
 def _clean(part: Part) -> Part:
-    text = part.text.replace("\x00", "").replace("\r\n", "\n")
+    # Soft hyphens stand inside words, which nobody would find.
+    text = part.text.replace("\x00", "").replace("\u00ad", "").replace("\r\n", "\n")
     return Part(text, part.page, part.metadata, part.rows)
 
 
