@@ -428,7 +428,8 @@ async def test_an_opendocument_text_keeps_spans_in_spans_and_parts_the_lines_of_
     reader: KreuzbergReader, tmp_path: Path
 ) -> None:
     body = (
-        "<text:p>Gates <text:span>close <text:span>at nine</text:span></text:span></text:p><table:table><table:table-row>"
+        "<text:p>Gates <text:span>close <text:span>at nine</text:span></text:span></text:p>"
+        "<table:table><table:table-row>"
         "<table:table-cell><text:p>North</text:p><text:p>South</text:p></table:table-cell></table:table-row></table:table>"
     )
     schema = "urn:oasis:names:tc:opendocument:xmlns"

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llamastead_server.domain.datasets.chunking import ChunkSettings, spans
+from llamastead_server.domain.datasets.chunking import CHUNK_STRATEGIES, ChunkSettings, ChunkStrategy, spans
 from llamastead_server.domain.errors import ValidationFailed
 
 PROSE = st.lists(
@@ -71,3 +71,10 @@ def test_blank_text_has_no_chunks() -> None:
 def test_impossible_settings_are_refused(size: int, overlap: int) -> None:
     with pytest.raises(ValidationFailed, match="chunk_"):
         ChunkSettings(size, overlap)
+
+
+@pytest.mark.parametrize("strategy", CHUNK_STRATEGIES)
+def test_long_white_space_ends_no_text_and_repeats_none(strategy: ChunkStrategy) -> None:
+    text = "word a\n" + " " * 300 + "x" * 30
+    found = itertools.islice(spans(text, ChunkSettings(50, 25, strategy)), 10)
+    assert " ".join(text[start:end] for start, end in found).split() == text.split()

@@ -129,7 +129,8 @@ def spans(text: str, settings: ChunkSettings) -> Iterator[tuple[int, int]]:
         yield start, end
         if cut >= len(text):
             return
-        start = _next_start(text, cut, end, overlap, restarts)
+        # A chunk no longer than the overlap, which long white space follows, would be begun again for ever.
+        start = _next_start(text, cut, end, overlap if end - start > overlap else 0, restarts)
 
 
 def row_spans(text: str, settings: ChunkSettings) -> Iterator[tuple[int, int]]:
