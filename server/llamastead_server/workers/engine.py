@@ -178,8 +178,8 @@ async def _abort(context: _Context, message: str) -> NoReturn:
 def main() -> None:
     """Loads the model and serves it until SIGTERM or the parent's death."""
     child.die_with_parent()
-    # On a busy machine the server passes tokens on, and answers others, before more are made. At 5 steps, one of
-    # thousands of liveness probes still took over 50 ms (tests/soak/liveness.py).
+    # On a busy machine the server passes tokens on, and answers others, before more are made (tests/soak/liveness.py);
+    # with yet more steps an engine would hardly come to work beside other programs.
     child.give_way(8)
     child.configure_logging()
     parser = argparse.ArgumentParser(description="Serves one model to the Llamastead server.")
