@@ -116,11 +116,9 @@ class OperationsServicer(pb_grpc.OperationsServiceServicer):
         self, request: pb.GetMetricsRequest, context: _Context
     ) -> AsyncIterator[pb.GetMetricsResponse]:
         """Streams the metrics at an interval."""
-        interval, ended = _interval(request), False
-        while not ended:
-            yield messages.metrics(await self._parts.meters.measurements())
-            ended = await self._parts.shutdown.within(interval)
-            recheck(context)
+        async with aclosing(self._measured(_interval(request), context)) as measured:
+            async for each in measured:
+                yield each
 
     async def GetMetricsHttp(
         self, request: pb.GetMetricsRequest, context: _Context
@@ -129,11 +127,9 @@ class OperationsServicer(pb_grpc.OperationsServiceServicer):
         interval = _interval(request)
 
         async def events() -> AsyncGenerator[httpbody_pb2.HttpBody, None]:
-            ended = False
-            while not ended:
-                yield EVENTS.event(plain.to_json(messages.metrics(await self._parts.meters.measurements())))
-                ended = await self._parts.shutdown.within(interval)
-                recheck(context)
+            async with aclosing(self._measured(interval, context)) as measured:
+                async for each in measured:
+                    yield EVENTS.event(plain.to_json(each))
 
         if not request.stream:
             yield json_body(plain.to_json(messages.metrics(await self._parts.meters.measurements())))
@@ -192,6 +188,14 @@ class OperationsServicer(pb_grpc.OperationsServiceServicer):
     async def _diagnostics(self, report: Report) -> pb.GetDiagnosticsResponse:
         diagnosis = self._parts.diagnosis
         return messages.diagnostics(report, diagnosis.versions, await diagnosis.devices())
+
+    async def _measured(self, interval: float, context: _Context) -> AsyncGenerator[pb.GetMetricsResponse, None]:
+        """The metrics at an interval, until the server is to stop."""
+        ended = False
+        while not ended:
+            yield messages.metrics(await self._parts.meters.measurements())
+            ended = await self._parts.shutdown.within(interval)
+            recheck(context)
 
     async def _entries(self, request: pb.GetLogsRequest, context: _Context) -> AsyncGenerator[LogEntry, None]:
         query = _log_query(request)
