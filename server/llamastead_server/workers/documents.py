@@ -144,6 +144,7 @@ class Reader:
         return reading
 
     def _read_html(self, page: str, outline: bool) -> Reading:
+        # Read twice: what keeps the head out of the text takes its facts, and the links, away too.
         reading = self._reading("html", self._extract(page.encode(), "text/html"))
         reading.metadata = {
             key: unescape(value) if isinstance(value, str) else value for key, value in reading.metadata.items()
